@@ -1,0 +1,62 @@
+# Everything people and CI do, by name. `make repro` and `make test` need nothing before them but
+# Python 3.11 or 3.12 and git.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Stages run `python`; theirs is the one of the environment, whatever else is active.
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test test-fast lint format params lock ui bench clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED) ## make the environment in .venv from requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo 'error: Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo 'error: Python has no venv: on Debian, apt-get install python3-venv'; exit 1; }
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
+	dvc repro
+	@dvc metrics show metrics/test.json
+	@echo 'plots: metrics/test/*.png, or dvc plots show; runs: make ui'
+
+test: $(INSTALLED) ## all tests, the quick ones first
+	pytest -m 'not slow' -n 2
+	pytest -m slow
+
+test-fast: $(INSTALLED) ## the quick tests alone
+	pytest -m 'not slow' -n 2
+
+lint: $(INSTALLED) ## ruff and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(INSTALLED) ## format the code
+	ruff check --fix .
+	ruff format .
+
+params: $(INSTALLED) ## compose params.yaml from conf/
+	python -m tests.compose params.yaml
+
+lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with hashes
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
+
+ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
+	mlflow ui --host 127.0.0.1 --port 5000
+
+bench: $(INSTALLED) ## measure; prints ratios taken in one run
+	python bench/overhead.py
+
+clean: ## remove what the pipeline made; the environment and MLflow's runs stay
+	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp

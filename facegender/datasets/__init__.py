@@ -1,0 +1,75 @@
+"""Where images come from: the built-in sample, Kaggle, or a folder or archive on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from facegender.datasets.archive import ArchiveLimits
+from facegender.datasets.raw import content_digest, replace_directory
+from facegender.params import Dataset, FolderDataset, KaggleDataset, SampleDataset
+
+
+def fetch_dataset(
+    dataset: Dataset, target: Path, *, cache: Path, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Fill the directory `target` with a dataset's images; on failure it stays as it was.
+
+    Args:
+        dataset: the parameters of one source.
+        target: directory to make or replace.
+        cache: directory for partial downloads.
+        known: what an earlier call returned, if anything: the same version of a Kaggle dataset
+            must then have the same bytes.
+
+    Returns:
+        JSON-able facts: `source`, `version`, number of `files` and the `sha256` of the content.
+
+    Raises:
+        UserError: the source cannot be had, or is not what it was.
+    """
+    with replace_directory(target) as aside:
+        facts = _fill(dataset, aside, cache, known or {})
+        files, sha256 = content_digest(aside)
+    return {"source": dataset.source, **facts, "files": files, "sha256": sha256}
+
+
+def _fill(
+    dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    # Each source is imported when it is asked for: a change in one is no change in another.
+    match dataset:
+        case SampleDataset():
+            from facegender.datasets import sample
+
+            sample.draw_sample(
+                target,
+                per_class=dataset.per_class,
+                image_size=dataset.image_size,
+                seed=dataset.seed,
+            )
+            return {"version": sample.version()}
+        case FolderDataset():
+            from facegender.datasets.folder import copy_folder
+
+            copy_folder(Path(dataset.path), target, ArchiveLimits())
+            return {"version": Path(dataset.path).name}
+        case KaggleDataset():
+            from facegender.datasets.kaggle import download_kaggle
+
+            same = known.get("slug") == dataset.slug and dataset.version in {
+                None,
+                known.get("version"),
+            }
+            got = download_kaggle(
+                dataset.slug,
+                dataset.version,
+                target,
+                ArchiveLimits(),
+                cache=cache,
+                expected_sha256=known.get("archive_sha256") if same else None,
+            )
+            return {
+                "slug": got.slug,
+                "version": got.version,
+                "archive_sha256": got.archive_sha256,
+            }

@@ -1,0 +1,177 @@
+"""The parameters of the pipeline as frozen types: params.yaml is parsed here and nowhere else."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from facegender.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    """Frozen, and an unknown or misspelt key is an error rather than a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SampleDataset(_Strict):
+    """Cartoon faces drawn on this machine."""
+
+    source: Literal["sample"]
+    input: str = Field(description="what DVC watches for a change of this source")
+    per_class: Positive
+    image_size: Annotated[int, Field(ge=16)]
+    seed: Seed
+
+
+class KaggleDataset(_Strict):
+    """A dataset on Kaggle: `owner/name`, and its version (null: the newest)."""
+
+    source: Literal["kaggle"]
+    input: str = Field(description="what DVC watches for a change of this source")
+    slug: str
+    version: Positive | None
+
+
+class FolderDataset(_Strict):
+    """A directory or archive of class folders on disk."""
+
+    source: Literal["folder"]
+    input: str = Field(description="what DVC watches for a change of this source")
+    path: str
+
+
+Dataset = Annotated[SampleDataset | KaggleDataset | FolderDataset, Field(discriminator="source")]
+
+
+class Classes(_Strict):
+    """Folder names, case-blind, that stand for each label; `ignore` lists folders to leave out."""
+
+    female: tuple[str, ...]
+    male: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+
+class Split(_Strict):
+    """How images are divided. Fractions: test of all, validation of what is left."""
+
+    seed: Seed
+    predefined: bool
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    classes: Classes
+
+
+class Data(_Strict):
+    """What the data must satisfy."""
+
+    max_invalid_fraction: Fraction
+
+
+class Image(_Strict):
+    """The model's input."""
+
+    size: Annotated[int, Field(ge=32, le=1024, description="pixels a side")]
+
+
+class Model(_Strict):
+    """MobileNet v1 and its head."""
+
+    alpha: Annotated[float, Field(gt=0, le=2)]
+    weights: str = Field(description="imagenet, none, or the path of a weights file")
+    weights_sha256: str | None
+    dropout: Fraction
+
+
+class Augmentation(_Strict):
+    """Random changes of training images; each range is a fraction of the image's side."""
+
+    zoom: Fraction
+    width_shift: Fraction
+    height_shift: Fraction
+    horizontal_flip: bool
+
+
+class Train(_Strict):
+    """The recipe: a phase with the base frozen (`head_epochs`), then fine-tuning (`epochs`)."""
+
+    seed: Seed
+    batch_size: Positive
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"]
+    head_epochs: Annotated[int, Field(ge=0)]
+    head_learning_rate: Annotated[float, Field(gt=0)]
+    epochs: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "cosine"]
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    fine_tune_from: str = Field(description="all, or the name of the first MobileNet layer to train")
+    batch_norm: Literal["train", "frozen"]
+    label_smoothing: Fraction
+    class_weights: Literal["none", "balanced"]
+    early_stopping_patience: Positive | None
+    augmentation: Augmentation
+
+
+class Evaluate(_Strict):
+    """How the test part is judged."""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)]
+    batch_size: Positive
+    bootstrap_samples: Positive
+    min_group_size: Positive
+    seed: Seed
+
+
+class Params(_Strict):
+    """All of params.yaml."""
+
+    dataset: Dataset
+    data: Data
+    split: Split
+    image: Image
+    model: Model
+    train: Train
+    evaluate: Evaluate
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or a key is unknown, missing or out of range.
+    """
+    try:
+        return Params.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read {path.name}: {error}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise UserError(
+            f"{path.name} is not valid: {faults}. Compare it with the files in conf/, which "
+            "document every parameter; `dvc exp run -S dataset=sample` composes it anew."
+        ) from error
+
+
+def flatten(params: Params) -> dict[str, str | int | float | bool | None]:
+    """Return every parameter under its dotted name, as `dvc params` and MLflow show them."""
+    flat: dict[str, str | int | float | bool | None] = {}
+
+    def visit(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, child)
+        elif isinstance(value, list | tuple):
+            flat[prefix] = ", ".join(str(item) for item in value)
+        else:
+            flat[prefix] = value  # type: ignore[assignment]
+
+    visit("", params.model_dump())
+    return flat

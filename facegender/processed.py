@@ -1,0 +1,58 @@
+"""Processed data: each part's images in one memory-mappable array, decoded and resized.
+
+A part is a directory with `images.npy` (uint8, (n, size, size, 3), NumPy's own format) and
+`index.csv`, the rows of the manifest whose image could be decoded, in the order of the array
+(column `row`). Training reads rows straight from the page cache: nothing is decoded again, and
+nothing holds the set in memory.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from facegender.errors import UserError
+from facegender.manifest import read_manifest
+
+
+class Part:
+    """A part of the processed data, open for reading.
+
+    Attributes:
+        images: memory-mapped uint8 array of shape (n, size, size, 3).
+        index: the manifest's rows, with `row`, the position in `images`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Open the part that `preprocessing.write_part` wrote to `directory`.
+
+        Raises:
+            UserError: the directory holds no processed part.
+        """
+        try:
+            self.images: np.ndarray = np.load(directory / "images.npy", mmap_mode="r")
+            self.index = read_manifest(directory / "index.csv")
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"Cannot read the processed data in {directory.name}/: {error}. Run `dvc repro "
+                "preprocess` to make it anew."
+            ) from error
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels in the order of the index: int64 of shape (n,)."""
+        return self.index["label"].to_numpy(dtype=np.int64)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of `images` in the order of the index: int64 of shape (n,)."""
+        return self.index["row"].to_numpy(dtype=np.int64)
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield the images in order: uint8 arrays of shape (up to batch_size, size, size, 3)."""
+        for start in range(0, len(self), batch_size):
+            yield self.images[self.rows[start : start + batch_size]]

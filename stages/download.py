@@ -1,0 +1,28 @@
+"""Stage 1: the images, as they come, in data/raw, and in data/raw.json where they come from."""
+
+import argparse
+import json
+from pathlib import Path
+
+from facegender.command import project_root, run_command
+from facegender.datasets import fetch_dataset
+from facegender.params import load_params
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--raw", type=Path, required=True, help="directory to make")
+    parser.add_argument("--info", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    params = load_params(args.params)
+
+    known = json.loads(args.info.read_text()) if args.info.is_file() else None
+    info = fetch_dataset(
+        params.dataset, args.raw, known=known, cache=project_root() / ".dvc" / "tmp" / "kaggle"
+    )
+    args.info.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,120 @@
+"""Stage 5: the model judged on the test part: metrics, predictions, plots; ends the MLflow run."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+import facegender
+from facegender import evaluation, plots
+from facegender.command import project_root, run_command, run_name_and_tags, tracking_uri
+from facegender.images import encode_png
+from facegender.manifest import file_sha256, write_manifest
+from facegender.params import flatten, load_params
+from facegender.processed import Part
+from facegender.splits import SPLITS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
+    parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
+    parser.add_argument("--model", type=Path, required=True, help="the trained model")
+    parser.add_argument("--run", type=Path, required=True, help="the MLflow run that trained it")
+    parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--plots", type=Path, required=True, help="directory to make")
+    args = parser.parse_args()
+    params = load_params(args.params)
+    threshold = params.evaluate.threshold
+
+    # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
+    from facegender import tracking
+    from facegender.model import load_model
+    from facegender.prediction import predict_arrays
+
+    test = Part(args.processed / "test")
+    probabilities = predict_arrays(load_model(args.model), test.batches(params.evaluate.batch_size))
+    metrics = evaluation.classification_metrics(
+        test.labels,
+        probabilities,
+        threshold=threshold,
+        bootstrap_samples=params.evaluate.bootstrap_samples,
+        seed=params.evaluate.seed,
+    )
+    predictions = test.index.drop(columns="row").assign(
+        probability=probabilities, predicted=(probabilities >= threshold).astype(int)
+    )
+    first = ["path", "label", "probability", "predicted"]
+    predictions = predictions[[*first, *predictions.columns.drop(first)]]
+    groups = evaluation.group_metrics(
+        predictions.drop(columns=["path", "sha256", "predicted"]),
+        threshold=threshold,
+        minimum=params.evaluate.min_group_size,
+    )
+
+    args.metrics.parent.mkdir(parents=True, exist_ok=True)
+    args.plots.mkdir(parents=True, exist_ok=True)
+    args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_manifest(predictions, args.predictions)
+    write_manifest(groups, args.plots / "groups.csv")
+    history = pd.read_csv(args.history)
+    draw(args.plots, test, probabilities, history, groups, threshold)
+
+    tracking.connect(project_root(), tracking_uri())
+    name, tags = run_name_and_tags()
+    with tracking.evaluation_run(
+        tracking.read_run_id(args.run),
+        evaluation=tracking.digest(
+            [args.model, *(args.splits / f"{part}.csv" for part in SPLITS)],
+            params.evaluate.model_dump_json(),
+        ),
+        model=args.model,
+        name=name,
+        params=flatten(params),
+        tags=tags,
+        manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+        history=history,
+    ) as (_, which):
+        tracking.log_evaluation(
+            metrics,
+            test_manifest=args.splits / "test.csv",
+            files=[args.metrics, args.predictions, args.plots],
+        )
+        tracking.log_model(
+            args.model,
+            code=Path(facegender.__file__).parent,
+            threshold=threshold,
+            input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
+        )
+    interval = metrics["accuracy_ci"]
+    print(
+        f"test accuracy {metrics['accuracy']:.4f} "
+        f"(95 % interval {interval['low']:.4f} to {interval['high']:.4f}) "
+        f"on {metrics['n']} images; {which}"
+    )
+
+
+def draw(
+    folder: Path,
+    test: Part,
+    probabilities: pd.Series,
+    history: pd.DataFrame,
+    groups: pd.DataFrame,
+    threshold: float,
+) -> None:
+    """Write the tables that `dvc plots` draws, and the figures of the study as PNG."""
+    labels = test.labels
+    for name, table in (
+        ("roc", evaluation.roc_table(labels, probabilities)),
+        ("precision_recall", evaluation.precision_recall_table(labels, probabilities)),
+        ("reliability", evaluation.reliability_table(labels, probabilities)),
+    ):
+        write_manifest(table, folder / f"{name}.csv")
+
+
+if __name__ == "__main__":
+    run_command(main)

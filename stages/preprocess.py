@@ -1,0 +1,47 @@
+"""Stage 3: every image decoded and resized, and in metrics/data.json what the data are."""
+
+import argparse
+import json
+from pathlib import Path
+
+from facegender.command import run_command
+from facegender.errors import UserError
+from facegender.manifest import read_manifest
+from facegender.params import load_params
+from facegender.preprocessing import write_part
+from facegender.splits import SPLITS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--raw", type=Path, required=True, help="directory of the images")
+    parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
+    parser.add_argument("--processed", type=Path, required=True, help="directory to make")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    params = load_params(args.params)
+
+    invalid, total = [], 0
+    for name in SPLITS:
+        manifest = read_manifest(args.splits / f"{name}.csv")
+        total += len(manifest)
+        invalid += write_part(
+            manifest, args.raw, args.processed / name, size=params.image.size, name=name
+        )
+
+    summary = json.loads((args.splits / "summary.json").read_text())
+    report = {**summary, "total": total, "invalid": {"count": len(invalid), "images": invalid}}
+    args.metrics.parent.mkdir(parents=True, exist_ok=True)
+    args.metrics.write_text(json.dumps(report, indent=2) + "\n")
+    if len(invalid) > params.data.max_invalid_fraction * total:
+        shown = "; ".join(f"{item['path']}: {item['reason']}" for item in invalid[:10])
+        raise UserError(
+            f"{len(invalid)} of {total} images cannot be read, more than data.max_invalid_fraction "
+            f"= {params.data.max_invalid_fraction} allows: {shown}. All are listed in "
+            f"{args.metrics.name}. Repair or remove them, or raise the limit."
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)

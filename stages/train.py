@@ -1,0 +1,69 @@
+"""Stage 4: MobileNet, trained, with its history; opens the pipeline's MLflow run."""
+
+import argparse
+from pathlib import Path
+
+from facegender.command import (
+    fit_verbosity,
+    project_root,
+    run_command,
+    run_name_and_tags,
+    tracking_uri,
+)
+from facegender.params import flatten, load_params
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
+    parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
+    parser.add_argument("--model", type=Path, required=True, help="file to write (.keras)")
+    parser.add_argument("--run", type=Path, required=True, help="file for the MLflow run's id")
+    parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
+    parser.add_argument("--speed", type=Path, required=True, help="CSV of speed an epoch")
+    args = parser.parse_args()
+    params = load_params(args.params)
+
+    # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
+    from facegender import model, tracking, training
+    from facegender.processed import Part
+
+    training.make_deterministic(params.train.seed)
+    network = model.build_network(
+        image_size=params.image.size,
+        alpha=params.model.alpha,
+        weights=params.model.weights,
+        weights_sha256=params.model.weights_sha256,
+        dropout=params.model.dropout,
+        batch_norm_frozen=params.train.batch_norm == "frozen",
+        augmentation=training.augmentation_layers(params.train.augmentation, params.train.seed),
+        seed=params.train.seed,
+    )
+    tracking.connect(project_root(), tracking_uri())
+    name, tags = run_name_and_tags()
+    with tracking.training_run(
+        name=name,
+        params=flatten(params),
+        tags=tags,
+        manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+    ) as run:
+        result = training.train_network(
+            network,
+            Part(args.processed / "train"),
+            Part(args.processed / "validation"),
+            params.train,
+            on_epoch=tracking.log_epoch,
+            verbose=fit_verbosity(),
+        )
+        for path in (args.model, args.history):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        model.save_model(network.inference, args.model)
+        result.history.to_csv(args.history, index=False, lineterminator="\n")
+        result.speed.to_csv(args.speed, index=False, lineterminator="\n")
+        tracking.write_run_id(run, args.run)
+    print(f"best epoch {result.best_epoch} of {len(result.history)}, by validation loss")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,102 @@
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from facegender.errors import UserError
+from facegender.manifest import (
+    build_manifest,
+    find_images,
+    label_images,
+    read_manifest,
+    read_metadata,
+    write_manifest,
+)
+
+ALIASES = {"female": ["female", "women"], "male": ["male", "men"], "ignore": ["unknown"]}
+
+
+def labels(*paths: str, **changes: list[str]) -> dict[str, int]:
+    frame = label_images([PurePosixPath(path) for path in paths], **(ALIASES | changes))
+    return dict(zip(frame["path"], frame["label"], strict=True))
+
+
+def test_the_nearest_known_folder_in_any_case_decides() -> None:
+    assert labels("Training/Male/a.jpg", "dataset/test/WOMEN/b.jpg", "men/studio/c.jpg") == {
+        "Training/Male/a.jpg": 1,
+        "dataset/test/WOMEN/b.jpg": 0,
+        "men/studio/c.jpg": 1,
+    }
+
+
+def test_a_file_name_is_no_folder() -> None:
+    with pytest.raises(UserError, match="unsorted"):
+        labels("unsorted/male", "female/a.jpg", "male/b.jpg")
+
+
+def test_unknown_folders_are_listed_with_the_way_to_map_them() -> None:
+    with pytest.raises(UserError) as caught:
+        labels("ladies/a.jpg", "ladies/b.jpg", "men/c.jpg")
+    assert "'ladies' (2)" in str(caught.value)
+    assert "split.classes.female=[ladies]" in str(caught.value)
+    assert labels("ladies/a.jpg", "men/c.jpg", female=["ladies"]) == {
+        "ladies/a.jpg": 0,
+        "men/c.jpg": 1,
+    }
+
+
+def test_ignored_folders_are_left_out() -> None:
+    assert labels("unknown/a.jpg", "women/b.jpg", "men/c.jpg") == {"women/b.jpg": 0, "men/c.jpg": 1}
+
+
+def test_a_class_without_images_is_an_error() -> None:
+    with pytest.raises(UserError, match="No image is labelled male"):
+        labels("women/a.jpg")
+
+
+def test_one_name_for_two_classes_is_an_error() -> None:
+    with pytest.raises(UserError, match="two classes"):
+        labels("f/a.jpg", female=["f"], male=["F"])
+
+
+def test_litter_is_passed_over(tmp_path: Path) -> None:
+    for name in ("a.JPG", "b.png", ".hidden.png", "notes.txt", "__MACOSX/c.png", ".x/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [str(path) for path in find_images(tmp_path)] == ["a.JPG", "b.png"]
+
+
+def test_metadata_joins_by_file_beside_its_csv(make_images) -> None:
+    raw = make_images(per_class=2)
+    (raw / "faces.csv").write_text("file,label,age\nfemale/000.png,male,31\nmale/001.png,male,58\n")
+    manifest = build_manifest(raw, **ALIASES).set_index("path")
+    assert list(manifest.columns) == ["label", "sha256", "age"]
+    assert manifest.loc["female/000.png", "label"] == 0, "the folder decides, not the CSV"
+    assert manifest.loc["male/001.png", "age"] == 58
+    assert manifest["age"].isna().sum() == 2
+
+
+def test_metadata_in_a_subfolder_is_relative_to_it(make_images) -> None:
+    raw = make_images(per_class=1)
+    (raw / "male" / "ages.csv").write_text("file,age\n000.png,40\n")
+    assert list(read_metadata(raw).index) == ["male/000.png"]
+
+
+def test_metadata_of_one_file_twice_is_an_error(make_images) -> None:
+    raw = make_images(per_class=1)
+    (raw / "faces.csv").write_text("file,age\nmale/000.png,40\nmale/000.png,41\n")
+    with pytest.raises(UserError, match=r"male/000\.png"):
+        build_manifest(raw, **ALIASES)
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image"):
+        build_manifest(tmp_path, **ALIASES)
+
+
+def test_a_manifest_survives_its_file(make_images, tmp_path: Path) -> None:
+    raw = make_images(per_class=2)
+    (raw / "faces.csv").write_text("file,age,country\nfemale/000.png,31,Fiji\n")
+    manifest = build_manifest(raw, **ALIASES)
+    write_manifest(manifest, tmp_path / "a.csv")
+    write_manifest(read_manifest(tmp_path / "a.csv"), tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from facegender.errors import UserError
+from facegender.params import Params, flatten, load_params
+from tests.compose import ROOT, compose
+
+
+def test_committed_params_are_the_composition_of_the_defaults(tmp_path: Path) -> None:
+    compose(tmp_path / "params.yaml")
+    assert (ROOT / "params.yaml").read_text() == (tmp_path / "params.yaml").read_text(), (
+        "params.yaml and conf/ differ: run `make params`, and commit both"
+    )
+
+
+@pytest.mark.parametrize("recipe", ["quick", "paper", "best"])
+@pytest.mark.parametrize(
+    "dataset", [["dataset=sample"], ["dataset=kaggle"], ["dataset=folder", "dataset.path=faces"]]
+)
+def test_every_composition_is_valid(tmp_path: Path, recipe: str, dataset: list[str]) -> None:
+    compose(tmp_path / "params.yaml", f"recipe={recipe}", *dataset)
+    params = load_params(tmp_path / "params.yaml")
+    assert params.dataset.source == dataset[0].split("=")[1]
+    assert params.image.size == {"quick": 96, "paper": 224, "best": 224}[recipe]
+
+
+def test_the_folder_itself_is_what_dvc_watches(tmp_path: Path) -> None:
+    compose(tmp_path / "params.yaml", "dataset=folder", "dataset.path=some/faces")
+    assert load_params(tmp_path / "params.yaml").dataset.input == "some/faces"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "epoch", 3),
+        ("train", "epochs", -1),
+        ("split", "test_fraction", 1.5),
+        ("dataset", "source", "flickr"),
+        ("evaluate", "threshold", 0),
+    ],
+)
+def test_a_bad_parameter_is_named(tmp_path: Path, section: str, key: str, value: object) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content[section][key] = value
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=section):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_flatten_gives_dotted_names(params: Params) -> None:
+    flat = flatten(params)
+    assert flat["train.augmentation.zoom"] == 0.1
+    assert flat["split.classes.male"] == "male, males, man, men, m"
+    assert not any(isinstance(value, dict | list | tuple) for value in flat.values())

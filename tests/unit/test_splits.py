@@ -1,0 +1,109 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from facegender.errors import UserError
+from facegender.splits import SPLITS, drop_label_conflicts, split_at_random, split_by_folder
+
+
+def manifest(female: int, male: int, folder: str = "") -> pd.DataFrame:
+    rows = [
+        (f"{folder}{name}/{number:04}.jpg", label, f"{name}{number:04}")
+        for name, label, count in (("female", 0, female), ("male", 1, male))
+        for number in range(count)
+    ]
+    return pd.DataFrame(rows, columns=["path", "label", "sha256"])
+
+
+def divide(frame: pd.DataFrame, seed: int = 1) -> dict[str, pd.DataFrame]:
+    return split_at_random(frame, test_fraction=0.3, validation_fraction=0.15, seed=seed)
+
+
+def test_sizes_and_balance_of_the_study() -> None:
+    parts = divide(manifest(1573, 2112))
+    sizes = [len(parts[name]) for name in SPLITS]
+    assert sizes == [2192, 387, 1106]
+    for part in parts.values():
+        assert part["label"].mean() == pytest.approx(2112 / 3685, abs=0.002)
+
+
+def test_nothing_is_lost_and_nothing_is_there_twice() -> None:
+    frame = manifest(50, 70)
+    together = pd.concat(divide(frame).values()).sort_values("path", ignore_index=True)
+    pd.testing.assert_frame_equal(together, frame)
+
+
+def test_the_order_on_disk_and_file_names_never_matter() -> None:
+    frame = manifest(50, 70)
+    shuffled = frame.sample(frac=1, random_state=3, ignore_index=True)
+    renamed = shuffled.assign(path=[f"{n}.jpg" for n in range(120)])
+    for name in SPLITS:
+        one = set(divide(frame)[name]["sha256"])
+        assert one == set(divide(renamed)[name]["sha256"])
+
+
+def test_the_seed_decides() -> None:
+    frame = manifest(50, 70)
+    assert not divide(frame, 1)["test"].equals(divide(frame, 2)["test"])
+
+
+def test_identical_images_stay_together() -> None:
+    frame = manifest(60, 60)
+    frame["sha256"] = [f"{row.label}-{number // 3}" for number, row in enumerate(frame.itertuples())]
+    parts = divide(frame)
+    digests = [set(part["sha256"]) for part in parts.values()]
+    assert not (digests[0] & digests[1] or digests[0] & digests[2] or digests[1] & digests[2])
+    assert sum(map(len, parts.values())) == 120
+
+
+def test_too_few_images_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match="Cannot divide"):
+        divide(manifest(1, 5))
+
+
+def test_an_image_under_both_labels_is_dropped_from_both() -> None:
+    frame = manifest(3, 3)
+    frame.loc[[0, 4], "sha256"] = "same"
+    kept, conflicts = drop_label_conflicts(frame)
+    assert conflicts == ["female/0000.jpg", "male/0001.jpg"]
+    assert len(kept) == 4
+
+
+def predefined(*parts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    frame = pd.concat(parts, ignore_index=True)
+    # Other parts hold other images.
+    frame["sha256"] = [f"image-{number}" for number in range(len(frame))]
+    return split_by_folder(frame, validation_fraction=0.2, seed=1)
+
+
+def test_predefined_folders_are_kept_and_validation_comes_from_train() -> None:
+    parts = predefined(manifest(20, 20, "Training/"), manifest(5, 6, "data/Test/"))
+    assert len(parts["test"]) == 11
+    assert set(parts["test"]["path"].str[:9]) == {"data/Test"}
+    assert len(parts["validation"]) == 8
+    assert parts["validation"]["path"].str.startswith("Training/").all()
+
+
+def test_three_predefined_folders_are_all_kept() -> None:
+    parts = predefined(manifest(9, 9, "train/"), manifest(4, 4, "valid/"), manifest(5, 5, "test/"))
+    assert [len(parts[name]) for name in SPLITS] == [18, 8, 10]
+
+
+def test_without_a_test_folder_validation_is_the_test_part() -> None:
+    parts = predefined(manifest(20, 20, "Training/"), manifest(5, 5, "Validation/"))
+    assert parts["test"]["path"].str.startswith("Validation/").all()
+
+
+def test_a_training_image_that_is_in_test_too_is_removed_from_train() -> None:
+    frame = pd.concat([manifest(20, 20, "train/"), manifest(5, 5, "test/")], ignore_index=True)
+    parts = split_by_folder(frame, validation_fraction=0.2, seed=1)
+    assert len(parts["test"]) == 10
+    assert len(parts["train"]) + len(parts["validation"]) == 30
+    seen = np.concatenate([parts["train"]["sha256"], parts["validation"]["sha256"]])
+    assert not set(seen) & set(parts["test"]["sha256"])
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_missing_predefined_folders_are_a_clear_error(folder: str) -> None:
+    with pytest.raises(UserError, match=r"split\.predefined=false"):
+        predefined(manifest(5, 5, folder))
