@@ -70,8 +70,9 @@ def _predict(args: argparse.Namespace) -> int:
         elif prediction.error is not None:
             print(f"{prediction.image}: {prediction.error}", file=sys.stderr)
         else:
-            print(f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  "
-                  f"{prediction.image}")
+            print(
+                f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {prediction.image}"
+            )
     return int(failed > 0)
 
 

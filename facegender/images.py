@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 
 
-class InvalidImage(ValueError):  # noqa: N818 - the reason reads as a sentence in reports
+class InvalidImage(ValueError):
     """An image that cannot be decoded; the message is the reason, without the file's name."""
 
 

@@ -80,7 +80,9 @@ def label_images(
             rows.append((str(path), label))
 
     if unknown:
-        listed = ", ".join(f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20])
+        listed = ", ".join(
+            f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20]
+        )
         raise UserError(
             f"Cannot tell the class of the images in {len(unknown)} folder(s): {listed}. Known "
             f"names, in any case, are {', '.join(female)} for female (0) and {', '.join(male)} for "

@@ -109,7 +109,9 @@ class Train(_Strict):
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "cosine"]
     warmup_epochs: Annotated[int, Field(ge=0)]
-    fine_tune_from: str = Field(description="all, or the name of the first MobileNet layer to train")
+    fine_tune_from: str = Field(
+        description="all, or the name of the first MobileNet layer to train"
+    )
     batch_norm: Literal["train", "frozen"]
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]

@@ -49,7 +49,11 @@ def main() -> None:
     }
     (args.splits / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, count in counts.items():
-        plots.class_distribution({name: count}, args.plots / f"class_distribution_{name}.png")
+        plots.class_distribution(
+            count,
+            f"Class distribution, {name} part ({sum(count.values())} images)",
+            args.plots / f"class_distribution_{name}.png",
+        )
 
 
 if __name__ == "__main__":

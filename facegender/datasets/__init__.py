@@ -33,9 +33,7 @@ def fetch_dataset(
     return {"source": dataset.source, **facts, "files": files, "sha256": sha256}
 
 
-def _fill(
-    dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any]
-) -> dict[str, Any]:
+def _fill(dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     # Each source is imported when it is asked for: a change in one is no change in another.
     match dataset:
         case SampleDataset():

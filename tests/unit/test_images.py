@@ -36,7 +36,7 @@ def halves(mode: str = "RGB") -> Image.Image:
         save(Image.fromarray(np.asarray(halves("L"), dtype=np.uint16) * 257), "PNG"),
         save(halves("RGBA"), "PNG"),
     ],
-    ids="png jpeg grey bilevel palette cmyk webp bmp tiff grey16 rgba".split(),
+    ids=["png", "jpeg", "grey", "bilevel", "palette", "cmyk", "webp", "bmp", "tiff", "grey16", "rgba"],
 )
 def test_every_mode_becomes_rgb_of_the_size_asked_for(content: bytes) -> None:
     pixels = decode_image(content, 32)
@@ -90,7 +90,7 @@ def bomb() -> bytes:
         (save(halves(), "PNG")[:-40], "cannot be decoded"),
         (bomb(), "too large"),
     ],
-    ids="empty text truncated-jpeg truncated-png bomb".split(),
+    ids=["empty", "text", "truncated-jpeg", "truncated-png", "bomb"],
 )
 def test_a_bad_image_has_a_reason(content: bytes, reason: str) -> None:
     with pytest.raises(InvalidImage, match=reason):

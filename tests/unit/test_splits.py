@@ -49,7 +49,9 @@ def test_the_seed_decides() -> None:
 
 def test_identical_images_stay_together() -> None:
     frame = manifest(60, 60)
-    frame["sha256"] = [f"{row.label}-{number // 3}" for number, row in enumerate(frame.itertuples())]
+    frame["sha256"] = [
+        f"{row.label}-{number // 3}" for number, row in enumerate(frame.itertuples())
+    ]
     parts = divide(frame)
     digests = [set(part["sha256"]) for part in parts.values()]
     assert not (digests[0] & digests[1] or digests[0] & digests[2] or digests[1] & digests[2])

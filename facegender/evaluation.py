@@ -1,0 +1,212 @@
+"""Evaluation: how good the predictions of a part are, over all and by group.
+
+Throughout, `labels` are int (n,) with 0 female and 1 male, and `probabilities` float (n,) of the
+label male. Male is the positive class of precision, recall and F1, as in the study.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from facegender.manifest import LABELS, NAMES
+
+BINS = 15
+
+
+def classification_metrics(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    threshold: float,
+    bootstrap_samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return every metric of a part, ready for JSON.
+
+    Args:
+        labels: int (n,).
+        probabilities: float (n,).
+        threshold: P(male) from which the prediction is male.
+        bootstrap_samples: resamples for the 95 % intervals.
+        seed: source of chance of the resamples.
+
+    Returns:
+        n, loss (mean negative log likelihood), accuracy, precision, recall, f1, recall_female,
+        recall_male, roc_auc, average_precision, brier, ece, accuracy_ci and f1_ci (low, high), and
+        confusion (counts by label and prediction). A metric that is not defined is None.
+
+    Raises:
+        ValueError: there is no image, or a probability is no number in [0, 1].
+    """
+    _check(labels, probabilities)
+    predicted = (probabilities >= threshold).astype(int)
+    both = len(np.unique(labels)) == 2
+    confusion = metrics.confusion_matrix(labels, predicted, labels=[0, 1])
+    intervals = bootstrap_intervals(confusion, samples=bootstrap_samples, seed=seed)
+    return {
+        "n": len(labels),
+        "loss": float(metrics.log_loss(labels, probabilities, labels=[0, 1])),
+        "accuracy": float(metrics.accuracy_score(labels, predicted)),
+        "precision": float(metrics.precision_score(labels, predicted, zero_division=0)),
+        "recall": float(metrics.recall_score(labels, predicted, zero_division=0)),
+        "f1": float(metrics.f1_score(labels, predicted, zero_division=0)),
+        **_recalls(labels, predicted),
+        "roc_auc": float(metrics.roc_auc_score(labels, probabilities)) if both else None,
+        "average_precision": (
+            float(metrics.average_precision_score(labels, probabilities)) if both else None
+        ),
+        "brier": float(metrics.brier_score_loss(labels, probabilities, pos_label=1)),
+        "ece": expected_calibration_error(labels, probabilities),
+        **intervals,
+        "confusion": {
+            f"{NAMES[label]}_as_{NAMES[guess]}": int(confusion[label, guess])
+            for label in NAMES
+            for guess in NAMES
+        },
+    }
+
+
+def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
+    if len(labels) == 0 or len(labels) != len(probabilities):
+        raise ValueError(f"{len(labels)} labels and {len(probabilities)} probabilities")
+    if not np.isin(labels, list(NAMES)).all():
+        raise ValueError(f"labels are {list(NAMES)}, not {np.unique(labels)}")
+    # NaN fails both comparisons.
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("a probability is not a number from 0 to 1")
+
+
+def _recalls(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
+    return {
+        f"recall_{name}": (
+            float((predicted[labels == value] == value).mean()) if (labels == value).any() else None
+        )
+        for name, value in LABELS.items()
+    }
+
+
+def bootstrap_intervals(
+    confusion: np.ndarray, *, samples: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Return 95 % percentile bootstrap intervals of accuracy and F1.
+
+    Resampling n predictions with replacement and counting them by cell is a multinomial draw with
+    the observed frequencies, so the counts are drawn at once (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, chapter 13, for the percentile interval).
+
+    Args:
+        confusion: counts (2, 2), rows by label, columns by prediction.
+        samples: resamples.
+        seed: source of chance.
+    """
+    total = int(confusion.sum())
+    draws = np.random.default_rng(seed).multinomial(total, confusion.ravel() / total, size=samples)
+    true_female, false_male, false_female, true_male = draws.T
+    accuracy = (true_female + true_male) / total
+    # F1 is 0, as in scikit-learn with zero_division=0, when nothing is or is called male.
+    f1 = 2 * true_male / np.maximum(2 * true_male + false_male + false_female, 1)
+    return {
+        f"{name}_ci": dict(
+            zip(("low", "high"), np.quantile(values, (0.025, 0.975)).tolist(), strict=True)
+        )
+        for name, values in (("accuracy", accuracy), ("f1", f1))
+    }
+
+
+def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return, for each of BINS equal bins of P(male) that is not empty, what was said and seen.
+
+    Returns:
+        Columns `probability` (mean of the bin), `fraction_male` and `count`.
+    """
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    frame = pd.DataFrame({"bin": bins, "probability": probabilities, "fraction_male": labels})
+    table = frame.groupby("bin").agg(
+        probability=("probability", "mean"),
+        fraction_male=("fraction_male", "mean"),
+        count=("bin", "size"),
+    )
+    return table.reset_index(drop=True)
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean gap between P(male) and the share of males over equal bins, by their size.
+
+    After Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
+    Binning, AAAI 2015, in its binary form.
+    """
+    table = reliability_table(labels, probabilities)
+    gaps = (table["probability"] - table["fraction_male"]).abs()
+    return float(np.average(gaps, weights=table["count"]))
+
+
+def roc_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return the ROC curve as columns `fpr` and `tpr`; empty if a class is missing."""
+    if len(np.unique(labels)) < 2:
+        return pd.DataFrame({"fpr": [], "tpr": []})
+    fpr, tpr, _ = metrics.roc_curve(labels, probabilities)
+    return pd.DataFrame({"fpr": fpr, "tpr": tpr})
+
+
+def precision_recall_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Return the precision-recall curve as columns `recall` and `precision`, or empty."""
+    if len(np.unique(labels)) < 2:
+        return pd.DataFrame({"recall": [], "precision": []})
+    precision, recall, _ = metrics.precision_recall_curve(
+        labels, probabilities, drop_intermediate=True
+    )
+    return pd.DataFrame({"recall": recall, "precision": precision})
+
+
+def group_metrics(
+    predictions: pd.DataFrame, *, threshold: float, minimum: int, max_groups: int = 20
+) -> pd.DataFrame:
+    """Return accuracy and recalls for each group that the columns of metadata define.
+
+    Numbers with more than `max_groups` values are cut into bands of ten (age 20-29); other
+    columns with more values than that are left out. Missing values are no group.
+
+    Args:
+        predictions: columns `label`, `probability`, and those to group by.
+        threshold: P(male) from which the prediction is male.
+        minimum: groups with fewer images are marked `small`: their figures say little.
+        max_groups: groups a column may have.
+
+    Returns:
+        A row a group: `column`, `group`, `n`, `accuracy` with its 95 % Wilson interval
+        (`accuracy_low`, `accuracy_high`), `recall_female`, `recall_male`, `small`.
+    """
+    rows = []
+    for column in predictions.columns.drop(["label", "probability"]):
+        for group, members in predictions.groupby(_groups(predictions[column], max_groups)):
+            labels = members["label"].to_numpy(dtype=int)
+            predicted = (members["probability"].to_numpy(dtype=float) >= threshold).astype(int)
+            right = int((labels == predicted).sum())
+            low, high = binomtest(right, len(labels)).proportion_ci(method="wilson")
+            rows.append(
+                {
+                    "column": column,
+                    "group": group,
+                    "n": len(labels),
+                    "accuracy": right / len(labels),
+                    "accuracy_low": float(low),
+                    "accuracy_high": float(high),
+                    **_recalls(labels, predicted),
+                    "small": len(labels) < minimum,
+                }
+            )
+    names = "column group n accuracy accuracy_low accuracy_high recall_female recall_male small"
+    return pd.DataFrame(rows, columns=names.split())
+
+
+def _groups(values: pd.Series, max_groups: int) -> pd.Series:
+    if values.nunique() <= max_groups:
+        return values.astype("string")
+    if not pd.api.types.is_numeric_dtype(values):
+        return pd.Series(pd.NA, index=values.index, dtype="string")
+    start = np.floor(values.astype("Float64") / 10).astype("Int64") * 10
+    bands = start.astype("string") + "-" + (start + 9).astype("string")
+    return bands if bands.nunique() <= max_groups else pd.Series(pd.NA, index=values.index)

@@ -1,0 +1,210 @@
+"""Figures, drawn by Matplotlib into PNG files whose bytes depend on the data alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
+
+from facegender.manifest import LABELS, NAMES
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+_BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_GREY = "#666666"
+
+
+def class_distribution(counts: Mapping[str, int], title: str, path: Path) -> None:
+    """Draw the number of images of each class as bars (figures 3 and 4 of the study)."""
+    figure, axes = _figure(4.5, 3.2)
+    bars = axes.bar(list(counts), list(counts.values()), color=[_ORANGE, _BLUE], width=0.6)
+    axes.bar_label(bars, padding=2)
+    axes.margins(y=0.12)
+    axes.set(title=title, ylabel="images", xlabel="label in the dataset")
+    _save(figure, path)
+
+
+def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
+    """Draw a metric of training and validation by epoch (figures 5 and 6 of the study).
+
+    Args:
+        history: a row an epoch, with `epoch`, `val_loss`, `metric` and `val_{metric}`.
+        metric: `loss` or `accuracy`.
+        path: PNG to write.
+    """
+    figure, axes = _figure(6, 3.6)
+    axes.plot(history["epoch"], history[metric], "o-", ms=3, color=_BLUE, label="training")
+    axes.plot(
+        history["epoch"], history[f"val_{metric}"], "s--", ms=3, color=_RED, label="validation"
+    )
+    if history["val_loss"].notna().any():
+        best = history["epoch"][history["val_loss"].idxmin()]
+        axes.axvline(best, color=_GREY, lw=1, ls=":", label=f"kept: epoch {best}")
+    axes.set(title=f"{metric.capitalize()} by epoch", xlabel="epoch", ylabel=metric)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, path: Path) -> None:
+    """Draw the counts of the test part by label and prediction."""
+    figure, axes = _figure(4.2, 3.6)
+    ConfusionMatrixDisplay.from_predictions(
+        labels,
+        predicted,
+        labels=list(NAMES),
+        display_labels=list(LABELS),
+        cmap="Blues",
+        colorbar=False,
+        ax=axes,
+    )
+    axes.set(title=f"Test part, {len(labels)} images", xlabel="prediction", ylabel="label")
+    _save(figure, path)
+
+
+def roc_curve(table: pd.DataFrame, auc: float | None, path: Path) -> None:
+    """Draw the ROC curve from columns `fpr` and `tpr`."""
+    figure, axes = _figure(4.4, 4)
+    axes.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":", label="chance")
+    label = "no curve: one class only" if auc is None else f"model, area {auc:.3f}"
+    axes.plot(table["fpr"], table["tpr"], color=_BLUE, label=label)
+    axes.set(
+        title="ROC, test part",
+        xlabel="labelled female, called male (rate)",
+        ylabel="labelled male, called male (rate)",
+        aspect="equal",
+    )
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def precision_recall_curve(table: pd.DataFrame, average: float | None, path: Path) -> None:
+    """Draw the precision-recall curve of the class male from its columns."""
+    figure, axes = _figure(4.4, 4)
+    label = "no curve: one class only" if average is None else f"average precision {average:.3f}"
+    axes.step(table["recall"], table["precision"], where="post", color=_BLUE, label=label)
+    axes.set(
+        title="Precision and recall of male, test part",
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+    )
+    axes.legend(loc="lower left")
+    _save(figure, path)
+
+
+def reliability_diagram(table: pd.DataFrame, ece: float, path: Path) -> None:
+    """Draw what share is labelled male against P(male), with the images a bin below."""
+    figure = Figure(figsize=(4.4, 4.8), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    axes.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":", label="perfect")
+    axes.plot(
+        table["probability"],
+        table["fraction_male"],
+        "o-",
+        ms=4,
+        color=_BLUE,
+        label=f"ECE {ece:.3f}",
+    )
+    axes.set(title="Calibration, test part", ylabel="share labelled male", xlim=(-0.02, 1.02))
+    axes.legend(loc="upper left")
+    counts.bar(table["probability"], table["count"], width=0.03, color=_BLUE)
+    counts.set(xlabel="P(male)", ylabel="images")
+    _save(figure, path)
+
+
+def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
+    """Draw the accuracy of each group with its interval, from `evaluation.group_metrics`."""
+    figure, axes = _figure(6.5, max(2.0, 0.24 * len(groups) + 1))
+    places = np.arange(len(groups))[::-1]
+    errors = np.stack(
+        [
+            groups["accuracy"] - groups["accuracy_low"],
+            groups["accuracy_high"] - groups["accuracy"],
+        ]
+    ).astype(float)
+    axes.errorbar(
+        groups["accuracy"],
+        places,
+        xerr=errors.clip(0),
+        fmt="o",
+        ms=4,
+        color=_BLUE,
+        ecolor=_GREY,
+        capsize=2,
+    )
+    names = [
+        f"{row.column}: {row.group} (n={row.n}{', small' if row.small else ''})"
+        for row in groups.itertuples()
+    ]
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set(
+        title="Accuracy by group, test part" if names else "No group columns in the metadata",
+        xlabel="accuracy, with 95 % interval",
+    )
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def face_grid(
+    images: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    title: str,
+    path: Path,
+    *,
+    threshold: float,
+) -> None:
+    """Draw faces with label and prediction (figures 7 and 8 of the study).
+
+    Args:
+        images: uint8 (n, height, width, 3); five a row.
+        labels: int (n,).
+        probabilities: float (n,) of the label male.
+        title: what these faces are.
+        path: PNG to write.
+        threshold: P(male) from which the prediction is male.
+    """
+    columns = 5
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+        axes.set_axis_off()
+        if place >= len(images):
+            continue
+        label, probability = NAMES[int(labels[place])], float(probabilities[place])
+        guess = NAMES[int(probability >= threshold)]
+        right = guess == label
+        confidence = max(probability, 1 - probability)
+        axes.imshow(images[place])
+        axes.set_title(
+            f"{'✓' if right else '✗'} {guess} {confidence:.2f}\nlabel {label}",
+            fontsize=8,
+            color=_GREEN if right else _RED,
+        )
+    _save(figure, path)
+
+
+def most_confident_errors(
+    labels: np.ndarray, probabilities: np.ndarray, *, threshold: float, count: int
+) -> np.ndarray:
+    """Return the places of up to `count` wrong predictions, the most confident first."""
+    wrong = np.flatnonzero((probabilities >= threshold).astype(int) != labels)
+    doubt = 1 - np.abs(probabilities[wrong] - labels[wrong])
+    return wrong[np.argsort(doubt, kind="stable")][:count]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # Figure itself, not pyplot, which would keep global state.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    # Without metadata, which would name Matplotlib's version.
+    figure.savefig(path, dpi=90, metadata={"Software": None}, pil_kwargs={"optimize": True})
