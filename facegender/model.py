@@ -41,6 +41,7 @@ def build_network(
     weights: str,
     dropout: float,
     batch_norm_frozen: bool,
+    batch_norm_momentum: float,
     augmentation: list[keras.layers.Layer],
     seed: int,
     weights_sha256: str | None = None,
@@ -57,6 +58,8 @@ def build_network(
         dropout: rate before the last layer.
         batch_norm_frozen: run the base's BatchNorm in inference mode while training, as Keras'
             transfer-learning guide advises for pretrained weights.
+        batch_norm_momentum: of the running statistics. Keras' 0.99 needs thousands of steps to
+            forget where it started; short training from scratch needs less.
         augmentation: layers that take and give float32 images in [-1, 1].
         seed: source of chance of the dropout.
         weights_sha256: digest that a weights file must have, or None.
@@ -66,6 +69,9 @@ def build_network(
     """
     shape = (image_size, image_size, 3)
     base = _mobilenet(shape, alpha, weights, weights_sha256)
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = batch_norm_momentum
     scale = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")
     drop = keras.layers.Dropout(dropout, seed=seed, name="dropout")
     dense = keras.layers.Dense(1, name="logit")

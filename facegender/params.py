@@ -113,6 +113,7 @@ class Train(_Strict):
         description="all, or the name of the first MobileNet layer to train"
     )
     batch_norm: Literal["train", "frozen"]
+    batch_norm_momentum: Fraction
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
     early_stopping_patience: Positive | None

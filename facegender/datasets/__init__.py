@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from facegender.datasets.archive import ArchiveLimits
 from facegender.datasets.raw import content_digest, replace_directory
 from facegender.params import Dataset, FolderDataset, KaggleDataset, SampleDataset
 
@@ -47,11 +46,13 @@ def _fill(dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any])
             )
             return {"version": sample.version()}
         case FolderDataset():
+            from facegender.datasets.archive import ArchiveLimits
             from facegender.datasets.folder import copy_folder
 
             copy_folder(Path(dataset.path), target, ArchiveLimits())
             return {"version": Path(dataset.path).name}
         case KaggleDataset():
+            from facegender.datasets.archive import ArchiveLimits
             from facegender.datasets.kaggle import download_kaggle
 
             same = known.get("slug") == dataset.slug and dataset.version in {

@@ -3,11 +3,13 @@
 import logging
 import os
 import shutil
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from facegender.datasets.archive import ArchiveLimits, extract_archive, is_archive
+from facegender.datasets.archive import ArchiveLimits, extract_archive
+from facegender.datasets.raw import emptied_on_error
 from facegender.errors import UserError
 from facegender.manifest import IMAGE_SUFFIXES
 
@@ -17,69 +19,115 @@ _log = logging.getLogger(__name__)
 def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> None:
     """Copy the images and metadata CSVs of a directory or archive, keeping their places.
 
-    Hidden files and other litter are left out. A link is followed if it leads to a file inside
-    `source`; links that lead elsewhere, or in circles, are counted and left out.
+    Hidden files and the litter of operating systems are left out. A symbolic link is followed
+    if it leads to somewhere else inside `source`; links that lead out, round in a circle or
+    nowhere are left out, and their number is logged as a warning.
 
     Args:
         source: a directory, or a zip or tar archive.
-        target: existing, empty directory.
-        limits: for an archive.
+        target: an empty directory, made if it is missing; empty again on failure.
+        limits: what the archive, or the directory, may hold.
 
     Raises:
-        UserError: `source` is missing, holds no image, or a file of it cannot be read.
+        UserError: `source` is missing, holds no image, exceeds the limits, or cannot be read.
+        ValueError: the target is not empty.
     """
-    if source.is_dir():
-        _copy_tree(source, target)
-    elif source.is_file() and is_archive(source):
-        extract_archive(source, target, limits)
-    elif source.exists():
-        raise UserError(f"{source.name} is neither a folder nor a zip or tar archive.")
-    else:
+    if not source.exists():
         raise UserError(
             f"There is no folder or archive {str(source)!r}. Set it with "
             "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a path that is not absolute "
             "counts from the root of the repository."
         )
-    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in target.rglob("*")):
+    if target.resolve().is_relative_to(source.resolve()):
         raise UserError(
-            f"There is no image in {source.name}: put them in one folder for each class (female/, "
-            f"male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"The folder {str(source)!r} holds this project's own data. Name the folder whose "
+            "subfolders are the classes."
         )
-
-
-def _copy_tree(source: Path, target: Path) -> None:
-    root = source.resolve()
-    paths, outside = [], 0
-    for folder, subfolders, files in os.walk(source):
-        # Sorted, so that the log and the bar are the same every time.
-        subfolders[:] = sorted(name for name in subfolders if not _is_litter(name))
-        linked = [name for name in subfolders if Path(folder, name).is_symlink()]
-        outside += len(linked)
-        for name in sorted(files):
-            path = Path(folder, name)
-            if _is_litter(name) or path.suffix.lower() not in IMAGE_SUFFIXES | {".csv"}:
-                continue
-            try:
-                inside = path.resolve(strict=True).is_relative_to(root)
-            except (OSError, RuntimeError):  # a link to nothing, or to itself
-                inside = False
-            if inside:
-                paths.append(path)
-            else:
-                outside += 1
-    for path in tqdm(paths, desc="copy", unit="file", mininterval=1):
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(path, copy)
-        except OSError as error:
+    with emptied_on_error(target):
+        skipped_links = 0
+        if source.is_dir():
+            skipped_links = _copy_tree(source, target, limits)
+        else:
+            extract_archive(source, target, limits, keep=_wanted)
+        if skipped_links:
+            _log.warning(
+                "%d symbolic links in %s lead out of it, in a circle or nowhere, and are left "
+                "out: copy the files instead",
+                skipped_links,
+                source.name,
+            )
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in target.rglob("*")):
             raise UserError(
-                f"Cannot read {path.relative_to(source)}: {error.strerror}. Mend its permissions, "
-                "or move it away."
-            ) from error
-    if outside:
-        _log.warning("left out %d link(s) that lead out of %s or nowhere", outside, source.name)
+                f"There is no image in {str(source)!r}: put them in one folder for each class "
+                f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
+            )
 
 
-def _is_litter(name: str) -> bool:
-    return name.startswith(".") or name in {"__MACOSX", "Thumbs.db"}
+def _wanted(path: PurePosixPath) -> bool:
+    """Whether a file, relative to the source, is data: an image or a table of metadata."""
+    litter = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not litter and path.suffix.lower() in IMAGE_SUFFIXES | {".csv"}
+
+
+def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> int:
+    """Copy what is wanted of a directory; return the number of links left out."""
+    place = PurePosixPath()
+    try:
+        scan = _Scan(source.resolve(), limits)
+        scan.walk(source, place, ())
+        for place, path in tqdm(scan.files, desc="copy", unit="file", disable=None):
+            copy = target / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    except OSError as error:
+        raise UserError(
+            f"Cannot copy {str(error.filename or place)!r}: {error.strerror}. Check its "
+            "permissions, and that the disk has room."
+        ) from error
+    return scan.skipped_links
+
+
+@dataclass
+class _Scan:
+    """What is to be copied from the directory `root`, an absolute path without links."""
+
+    root: Path
+    limits: ArchiveLimits
+    files: list[tuple[PurePosixPath, Path]] = field(default_factory=list)
+    total_bytes: int = 0
+    skipped_links: int = 0
+
+    def walk(self, folder: Path, place: PurePosixPath, above: tuple[Path, ...]) -> None:
+        """Collect the files of `folder`, found at `place`, inside the real folders `above`."""
+        above = (*above, folder.resolve())
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                inner, path = place / entry.name, Path(entry.path)
+                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                    continue
+                if entry.is_symlink() and not self._may_follow(path, above):
+                    self.skipped_links += 1
+                elif entry.is_dir():
+                    self.walk(path, inner, above)
+                elif entry.is_file() and _wanted(inner):
+                    self._add(inner, path)
+
+    def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:
+        try:
+            real = link.resolve(strict=True)
+        except (OSError, RuntimeError):  # leads nowhere, or to itself
+            return False
+        return real.is_relative_to(self.root) and real not in above
+
+    def _add(self, place: PurePosixPath, path: Path) -> None:
+        self.files.append((place, path))
+        self.total_bytes += path.stat().st_size
+        for name, found, most in (
+            ("max_files", len(self.files), self.limits.max_files),
+            ("max_total_bytes", self.total_bytes, self.limits.max_total_bytes),
+        ):
+            if found > most:
+                raise UserError(
+                    f"The folder {self.root.name} exceeds the limit {name} of {most:,}. Check "
+                    "that it is the right folder; if so, raise the limit."
+                )

@@ -1,4 +1,4 @@
-"""The directory of raw data: made aside and renamed, so that it is never half-filled."""
+"""The directory of raw data: its digest, and how it is put in place whole or not at all."""
 
 import hashlib
 import os
@@ -11,7 +11,11 @@ from facegender.manifest import file_sha256
 
 
 def content_digest(directory: Path) -> tuple[int, str]:
-    """Return the number of files under a directory and one SHA-256 of their names and contents."""
+    """Return the number of files under `directory` and one SHA-256 for all of them.
+
+    The digest covers each file's path (POSIX, relative) and bytes and nothing else, so dates,
+    permissions and empty folders make no difference. Symbolic links are left out.
+    """
     digest = hashlib.sha256()
     paths = sorted(
         (path.relative_to(directory).as_posix(), path)
@@ -25,23 +29,62 @@ def content_digest(directory: Path) -> tuple[int, str]:
     return len(paths), digest.hexdigest()
 
 
+def clear_directory(directory: Path) -> None:
+    """Remove everything in `directory`, and leave it empty."""
+    for path in directory.iterdir():
+        _remove(path)
+
+
+@contextmanager
+def emptied_on_error(directory: Path) -> Iterator[None]:
+    """Make `directory` if need be, and leave nothing in it when the body raises.
+
+    Raises:
+        ValueError: something lies in the directory already, which this would remove.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty")
+    try:
+        yield
+    except BaseException:
+        clear_directory(directory)
+        raise
+
+
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory that takes the place of `target` if the body succeeds.
 
     It lies beside `target`, on the same filesystem, so that the change is a rename. If the body
-    raises, `target` stays as it was; what a killed run left aside is cleared by the next.
+    raises anything, Ctrl-C included, `target` is what it was; what a killed run left aside is
+    cleared by the next. One process at a time may replace a target, as DVC's stages do.
     """
     aside = target.with_name(f".{target.name}.partial")
     former = target.with_name(f".{target.name}.former")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(aside)
+    if os.path.lexists(target):
+        _remove(former)
+    elif os.path.lexists(former):
+        former.rename(target)  # a run was killed between the two renames below
+    aside.mkdir()
     try:
         yield aside
-        shutil.rmtree(former, ignore_errors=True)
-        if target.exists():
+        if os.path.lexists(target):
             target.rename(former)
         aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
+    except BaseException:
+        if os.path.lexists(former) and not os.path.lexists(target):
+            former.rename(target)
+        _remove(aside)
+        raise
+    _remove(former)
+
+
+def _remove(path: Path) -> None:
+    # A link is removed as a link: what it leads to belongs to somebody else.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version as package_version
 from importlib.resources import files
@@ -30,34 +30,33 @@ CLASSES = ("female", "male")
 SIGNAL: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "hair": {
         # worn long by most of one class
-        "straight01": (17, 1.0),
-        "straight02": (14, 1.0),
-        "longButNotTooLong": (13, 1.0),
-        "curvy": (12, 0.7),
-        "bigHair": (9, 0.7),
-        "miaWallace": (8, 0.6),
-        "bob": (8, 1.0),
+        "straight01": (20, 0.2),
+        "straight02": (16, 0.2),
+        "longButNotTooLong": (15, 0.2),
+        "curvy": (14, 0.2),
+        "bigHair": (10, 0.2),
+        "miaWallace": (10, 0.2),
+        "bob": (8.5, 0.3),
         # worn short by most of the other
-        "shortFlat": (1.2, 21),
-        "shortRound": (1.0, 17),
-        "shortWaved": (1.0, 16),
-        "theCaesar": (0.8, 12),
-        "sides": (0.5, 8),
-        "shortCurly": (0.5, 6),
+        "shortFlat": (0.3, 24),
+        "shortRound": (0.2, 20),
+        "shortWaved": (0.2, 18),
+        "theCaesar": (0.2, 15),
+        "sides": (0.2, 10),
+        "shortCurly": (0.2, 7),
         # worn by both
-        "curly": (3, 2),
-        "dreads": (2, 2),
-        "hijab": (4, 1),
-        "turban": (1, 3),
-        "winterHat1": (2, 3),
-        "hat": (2, 3),
+        "dreads": (0.7, 0.5),
+        "hijab": (2.7, 0.3),
+        "turban": (0.3, 2.2),
+        "winterHat1": (0.8, 0.7),
+        "hat": (0.7, 0.8),
     },
     "facial_hair": {
-        "none": (97, 42),
-        "beardLight": (1.2, 22),
-        "beardMedium": (0.8, 20),
-        "beardMajestic": (0.4, 8),
-        "moustacheFancy": (0.6, 8),
+        "none": (97.5, 25),
+        "beardLight": (0.8, 25),
+        "beardMedium": (0.7, 26),
+        "beardMajestic": (0.5, 14),
+        "moustacheFancy": (0.5, 10),
     },
     "accessories": {
         "none": (70, 72),
@@ -89,7 +88,7 @@ NUISANCE: Mapping[str, tuple[str, ...]] = {
 
 HEADWEAR = frozenset({"hat", "hijab", "turban", "winterHat1"})
 
-_SAME_FOR_ALL = {"eyebrows", "eyes", "mouth", "nose"}
+_CHUNK = 20  # pictures a task
 _COMPONENTS = {
     "hair": "top",
     "facial_hair": "facialHair",
@@ -200,19 +199,16 @@ def draw_sample(
     pictures = [(label, index) for label in CLASSES for index in range(per_class)]
     for label in CLASSES:
         (target / label).mkdir()
-    chunks = itertools.batched(pictures, 20) if hasattr(itertools, "batched") else _batched(pictures)
-    tasks = (joblib.delayed(_draw)(target, list(chunk), image_size, seed) for chunk in chunks)
+    tasks = (
+        joblib.delayed(_draw)(target, pictures[start : start + _CHUNK], image_size, seed)
+        for start in range(0, len(pictures), _CHUNK)
+    )
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(pictures), desc="draw", unit="image", mininterval=1) as bar:
         for drawn in joblib.Parallel(jobs, return_as="generator")(tasks):
             rows += drawn
             bar.update(len(drawn))
     pd.DataFrame(rows).to_csv(target / "metadata.csv", index=False, lineterminator="\n")
-
-
-def _batched(pictures: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    for start in range(0, len(pictures), 20):
-        yield pictures[start : start + 20]
 
 
 def _draw(

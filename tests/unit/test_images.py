@@ -36,7 +36,19 @@ def halves(mode: str = "RGB") -> Image.Image:
         save(Image.fromarray(np.asarray(halves("L"), dtype=np.uint16) * 257), "PNG"),
         save(halves("RGBA"), "PNG"),
     ],
-    ids=["png", "jpeg", "grey", "bilevel", "palette", "cmyk", "webp", "bmp", "tiff", "grey16", "rgba"],
+    ids=[
+        "png",
+        "jpeg",
+        "grey",
+        "bilevel",
+        "palette",
+        "cmyk",
+        "webp",
+        "bmp",
+        "tiff",
+        "grey16",
+        "rgba",
+    ],
 )
 def test_every_mode_becomes_rgb_of_the_size_asked_for(content: bytes) -> None:
     pixels = decode_image(content, 32)

@@ -1,0 +1,291 @@
+"""The real pipeline, run by DVC in a temporary clone."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+
+from facegender.processed import Part
+from tests.pipeline.conftest import Clone
+
+pytestmark = pytest.mark.slow
+
+STAGES = ["download", "split", "preprocess", "train", "evaluate"]
+
+
+def runs(clone: Clone) -> list[Run]:
+    mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
+    return mlflow.search_runs(experiment_names=["facegender"], output_format="list")
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".gitignore"
+    }
+
+
+def copy_of(clone: Clone, tmp_path: Path) -> Clone:
+    copied = Clone(tmp_path / "copy")
+    shutil.copytree(clone.root, copied.root, symlinks=True)
+    return copied
+
+
+def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
+    expected = [
+        "data/raw.json",
+        "data/raw/metadata.csv",
+        "data/splits/train.csv",
+        "data/splits/validation.csv",
+        "data/splits/test.csv",
+        "data/processed/test/images.npy",
+        "models/model.keras",
+        "metrics/data.json",
+        "metrics/history.csv",
+        "metrics/test.json",
+        "metrics/predictions.csv",
+        "metrics/test/faces.png",
+        "metrics/data/class_distribution_train.png",
+    ]
+    assert [path for path in expected if not (reproduced.root / path).is_file()] == []
+    raw = json.loads((reproduced.root / "data/raw.json").read_text())
+    assert raw["source"] == "sample"
+    assert raw["files"] == 81
+    data = json.loads((reproduced.root / "metrics/data.json").read_text())
+    assert sum(data["counts"]["test"].values()) == 24
+    assert data["invalid"] == {"count": 0, "images": []}
+    predictions = pd.read_csv(reproduced.root / "metrics/predictions.csv")
+    assert list(predictions.columns[:4]) == ["path", "label", "probability", "predicted"]
+    assert {"hair", "skin_color", "headwear"} <= set(predictions.columns)
+    metrics = json.loads((reproduced.root / "metrics/test.json").read_text())
+    right = (predictions["label"] == predictions["predicted"]).mean()
+    assert metrics["accuracy"] == pytest.approx(right)
+
+
+def test_a_second_repro_runs_nothing(reproduced: Clone) -> None:
+    output = reproduced.run("dvc", "repro").stdout
+    assert reproduced.ran(output) == []
+    assert "up to date" in output
+    assert len(runs(reproduced)) == 1
+
+
+def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
+    (run,) = runs(reproduced)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["dataset.source"] == "sample"
+    assert "version.tensorflow" in run.data.tags
+    commit = reproduced.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
+    assert run.data.tags["mlflow.source.git.commit"] == commit
+    client = mlflow.MlflowClient()
+    history = pd.read_csv(reproduced.root / "metrics/history.csv")
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
+        logged = client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in logged] == [1, 2]
+        np.testing.assert_allclose([point.value for point in logged], history[name])
+    metrics = json.loads((reproduced.root / "metrics/test.json").read_text())
+    assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
+    assert run.data.metrics["test_confusion.male_as_male"] == metrics["confusion"]["male_as_male"]
+    inputs = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    digest = hashlib.sha256((reproduced.root / "data/splits/train.csv").read_bytes()).hexdigest()
+    assert set(inputs) == {"train", "validation", "test"}
+    assert inputs["train"] == digest[:32]
+    logged = {item.path for item in client.list_artifacts(run.info.run_id, "metrics")}
+    assert {"metrics/test.json", "metrics/predictions.csv", "metrics/test"} <= logged
+
+
+def test_a_bare_mlflow_finds_the_store(reproduced: Clone) -> None:
+    code = (
+        "import mlflow; print(mlflow.get_tracking_uri());"
+        "print(len(mlflow.search_runs(experiment_names=['facegender'])))"
+    )
+    uri, count = reproduced.run("python", "-c", code).stdout.split()[-2:]
+    assert uri == "sqlite:///mlflow.db"
+    assert count == "1"
+    assert list((reproduced.root / "mlruns" / "facegender" / "models").iterdir())
+
+
+def test_the_logged_model_takes_bytes_and_arrays(reproduced: Clone) -> None:
+    runs(reproduced)
+    (logged,) = mlflow.search_logged_models(output_format="list")
+    model = mlflow.pyfunc.load_model(logged.model_uri)
+    assert model.metadata.signature is not None
+    assert model.input_example is not None or model.metadata.saved_input_example_info
+    test = Part(reproduced.root / "data/processed/test")
+    expected = pd.read_csv(reproduced.root / "metrics/predictions.csv")
+    content = [(reproduced.root / "data/raw" / path).read_bytes() for path in expected["path"]]
+    for images in (pd.DataFrame({"image": content}), content, np.array(test.images)):
+        predicted = model.predict(images)
+        np.testing.assert_allclose(
+            predicted["probability"], expected["probability"], atol=1e-6, rtol=0
+        )
+        names = expected["predicted"].map({0: "female", 1: "male"})
+        assert list(predicted["label"]) == list(names)
+    with pytest.raises(mlflow.MlflowException, match="not an image"):
+        model.predict([b"not an image"])
+
+
+def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
+    expected = pd.read_csv(reproduced.root / "metrics/predictions.csv")
+    paths = [f"data/raw/{path}" for path in expected["path"]]
+    lines = reproduced.run("facegender", "predict", "--json", *paths).stdout.splitlines()
+    said = pd.DataFrame([json.loads(line) for line in lines])
+    np.testing.assert_allclose(said["probability"], expected["probability"], atol=1e-6, rtol=0)
+    (reproduced.root / "broken.jpg").write_bytes(b"?")
+    done = reproduced.run("facegender", "predict", "--csv", "broken.jpg", paths[0], check=False)
+    (reproduced.root / "broken.jpg").unlink()
+    header, broken, good = done.stdout.splitlines()
+    assert header == "image,label,probability,error"
+    assert broken == "broken.jpg,,,not an image in a known format"
+    assert good.startswith(paths[0])
+    assert done.returncode == 1
+
+
+def test_two_clones_give_the_same_bytes(reproduced: Clone, new_clone: Callable) -> None:
+    other = new_clone()
+    other.run("dvc", "repro", "--force")
+    for folder in ("metrics", "models", "data"):
+        one, two = files(reproduced.root / folder), files(other.root / folder)
+        # What differs from run to run is in files of its own: the speed, and the id of the run.
+        for expected in ("speed.csv", "run.json"):
+            assert one.pop(expected, None) != two.pop(expected, "absent")
+        assert one == two
+        assert one
+
+
+def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    clone.compose("dataset.per_class=40", "dataset.image_size=48", "image.size=32",
+                  "train.epochs=3", "train.warmup_epochs=0", "evaluate.bootstrap_samples=200")
+    assert clone.ran(clone.run("dvc", "repro").stdout) == ["train", "evaluate"]
+    with (clone.root / "facegender" / "evaluation.py").open("a") as file:
+        file.write("# touched\n")
+    before = files(clone.root / "models")
+    assert clone.ran(clone.run("dvc", "repro").stdout) == ["evaluate"]
+    assert files(clone.root / "models") == before
+
+
+def test_evaluating_again_uses_the_same_run(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    # The copy's store, for its database names the artifacts' place as it was.
+    assert "which trained the model" in clone.run(
+        "dvc", "repro", "--force", "--single-item", "evaluate"
+    ).stdout
+    (run,) = runs(clone)
+    client = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
+    models = client.search_logged_models([run.info.experiment_id])
+    assert len(models) == 1
+
+
+def test_a_model_from_elsewhere_gets_a_run_of_its_own_once(
+    reproduced: Clone, tmp_path: Path
+) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    (clone.root / "mlflow.db").unlink()
+    shutil.rmtree(clone.root / "mlruns")
+    evaluate = ("dvc", "repro", "--force", "--single-item", "evaluate")
+    assert "no run of the training" in clone.run(*evaluate).stdout
+    (run,) = runs(clone)
+    assert "again" in clone.run(*evaluate).stdout
+    (same,) = runs(clone)
+    assert same.info.run_id == run.info.run_id
+    assert run.data.params["train.epochs"] == "2"
+    assert "test_accuracy" in run.data.metrics
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_loss")
+    assert [point.step for point in history] == [1, 2]
+
+
+def test_experiments_log_to_the_repositorys_store(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    clone.run("dvc", "exp", "run", "--temp", "--name", "slower", "-S", "train.learning_rate=0.0001",
+              *(word for item in SMALL_OVERRIDES for word in ("-S", item)))
+    names = {run.info.run_name: run for run in runs(clone)}
+    assert set(names) == {"repro", "slower"}
+    assert names["slower"].data.tags["dvc.exp_name"] == "slower"
+    assert names["slower"].data.params["train.learning_rate"] == "0.0001"
+    assert "slower" in clone.run("dvc", "exp", "show", "--no-pager").stdout
+
+
+SMALL_OVERRIDES = (
+    "dataset.per_class=40",
+    "dataset.image_size=48",
+    "image.size=32",
+    "train.epochs=2",
+    "train.warmup_epochs=0",
+    "evaluate.bootstrap_samples=200",
+)
+
+
+def test_the_folder_source_and_its_metadata(
+    new_clone: Callable[..., Clone], make_images: Callable[..., Path]
+) -> None:
+    folder = make_images("faces", per_class=30, classes=("Women", "men"))
+    ages = "".join(f"Women/{number:03}.png,{20 + number}\n" for number in range(30))
+    (folder / "ages.csv").write_text("file,age\n" + ages)
+    (folder / "men" / "007.png").write_bytes(b"broken")
+    clone = new_clone()
+    overrides = ["dataset=folder", f"dataset.path={folder}", "data.max_invalid_fraction=0.1"]
+    clone.run("dvc", "exp", "run", *(
+        word for item in [*overrides, *SMALL_OVERRIDES[2:]] for word in ("-S", item)
+    ))
+    data = json.loads((clone.root / "metrics/data.json").read_text())
+    assert data["invalid"]["images"] == [
+        {"path": "men/007.png", "reason": "not an image in a known format"}
+    ]
+    predictions = pd.read_csv(clone.root / "metrics/predictions.csv")
+    assert "age" in predictions.columns
+    (folder / "men" / "007.png").unlink()
+    ran = clone.ran(clone.run("dvc", "repro").stdout)
+    assert ran[:3] == ["download", "split", "preprocess"]
+
+
+def test_too_many_unreadable_images_fail_with_their_names(
+    new_clone: Callable[..., Clone], make_images: Callable[..., Path]
+) -> None:
+    folder = make_images("faces", per_class=20)
+    (folder / "male" / "007.png").write_bytes(b"broken")
+    clone = new_clone("dataset=folder", f"dataset.path={folder}") if False else new_clone()
+    done = clone.run("dvc", "exp", "run", "-S", "dataset=folder", "-S", f"dataset.path={folder}",
+                     "-S", "data.max_invalid_fraction=0", check=False)
+    assert done.returncode != 0
+    assert "male/007.png: not an image in a known format" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["dvc", "metrics", "show"],
+        ["dvc", "metrics", "diff", "HEAD~1"],
+        ["dvc", "params", "diff", "HEAD~1"],
+        ["dvc", "plots", "show", "--out", "plots-shown"],
+        ["dvc", "exp", "show", "--no-pager"],
+        ["dvc", "dag"],
+    ],
+    ids=lambda command: " ".join(command[1:3]),
+)
+def test_dvcs_own_commands_work_plainly(
+    reproduced: Clone, tmp_path: Path, command: list[str]
+) -> None:
+    done = copy_of(reproduced, tmp_path).run(*command)
+    assert done.stdout.strip()
+
+
+def test_a_bad_parameter_stops_the_pipeline_with_one_paragraph(
+    reproduced: Clone, tmp_path: Path
+) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    text = (clone.root / "params.yaml").read_text()
+    (clone.root / "params.yaml").write_text(text.replace("epochs: 2", "epochs: -2", 1))
+    done = clone.run("dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert "epochs" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,194 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facegender.manifest import build_manifest
+from facegender.model import Network, build_network, save_model
+from facegender.params import Augmentation, Params, Train
+from facegender.prediction import predict_arrays, predict_images
+from facegender.preprocessing import write_part
+from facegender.processed import Part
+from facegender.training import (
+    HISTORY_COLUMNS,
+    Training,
+    augmentation_layers,
+    make_batches,
+    make_deterministic,
+    train_network,
+)
+
+
+@pytest.fixture
+def part(make_images: Callable[..., Path], tmp_path: Path) -> Part:
+    raw = make_images(per_class=20)
+    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
+    assert write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1) == []
+    return Part(tmp_path / "part")
+
+
+@pytest.fixture
+def recipe(params: Params) -> Train:
+    changes = {"epochs": 2, "batch_size": 16, "warmup_epochs": 0, "learning_rate": 0.01}
+    return params.train.model_copy(update=changes)
+
+
+def fit(part: Part, recipe: Train) -> tuple[Network, Training]:
+    make_deterministic(recipe.seed)
+    network = build_network(
+        image_size=32,
+        alpha=0.25,
+        weights="none",
+        dropout=0.2,
+        seed=recipe.seed,
+        batch_norm_frozen=False,
+        batch_norm_momentum=0.9,
+        augmentation=augmentation_layers(recipe.augmentation, recipe.seed),
+    )
+    return network, train_network(network, part, part, recipe, verbose=0)
+
+
+def collect(part: Part, **options: object) -> tuple[list[np.ndarray], np.ndarray]:
+    batches = [(x.numpy(), y.numpy()) for x, y in make_batches(part, 16, **options)]
+    return [x for x, _ in batches], np.concatenate([y[:, 0] for _, y in batches])
+
+
+def test_batches_hold_every_image_once_with_its_label(part: Part) -> None:
+    images, labels = collect(part, shuffle_seed=3)
+    assert [len(batch) for batch in images] == [16, 16, 8]
+    brightness = np.concatenate(images).mean((1, 2, 3))
+    np.testing.assert_array_equal(labels, brightness > 127)
+    assert sorted(brightness) == sorted(part.images.mean((1, 2, 3)))
+
+
+def test_without_a_seed_the_order_is_the_index(part: Part) -> None:
+    images, labels = collect(part)
+    np.testing.assert_array_equal(np.concatenate(images), part.images)
+    np.testing.assert_array_equal(labels, part.labels)
+
+
+def test_an_epochs_order_does_not_depend_on_the_epochs_before_it(part: Part) -> None:
+    _, both = collect(part, shuffle_seed=3, epochs=range(4, 6))
+    _, second = collect(part, shuffle_seed=3, epochs=range(5, 6))
+    _, other = collect(part, shuffle_seed=4, epochs=range(5, 6))
+    np.testing.assert_array_equal(both[40:], second)
+    assert (both[:40] != second).any()
+    assert (other != second).any()
+
+
+def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        network, training = fit(part, recipe.model_copy(update={"seed": seed}))
+        save_model(network.inference, tmp_path / f"{name}.keras")
+        training.history.to_csv(tmp_path / f"{name}.csv")
+    content = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert content["a.keras"] == content["b.keras"]
+    assert content["a.csv"] == content["b.csv"]
+    assert content["a.keras"] != content["c.keras"]
+
+
+def test_history_and_the_best_epoch(part: Part, recipe: Train) -> None:
+    seen: list[int] = []
+    make_deterministic(1)
+    network = build_network(
+        image_size=32,
+        alpha=0.25,
+        weights="none",
+        dropout=0.0,
+        seed=1,
+        batch_norm_frozen=False,
+        batch_norm_momentum=0.9,
+        augmentation=[],
+    )
+    two_phases = recipe.model_copy(update={"head_epochs": 2, "epochs": 3})
+    training = train_network(
+        network,
+        part,
+        part,
+        two_phases,
+        on_epoch=lambda epoch, metrics: seen.append(epoch),
+        verbose=0,
+    )
+    assert list(training.history.columns) == HISTORY_COLUMNS
+    assert list(training.history["epoch"]) == seen == [1, 2, 3, 4, 5]
+    assert training.history.notna().all(axis=None)
+    assert (training.speed["images_per_second"] > 0).all()
+    best = training.history["val_loss"].min()
+    assert training.history.set_index("epoch")["val_loss"][training.best_epoch] == best
+    # The network is left with the best epoch's weights, not the last one's.
+    probabilities = predict_arrays(network.inference, part.batches(16))
+    loss = -np.log(np.where(part.labels == 1, probabilities, 1 - probabilities)).mean()
+    assert loss == pytest.approx(best, abs=1e-4)
+
+
+def test_it_learns_what_is_easy(part: Part, recipe: Train) -> None:
+    network, _ = fit(part, recipe.model_copy(update={"epochs": 12}))
+    predicted = predict_arrays(network.inference, part.batches(16)) >= 0.5
+    assert (predicted == part.labels).mean() > 0.9
+
+
+def test_no_epochs_leave_the_first_weights(part: Part, recipe: Train) -> None:
+    network, training = fit(part, recipe.model_copy(update={"epochs": 0}))
+    assert training.best_epoch == 0
+    assert list(training.history.columns) == HISTORY_COLUMNS
+    assert len(predict_arrays(network.inference, part.batches(16))) == 40
+
+
+def test_early_stopping_and_class_weights(part: Part, recipe: Train) -> None:
+    changes = {
+        "epochs": 30,
+        "early_stopping_patience": 1,
+        "class_weights": "balanced",
+        "learning_rate": 1e-7,
+        "schedule": "constant",
+    }
+    _, training = fit(part, recipe.model_copy(update=changes))
+    assert len(training.history) < 30
+    assert training.history["learning_rate"].nunique() == 1
+
+
+def test_augmentation_changes_training_images_only() -> None:
+    everything = Augmentation(zoom=0.2, width_shift=0.2, height_shift=0.2, horizontal_flip=True)
+    nothing = Augmentation(zoom=0, width_shift=0, height_shift=0, horizontal_flip=False)
+    assert augmentation_layers(nothing, 1) == []
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    for layer in augmentation_layers(everything, 1):
+        np.testing.assert_array_equal(layer(images, training=False), images)
+        assert (np.asarray(layer(np.tile(images, (8, 1, 1, 1)), training=True))[:2] != images).any()
+
+
+def test_undecodable_images_are_named_and_left_out(make_images, tmp_path: Path) -> None:
+    raw = make_images(per_class=70)  # more than a chunk, so that rows of several tasks are mixed
+    (raw / "female" / "005.png").write_bytes(b"not an image")
+    (raw / "male" / "069.png").write_bytes((raw / "male" / "001.png").read_bytes()[:60])
+    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
+    failed = write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=2)
+    assert [item["path"] for item in failed] == ["female/005.png", "male/069.png"]
+    assert failed[0]["reason"] == "not an image in a known format"
+    part = Part(tmp_path / "part")
+    assert len(part) == 138
+    images = np.concatenate(list(part.batches(32)))
+    np.testing.assert_array_equal(images.mean((1, 2, 3)) > 127, part.labels)
+
+
+def test_the_number_of_processes_changes_no_byte(make_images, tmp_path: Path) -> None:
+    raw = make_images(per_class=70)
+    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
+    for jobs in (1, 2):
+        write_part(manifest, raw, tmp_path / str(jobs), size=32, name="train", jobs=jobs)
+    for name in ("images.npy", "index.csv"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_predictions_of_files_equal_those_of_arrays(part: Part, recipe: Train, tmp_path) -> None:
+    network, _ = fit(part, recipe.model_copy(update={"epochs": 1}))
+    (tmp_path / "broken.jpg").write_bytes(b"?")
+    paths = [tmp_path / "raw" / path for path in part.index["path"]]
+    sources = [("broken", tmp_path / "broken.jpg"), *((str(path), path) for path in paths)]
+    broken, *good = predict_images(network.inference, sources, batch_size=7)
+    assert broken.error == "not an image in a known format"
+    assert broken.label is None
+    expected = predict_arrays(network.inference, part.batches(16))
+    np.testing.assert_allclose([item.probability for item in good], expected, atol=1e-6)
+    assert {item.label for item in good} <= {"female", "male"}
