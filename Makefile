@@ -56,7 +56,7 @@ ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
 	mlflow ui --host 127.0.0.1 --port 5000
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
-	python bench/overhead.py
+	python -m bench.input_pipeline
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp

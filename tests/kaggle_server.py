@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,6 +72,7 @@ class KaggleServer:
     faults: dict[str, list[Fault]]
     port: int = 0
     requests: list[Request] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -144,6 +144,7 @@ def kaggle_server(
     try:
         yield state
     finally:
+        state.stopped.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -160,47 +161,44 @@ class _Handler(BaseHTTPRequestHandler):
         service, _, call = urlsplit(self.path).path.rpartition("/")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = self._note(call, body)
-        if fault.status is not None:
+        authorization = self.headers["Authorization"]
+        if fault.status is not None or fault.body is not None:
             # Echoes what it must not: a client that repeats our message gives the token away.
-            message = f"failed for {self.headers['Authorization']}"
-            self._send_json({"code": fault.status, "message": message}, fault)
+            self._send_json(fault.status or 200, f"failed for {authorization}", fault)
         elif call == "IntrospectToken":
             active = body.get("token") in self.server_state.tokens
-            self._send_json({"active": active, "username": "ada" if active else ""})
+            self._send_json(200, {"active": active, "username": "ada" if active else ""}, fault)
         elif call == "GenerateAccessToken":
             token = self.server_state.refresh_tokens.get(body.get("refreshToken", ""))
             if token is None:
-                self._send_json({"code": 401, "message": "no such token"}, Fault(401))
+                self._send_json(401, "no such token", fault)
             else:
-                self._send_json({"token": token, "expiresIn": 3600, "userName": "ada"})
+                answer = {"token": token, "expiresIn": 3600, "userName": "ada"}
+                self._send_json(200, answer, fault)
         elif not service.endswith("/datasets.DatasetApiService"):
-            self._send_json({"code": 501, "message": self.path}, Fault(501))
-        elif not self.server_state.accepts(self.headers["Authorization"]):
-            message = f"Unauthenticated: {self.headers['Authorization']}"
-            self._send_json({"code": 401, "message": message}, Fault(401))
+            self._send_json(501, self.path, fault)
+        elif not self.server_state.accepts(authorization):
+            self._send_json(401, f"Unauthenticated: {authorization}", fault)
         else:
-            self._answer(call, f"{body['ownerSlug']}/{body['datasetSlug']}", body)
+            self._answer(call, f"{body['ownerSlug']}/{body['datasetSlug']}", body, fault)
 
-    def _answer(self, call: str, slug: str, body: dict[str, Any]) -> None:
+    def _answer(self, call: str, slug: str, body: dict[str, Any], fault: Fault) -> None:
         versions = self.server_state.datasets.get(slug, {})
         version = body.get("datasetVersionNumber") or max(versions, default=0)
         if version not in versions:
-            self._send_json({"code": 404, "message": "Not found"}, Fault(404))
+            self._send_json(404, "Not found", fault)
         elif call == "GetDataset":
-            self._send_json({"id": 1, "ref": slug, "currentVersionNumber": version})
+            answer = {"id": 1, "ref": slug, "currentVersionNumber": version}
+            self._send_json(200, answer, fault)
         elif call == "DownloadDataset":
             # Another host, as in real life, to which `requests` takes no credentials along.
-            host = "storage.invalid" if self.path.startswith("http:") else self._storage_host()
-            self.send_response(302)
-            self.send_header(
-                "Location",
-                f"http://{host}/storage/{slug}?version={version}&X-Goog-Signature={SIGNATURE}",
-            )
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-    def _storage_host(self) -> str:
-        return f"localhost:{self.server_state.port}"
+            port = self.server_state.port
+            host = "storage.invalid" if self.path.startswith("http:") else f"localhost:{port}"
+            query = f"version={version}&X-Goog-Signature={SIGNATURE}"
+            location = {"Location": f"http://{host}/storage/{slug}?{query}"}
+            self._send(302, b"", fault, "text/html", location)
+        else:
+            self._send_json(501, call, fault)
 
     def do_GET(self) -> None:
         fault = self._note("storage", {})
@@ -235,9 +233,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return faults.pop(0)
         return Fault()
 
-    def _send_json(self, content: dict[str, Any], fault: Fault | None = None) -> None:
-        fault = fault or Fault()
-        self._send(fault.status or 200, json.dumps(content).encode(), fault, "application/json")
+    def _send_json(self, status: int, content: dict[str, Any] | str, fault: Fault) -> None:
+        if isinstance(content, str):
+            content = {"code": status, "message": content}
+        body = json.dumps(content).encode() if fault.body is None else fault.body
+        self._send(status, body, fault, "application/json")
 
     def _send(
         self,
@@ -253,8 +253,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if not fault.anonymous:
             self.send_header("Content-Length", str(len(body) + fault.extra))
-        self.end_headers()
-        time.sleep(fault.stall)
+        if not body:
+            self._stall(fault)
+        self.end_headers()  # which sends all of them
+        if body:
+            self._stall(fault)
         with suppress(OSError):  # the client may have given up
             self.wfile.write(body[: fault.cut])
         self.close_connection = True  # which is all that `cut` and `extra` need
+
+    def _stall(self, fault: Fault) -> None:
+        if fault.stall:
+            self.server_state.stopped.wait(fault.stall)

@@ -41,6 +41,7 @@ _DAMAGE = (
     IndexError,
     OverflowError,
 )
+_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
 _REPACK = "Pack the images again without it, or ask whoever made the archive."
 
 
@@ -127,6 +128,11 @@ def extract_archive(
             raise UserError(
                 f"{archive.name} is refused{where}: {refused}. {refused.advice}"
             ) from refused
+        except RuntimeError as error:  # zipfile: a method or version that it does not know
+            raise UserError(
+                f"{archive.name} is refused{where}: it is packed in an unusual way ({error}). "
+                "Pack the images again."
+            ) from error
         except (_DamagedError, *_DAMAGE) as error:
             raise DamagedArchive(_damage(archive, where, error)) from error
         except OSError as error:
@@ -188,9 +194,8 @@ class _Guard:
         ):
             if unpacked_bytes > most + spare:
                 raise _RefusedError(
-                    f"the archive's {self.packed_bytes:,} bytes unpack to more than {most:,}, "
-                    "like a zip bomb",
-                    f"If you trust it, raise the limit {name}.",
+                    f"the archive's {self.packed_bytes:,} bytes unpack to more than {most:,}",
+                    f"Zip bombs do that. If you trust the archive, raise the limit {name}.",
                 )
 
 
@@ -237,7 +242,7 @@ def _open_zip(archive: Path) -> Generator[_Member, None, None]:
                 _zip_kind(info),
                 info.file_size,
                 # Bound now: the loop goes on.
-                lambda info=info: _open_zipped(zipped, info),  # type: ignore[misc]
+                lambda info=info: zipped.open(info),  # type: ignore[misc]
             )
 
 
@@ -251,15 +256,6 @@ def _zip_kind(info: zipfile.ZipInfo) -> str:
         return "a device"
     folder = mode == stat.S_IFDIR or info.filename.endswith(("/", "\\"))
     return "folder" if folder else "file"
-
-
-def _open_zipped(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    try:
-        return zipped.open(info)
-    except NotImplementedError as error:
-        raise _RefusedError(
-            f"it is compressed in an unusual way ({error})", "Pack the images again."
-        ) from error
 
 
 def _open_tar(archive: Path, guard: _Guard) -> Generator[_Member, None, None]:
@@ -299,6 +295,8 @@ def _decompress(archive: Path) -> IO[bytes]:
         return cast(IO[bytes], bz2.open(archive))
     if start.startswith(b"\xfd7zXZ\0"):
         return cast(IO[bytes], lzma.open(archive))
+    if start[257:262] != b"ustar" and archive.suffix in _SUFFIXES:
+        raise _DamagedError("its bytes are not those of an archive")
     if start[257:262] != b"ustar":
         raise _RefusedError(
             "it is no archive of a known kind",

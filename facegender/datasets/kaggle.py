@@ -24,9 +24,8 @@ import requests
 import urllib3
 
 from facegender.datasets.archive import ArchiveLimits, DamagedArchive, extract_archive
-from facegender.datasets.raw import clear_directory
+from facegender.datasets.raw import clear_directory, file_sha256
 from facegender.errors import UserError
-from facegender.manifest import file_sha256
 
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -235,7 +234,8 @@ def _make_client(timeout: float) -> "KaggleApi":
         from kaggle.api.kaggle_api_extended import KaggleApi
 
     class Client(KaggleApi):
-        # --verbose, which VERBOSE in the environment sets, prints the Authorization header.
+        # --verbose, which VERBOSE in the environment sets, prints the Authorization header and
+        # reads the whole archive into memory.
         args = [arg for arg in KaggleApi.args if arg not in {"--verbose", "-v"}]  # noqa: RUF012
 
         def build_kaggle_client(self) -> Any:  # noqa: ANN401

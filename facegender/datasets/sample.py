@@ -6,10 +6,14 @@ the accuracy of the best possible classifier (docs/sample-data.md).
 """
 
 import argparse
+import csv
+import hashlib
+import io
 import itertools
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import version as package_version
 from importlib.resources import files
@@ -18,51 +22,53 @@ from typing import Any
 
 import joblib
 import numpy as np
-import pandas as pd
 import resvg_py
 from dicebear import Avatar, Style
+from PIL import Image
 from tqdm import tqdm
 
 CLASSES = ("female", "male")
 
 # Each value with its probability in percent for (female, male). Given the class, the attributes
-# are independent. Every class has every value, so no attribute gives the label away alone.
+# are independent. Every class has every value, so none gives the label away for certain.
 SIGNAL: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "hair": {
-        # worn long by most of one class
-        "straight01": (20, 0.2),
+        # Long: most of one class.
+        "straight01": (19.5, 0.2),
         "straight02": (16, 0.2),
-        "longButNotTooLong": (15, 0.2),
-        "curvy": (14, 0.2),
-        "bigHair": (10, 0.2),
-        "miaWallace": (10, 0.2),
-        "bob": (8.5, 0.3),
-        # worn short by most of the other
-        "shortFlat": (0.3, 24),
+        "straightAndStrand": (15, 0.2),
+        "curvy": (15, 0.2),
+        "bigHair": (10.3, 0.1),
+        "miaWallace": (10, 0.1),
+        "bob": (9.6, 0.2),
+        # Short: most of the other.
+        "shortFlat": (0.3, 23.5),
         "shortRound": (0.2, 20),
-        "shortWaved": (0.2, 18),
-        "theCaesar": (0.2, 15),
-        "sides": (0.2, 10),
-        "shortCurly": (0.2, 7),
-        # worn by both
-        "dreads": (0.7, 0.5),
-        "hijab": (2.7, 0.3),
-        "turban": (0.3, 2.2),
-        "winterHat1": (0.8, 0.7),
-        "hat": (0.7, 0.8),
+        "shortWaved": (0.3, 18),
+        "theCaesar": (0.2, 14),
+        "sides": (0.1, 10),
+        "shortCurly": (0.2, 10.1),
+        # As common in both: what else shows must decide.
+        "dreads": (0.4, 0.4),
+        "fro": (0.4, 0.4),
+        "winterHat1": (0.4, 0.4),
+        "hat": (0.4, 0.4),
+        # In both, more common in one.
+        "hijab": (1.5, 0.2),
+        "turban": (0.2, 1.4),
     },
     "facial_hair": {
-        "none": (97.5, 25),
-        "beardLight": (0.8, 25),
-        "beardMedium": (0.7, 26),
-        "beardMajestic": (0.5, 14),
-        "moustacheFancy": (0.5, 10),
+        "none": (98.5, 15),
+        "beardLight": (0.4, 29),
+        "beardMedium": (0.4, 29),
+        "beardMajestic": (0.4, 16),
+        "moustacheFancy": (0.3, 11),
     },
     "accessories": {
         "none": (70, 72),
-        "round": (12, 5),
+        "round": (11, 5),
         "prescription01": (6, 6),
-        "prescription02": (4, 9),
+        "prescription02": (5, 9),
         "sunglasses": (8, 8),
     },
     "clothing": {
@@ -75,20 +81,40 @@ SIGNAL: Mapping[str, Mapping[str, tuple[float, float]]] = {
     },
 }
 
-# Drawn alike for both classes, uniformly: what a model must learn to look past.
+# Drawn uniformly and alike for both classes: what a model must learn to look past. No colour of
+# hair, clothing or background comes near one of skin: a beard, a neckline or a face always shows.
 NUISANCE: Mapping[str, tuple[str, ...]] = {
-    "skin_color": ("614335", "ae5d29", "d08b5b", "edb98a", "ffdbb4"),
-    "hair_color": ("2c1b18", "4a312c", "724133", "a55728", "b58143", "d6b370", "e8e1e1"),
-    "clothing_color": ("262e33", "25557c", "3c4f5c", "5199e4", "929598", "a7ffc4", "ff5c5c"),
-    "background_color": ("b6e3f4", "c0aede", "d1d4f9", "ffd5dc", "ffdfbf", "e8e8e8"),
+    "skin_color": ("7a5240", "a9714b", "cf9468", "edb98a", "ffdbb4"),
+    "hair_color": ("1c1210", "3b241d", "5a2d1c", "8f3a16", "c9a23f", "a8a3a3"),
+    "clothing_color": ("262e33", "25557c", "3c4f5c", "5199e4", "6a4c93", "a7ffc4", "ff5c5c"),
+    "background_color": ("b6e3f4", "c0aede", "d1d4f9", "e8e8e8", "cdeac0"),
     "eyes": ("default", "happy", "side"),
-    "eyebrows": ("default", "defaultNatural", "flatNatural", "raisedExcitedNatural"),
-    "mouth": ("default", "serious", "smile", "twinkle"),
+    "eyebrows": ("default", "defaultNatural", "raisedExcited", "raisedExcitedNatural"),
+    "mouth": ("serious", "smile", "twinkle"),
+    "mirrored": ("no", "yes"),
 }
 
-HEADWEAR = frozenset({"hat", "hijab", "turban", "winterHat1"})
+# Whole numbers, first and last, all as likely and alike for both classes. The ranges keep the
+# face in the picture and the cut edge of the shoulders at its border.
+PLACEMENT: Mapping[str, tuple[int, int]] = {
+    "rotation_degrees": (-6, 6),
+    "scale_percent": (98, 110),
+    "shift_x_percent": (-4, 4),
+    "shift_y_percent": (5, 9),
+}
 
-_CHUNK = 20  # pictures a task
+# A hijab hides the clothing: it is recorded as covered, and always drawn the same.
+COVERED = "covered"
+_UNDER_HIJAB = "shirtCrewNeck"
+
+# For errors by group; anything else in `hair` is long.
+HEADWEAR = frozenset({"hat", "hijab", "turban", "winterHat1"})
+SHORT_HAIR = frozenset(
+    {"shortFlat", "shortRound", "shortWaved", "theCaesar", "sides", "shortCurly"}
+)
+
+_CHUNK = 20  # pictures a task: about 0.2 s
+# The style's name of each attribute that is a part of the drawing.
 _COMPONENTS = {
     "hair": "top",
     "facial_hair": "facialHair",
@@ -98,147 +124,207 @@ _COMPONENTS = {
     "eyebrows": "eyebrows",
     "mouth": "mouth",
 }
+_MAY_BE_NONE = frozenset({"facial_hair", "accessories"})
 
 
 def version() -> str:
-    """Return the versions of the packages that decide the pictures' bytes."""
-    names = ("dicebear-core", "dicebear-styles", "resvg-py", "numpy")
-    return ", ".join(f"{name} {package_version(name)}" for name in names)
+    """Return what decides the pictures' bytes: versions of packages, digest of the tables."""
+    tables = json.dumps([SIGNAL, NUISANCE, PLACEMENT, _UNDER_HIJAB])
+    packages = ("dicebear-core", "resvg-py", "numpy")
+    return ", ".join(
+        [
+            f"avataaars {package_version('dicebear-styles')}",
+            *(f"{package} {package_version(package)}" for package in packages),
+            f"distributions {hashlib.sha256(tables.encode()).hexdigest()[:8]}",
+        ]
+    )
 
 
 @cache
 def _style() -> Style:
-    source = files("dicebear_styles").joinpath("avataaars.json")
-    return Style(json.loads(source.read_text("utf-8")))
+    # Parsed and validated once a process: that takes as long as many pictures.
+    return Style.from_json(
+        files("dicebear_styles").joinpath("avataaars.json").read_text(encoding="utf-8")
+    )
 
 
-def check_variants(choices: Mapping[str, Any] = SIGNAL | NUISANCE) -> None:
-    """Check every variant against the style, which would silently draw nothing for a wrong name.
+def check_variants(choices: Mapping[str, Collection[str]]) -> None:
+    """Check every variant against the style, which draws nothing for a name that it lacks.
+
+    Args:
+        choices: values by attribute; attributes that are no part of the drawing are passed over.
 
     Raises:
-        ValueError: a component has no such variant.
+        ValueError: the style has no such variant.
     """
-    source = files("dicebear_styles").joinpath("avataaars.json")
-    components = json.loads(source.read_text("utf-8"))["components"]
-    for attribute, component in _COMPONENTS.items():
-        for variant in choices.get(attribute, ()):
-            if variant != "none" and variant not in components[component]["variants"]:
-                raise ValueError(f"avataaars has no {component} {variant!r}")
+    for attribute in choices.keys() & _COMPONENTS.keys():
+        component = _COMPONENTS[attribute]
+        known = set(_style().components()[component].variants())
+        if attribute in _MAY_BE_NONE:
+            known.add("none")
+        if unknown := sorted(set(choices[attribute]) - known):
+            raise ValueError(f"avataaars has no {component} named {', '.join(unknown)}")
 
 
-def draw_attributes(label: str, index: int, seed: int) -> dict[str, Any]:
+def check_probabilities(signal: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
+    """Check that no probability is negative and that each class's add up to 100 percent.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for attribute, values in signal.items():
+        for column, label in enumerate(CLASSES):
+            percents = [pair[column] for pair in values.values()]
+            if min(percents) < 0 or not math.isclose(math.fsum(percents), 100, abs_tol=1e-9):
+                raise ValueError(
+                    f"{attribute} of {label}: {percents} must be from 0 up and add up to 100"
+                )
+
+
+def show(signal: Mapping[str, str]) -> dict[str, str]:
+    """Return what shows of the drawn values of `SIGNAL`'s attributes, which a hijab limits."""
+    return {**signal, "clothing": COVERED} if signal["hair"] == "hijab" else dict(signal)
+
+
+def draw_attributes(label: str, index: int, seed: int) -> dict[str, str | int]:
     """Return the attributes of one picture, which depend on (seed, label, index) alone.
 
     Args:
         label: female or male.
         index: number of the picture within its class.
-        seed: source of chance.
+        seed: source of chance, from 0 up.
     """
     column = CLASSES.index(label)
     generator = np.random.default_rng([seed, column, index])
-    drawn: dict[str, Any] = {}
+    signal: dict[str, str] = {}
     for name, values in SIGNAL.items():
-        weights = np.array([pair[column] for pair in values.values()])
-        drawn[name] = str(generator.choice(list(values), p=weights / weights.sum()))
+        percents = np.array([pair[column] for pair in values.values()])
+        signal[name] = str(generator.choice(list(values), p=percents / 100))
+    drawn: dict[str, str | int] = {**show(signal)}
+    hair = drawn["hair"]
+    drawn["hair_length"] = (
+        COVERED if hair in HEADWEAR else "short" if hair in SHORT_HAIR else "long"
+    )
+    drawn["headwear"] = "yes" if hair in HEADWEAR else "no"
     for name, options in NUISANCE.items():
         drawn[name] = str(generator.choice(options))
-    drawn["headwear"] = "yes" if drawn["hair"] in HEADWEAR else "no"
-    # Where and how large the face is: whole numbers, so that the CSV holds them exactly.
-    drawn["rotate"] = int(generator.integers(-12, 13))
-    drawn["scale"] = int(generator.integers(85, 106))
-    drawn["shift_x"] = int(generator.integers(-8, 9))
-    drawn["shift_y"] = int(generator.integers(-4, 7))
-    drawn["mirrored"] = "yes" if generator.integers(2) else "no"
+    for name, (first, last) in PLACEMENT.items():
+        drawn[name] = int(generator.integers(first, last, endpoint=True))
     return drawn
 
 
-def render(attributes: Mapping[str, Any], image_size: int) -> bytes:
+def render(attributes: Mapping[str, str | int], image_size: int) -> bytes:
     """Return the picture of `attributes` as PNG, `image_size` pixels a side."""
+    # Each option has one value, so that nothing is left to DiceBear's own chance; the seed
+    # settles what does not show.
     options: dict[str, Any] = {
-        # Fixes what no option below does.
         "seed": "facegender",
-        "topProbability": 100,
-        "skinColor": [attributes["skin_color"]],
-        "hairColor": [attributes["hair_color"]],
-        "facialHairColor": [attributes["hair_color"]],
-        "hatColor": [attributes["clothing_color"]],
-        "clothesColor": [attributes["clothing_color"]],
-        "accessoriesColor": ["262e33"],
-        "backgroundColor": [attributes["background_color"]],
-        "rotate": attributes["rotate"],
-        "scale": attributes["scale"] / 100,
-        "translateX": attributes["shift_x"],
-        "translateY": attributes["shift_y"],
+        "skinColor": attributes["skin_color"],
+        "hairColor": attributes["hair_color"],
+        "facialHairColor": attributes["hair_color"],
+        "hatColor": attributes["clothing_color"],
+        "clothesColor": attributes["clothing_color"],
+        "accessoriesColor": "262e33",
+        "backgroundColor": attributes["background_color"],
+        "rotate": attributes["rotation_degrees"],
+        "scale": int(attributes["scale_percent"]) / 100,
+        "translateX": attributes["shift_x_percent"],
+        "translateY": attributes["shift_y_percent"],
         "flip": "horizontal" if attributes["mirrored"] == "yes" else "none",
     }
     for name, component in _COMPONENTS.items():
-        value = attributes[name]
-        options[f"{component}Variant"] = [] if value == "none" else [value]
-        if name in {"facial_hair", "accessories"}:
-            options[f"{component}Probability"] = 0 if value == "none" else 100
+        variant = _UNDER_HIJAB if attributes[name] == COVERED else attributes[name]
+        options[f"{component}Probability"] = 0 if variant == "none" else 100
+        options[f"{component}Variant"] = [] if variant == "none" else [variant]
     svg = Avatar(_style(), options).to_string()
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=image_size, height=image_size))
+    # Fonts are left out because nothing is written in these pictures.
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=svg, width=image_size, height=image_size, skip_system_fonts=True
+        )
+    )
 
 
 def draw_sample(
-    target: Path, *, per_class: int, image_size: int, seed: int, jobs: int = -1
+    target: Path, *, per_class: int, image_size: int, seed: int, jobs: int | None = None
 ) -> None:
     """Draw the sample into the empty directory `target`.
 
-    Makes female/0000.png, ..., male/0000.png, ... and metadata.csv with each picture's attributes.
-    A larger sample holds the smaller one of the same seed.
+    Makes female/0000.png, ..., male/0000.png, ... and metadata.csv: each picture's path relative
+    to `target`, and its attributes. A larger sample holds the smaller one of the same seed.
 
     Args:
         target: existing directory.
         per_class: pictures of each class.
         image_size: pixels a side.
-        seed: source of chance.
-        jobs: processes; -1 for one a core. Their number changes no byte.
+        seed: source of chance, from 0 up.
+        jobs: processes; None for one a core. Their number changes no byte.
+
+    Raises:
+        FileExistsError: `target` holds a sample already.
+        ValueError: the tables of this module name an unknown variant or do not add up to 100 %.
     """
-    check_variants()
-    pictures = [(label, index) for label in CLASSES for index in range(per_class)]
+    check_probabilities(SIGNAL)
+    check_variants({**SIGNAL, **NUISANCE})
     for label in CLASSES:
         (target / label).mkdir()
+    pictures = [(label, index) for label in CLASSES for index in range(per_class)]
     tasks = (
-        joblib.delayed(_draw)(target, pictures[start : start + _CHUNK], image_size, seed)
+        joblib.delayed(_draw_chunk)(
+            target, start, pictures[start : start + _CHUNK], image_size, seed
+        )
         for start in range(0, len(pictures), _CHUNK)
     )
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(pictures), desc="draw", unit="image", mininterval=1) as bar:
-        for drawn in joblib.Parallel(jobs, return_as="generator")(tasks):
-            rows += drawn
-            bar.update(len(drawn))
-    pd.DataFrame(rows).to_csv(target / "metadata.csv", index=False, lineterminator="\n")
+    chunks: dict[int, list[dict[str, str | int]]] = {}
+    parallel = joblib.Parallel(
+        n_jobs=-1 if jobs is None else jobs, batch_size=1, return_as="generator_unordered"
+    )
+    # A log gets few lines, a terminal a bar that moves.
+    interval = 0.5 if sys.stderr.isatty() else 10
+    with tqdm(
+        total=len(pictures), desc="draw", unit="image", mininterval=interval, ncols=80
+    ) as bar:
+        for start, rows in parallel(tasks):
+            chunks[start] = rows
+            bar.update(len(rows))
+    in_order = [row for start in sorted(chunks) for row in chunks[start]]
+    with (target / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, in_order[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(in_order)
 
 
-def _draw(
-    target: Path, pictures: list[tuple[str, int]], image_size: int, seed: int
-) -> list[dict[str, Any]]:
+def _draw_chunk(
+    target: Path, start: int, pictures: list[tuple[str, int]], image_size: int, seed: int
+) -> tuple[int, list[dict[str, str | int]]]:
     rows = []
     for label, index in pictures:
         attributes = draw_attributes(label, index, seed)
         name = f"{label}/{index:04}.png"
         (target / name).write_bytes(render(attributes, image_size))
         rows.append({"file": name, **attributes})
-    return rows
+    return start, rows
 
 
-def bayes_accuracy(attributes: tuple[str, ...] = tuple(SIGNAL)) -> float:
-    """Return the accuracy of the best classifier that sees `attributes`, on balanced classes.
+def bayes_accuracy(attributes: Collection[str] | None = None) -> float:
+    """Return the accuracy of the best classifier on balanced classes.
 
-    Exact: for each combination of values, the best guess is the class under which it is likelier.
+    Exact: each combination of values counts for the class in which it is likelier. Combinations
+    that look the same count as one, and nothing outside `SIGNAL` depends on the class.
+
+    Args:
+        attributes: those of `SIGNAL` that the classifier sees; None for all.
     """
-    shares = [_shares(name) for name in attributes]
-    total = 0.0
-    for combination in itertools.product(*shares):
-        total += max(math.prod(pair[column] for pair in combination) for column in (0, 1)) / 2
-    return total
-
-
-def _shares(name: str) -> list[tuple[float, float]]:
-    pairs = list(SIGNAL[name].values())
-    sums = [math.fsum(pair[column] for pair in pairs) for column in (0, 1)]
-    return [(female / sums[0], male / sums[1]) for female, male in pairs]
+    shares: dict[tuple[str, ...], list[float]] = {}
+    for values in itertools.product(*SIGNAL.values()):
+        drawn = dict(zip(SIGNAL, values, strict=True))
+        seen = show(drawn)
+        share = shares.setdefault(tuple(seen[name] for name in attributes or SIGNAL), [0.0, 0.0])
+        for column in range(len(CLASSES)):
+            share[column] += math.prod(
+                SIGNAL[name][value][column] / 100 for name, value in drawn.items()
+            )
+    return math.fsum(max(share) for share in shares.values()) / len(CLASSES)
 
 
 def describe() -> str:
@@ -250,26 +336,29 @@ def describe() -> str:
         lines.append("")
     lines += ["| drawn alike for both | from |", "|---|---|"]
     lines += [f"| {name} | {', '.join(options)} |" for name, options in NUISANCE.items()]
+    lines += [f"| {name} | {first} to {last} |" for name, (first, last) in PLACEMENT.items()]
     lines += ["", "| a classifier that sees | is right at best |", "|---|---:|"]
-    for name in SIGNAL:
-        lines.append(f"| {name} alone | {bayes_accuracy((name,)):.4f} |")
+    lines += [f"| {name} | {bayes_accuracy([name]):.4f} |" for name in SIGNAL]
+    lines.append(f"| hair and facial_hair | {bayes_accuracy(['hair', 'facial_hair']):.4f} |")
     lines.append(f"| all four (the Bayes accuracy) | {bayes_accuracy():.4f} |")
     return "\n".join(lines)
 
 
 def contact_sheet(path: Path, *, columns: int = 12, size: int = 80, seed: int = 42) -> None:
-    """Write a PNG with a row of female and a row of male pictures, twice."""
-    import io
+    """Write a PNG of the first pictures: two rows of female, then two of male.
 
-    from PIL import Image
-
+    Args:
+        path: file to write.
+        columns: pictures in a row.
+        size: pixels a side of each.
+        seed: source of chance.
+    """
     sheet = Image.new("RGB", (columns * size, 4 * size))
-    for row, (label, start) in enumerate(
-        [("female", 0), ("female", columns), ("male", 0), ("male", columns)]
-    ):
+    for row in range(4):
         for column in range(columns):
-            png = render(draw_attributes(label, start + column, seed), size)
-            sheet.paste(Image.open(io.BytesIO(png)).convert("RGB"), (column * size, row * size))
+            label, index = CLASSES[row // 2], row % 2 * columns + column
+            with Image.open(io.BytesIO(render(draw_attributes(label, index, seed), size))) as face:
+                sheet.paste(face.convert("RGB"), (column * size, row * size))
     sheet.quantize(128).save(path, optimize=True)
 
 

@@ -163,8 +163,14 @@ def test_two_clones_give_the_same_bytes(reproduced: Clone, new_clone: Callable) 
 
 def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
-    clone.compose("dataset.per_class=40", "dataset.image_size=48", "image.size=32",
-                  "train.epochs=3", "train.warmup_epochs=0", "evaluate.bootstrap_samples=200")
+    clone.compose(
+        "dataset.per_class=40",
+        "dataset.image_size=48",
+        "image.size=32",
+        "train.epochs=3",
+        "train.warmup_epochs=0",
+        "evaluate.bootstrap_samples=200",
+    )
     assert clone.ran(clone.run("dvc", "repro").stdout) == ["train", "evaluate"]
     with (clone.root / "facegender" / "evaluation.py").open("a") as file:
         file.write("# touched\n")
@@ -176,9 +182,10 @@ def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -
 def test_evaluating_again_uses_the_same_run(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
     # The copy's store, for its database names the artifacts' place as it was.
-    assert "which trained the model" in clone.run(
-        "dvc", "repro", "--force", "--single-item", "evaluate"
-    ).stdout
+    assert (
+        "which trained the model"
+        in clone.run("dvc", "repro", "--force", "--single-item", "evaluate").stdout
+    )
     (run,) = runs(clone)
     client = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
     models = client.search_logged_models([run.info.experiment_id])
@@ -205,8 +212,17 @@ def test_a_model_from_elsewhere_gets_a_run_of_its_own_once(
 
 def test_experiments_log_to_the_repositorys_store(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
-    clone.run("dvc", "exp", "run", "--temp", "--name", "slower", "-S", "train.learning_rate=0.0001",
-              *(word for item in SMALL_OVERRIDES for word in ("-S", item)))
+    clone.run(
+        "dvc",
+        "exp",
+        "run",
+        "--temp",
+        "--name",
+        "slower",
+        "-S",
+        "train.learning_rate=0.0001",
+        *(word for item in SMALL_OVERRIDES for word in ("-S", item)),
+    )
     names = {run.info.run_name: run for run in runs(clone)}
     assert set(names) == {"repro", "slower"}
     assert names["slower"].data.tags["dvc.exp_name"] == "slower"
@@ -233,9 +249,12 @@ def test_the_folder_source_and_its_metadata(
     (folder / "men" / "007.png").write_bytes(b"broken")
     clone = new_clone()
     overrides = ["dataset=folder", f"dataset.path={folder}", "data.max_invalid_fraction=0.1"]
-    clone.run("dvc", "exp", "run", *(
-        word for item in [*overrides, *SMALL_OVERRIDES[2:]] for word in ("-S", item)
-    ))
+    clone.run(
+        "dvc",
+        "exp",
+        "run",
+        *(word for item in [*overrides, *SMALL_OVERRIDES[2:]] for word in ("-S", item)),
+    )
     data = json.loads((clone.root / "metrics/data.json").read_text())
     assert data["invalid"]["images"] == [
         {"path": "men/007.png", "reason": "not an image in a known format"}
@@ -253,8 +272,18 @@ def test_too_many_unreadable_images_fail_with_their_names(
     folder = make_images("faces", per_class=20)
     (folder / "male" / "007.png").write_bytes(b"broken")
     clone = new_clone("dataset=folder", f"dataset.path={folder}") if False else new_clone()
-    done = clone.run("dvc", "exp", "run", "-S", "dataset=folder", "-S", f"dataset.path={folder}",
-                     "-S", "data.max_invalid_fraction=0", check=False)
+    done = clone.run(
+        "dvc",
+        "exp",
+        "run",
+        "-S",
+        "dataset=folder",
+        "-S",
+        f"dataset.path={folder}",
+        "-S",
+        "data.max_invalid_fraction=0",
+        check=False,
+    )
     assert done.returncode != 0
     assert "male/007.png: not an image in a known format" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,145 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facegender.datasets.raw import content_digest, emptied_on_error, replace_directory
+
+
+def fill(directory: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return directory
+
+
+def read(directory: Path) -> dict[str, str]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_text()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_digest_covers_names_and_bytes_only(tmp_path):
+    first = fill(tmp_path / "first", {"b/x.jpg": "1", "a.csv": "2"})
+    second = fill(tmp_path / "second", {"a.csv": "2", "b/x.jpg": "1"})
+    os.utime(second / "a.csv", (0, 0))
+    (second / "a.csv").chmod(0o600)
+    (second / "empty").mkdir()
+    assert content_digest(first) == content_digest(second)
+    assert content_digest(first)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"b/x.jpg": "1", "a.csv": "3"},
+        {"b/x.jpg": "1", "a.cs": "2"},
+        {"x.jpg": "1", "a.csv": "2"},
+        {"b/x.jpg": "1"},
+        {"b/x.jpg": "2", "a.csv": "1"},
+    ],
+)
+def test_digest_tells_any_change(tmp_path, other):
+    first = fill(tmp_path / "first", {"b/x.jpg": "1", "a.csv": "2"})
+    assert content_digest(first)[1] != content_digest(fill(tmp_path / "other", other))[1]
+
+
+def test_digest_does_not_follow_links(tmp_path):
+    directory = fill(tmp_path / "data", {"a.jpg": "1"})
+    before = content_digest(directory)
+    fill(tmp_path / "outside", {"b.jpg": "2"})
+    (directory / "link").symlink_to(tmp_path / "outside")
+    (directory / "c.jpg").symlink_to(tmp_path / "outside" / "b.jpg")
+    assert content_digest(directory) == before
+
+
+def test_success_replaces_what_was_there(tmp_path):
+    target = fill(tmp_path / "data" / "raw", {"old.jpg": "old"})
+    with replace_directory(target) as aside:
+        assert aside.parent == target.parent
+        assert read(target) == {"old.jpg": "old"}
+        fill(aside, {"new.jpg": "new"})
+    assert read(target) == {"new.jpg": "new"}
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_target_and_its_parents_need_not_exist(tmp_path):
+    with replace_directory(tmp_path / "data" / "raw") as aside:
+        fill(aside, {"new.jpg": "new"})
+    assert read(tmp_path / "data" / "raw") == {"new.jpg": "new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_failure_changes_nothing(tmp_path, error):
+    target = fill(tmp_path / "raw", {"old.jpg": "old"})
+    with pytest.raises(error), replace_directory(target) as aside:  # noqa: PT012
+        fill(aside, {"new.jpg": "half"})
+        raise error
+    assert read(tmp_path) == {"raw/old.jpg": "old"}
+
+
+def test_failure_of_the_rename_puts_the_target_back(tmp_path, monkeypatch):
+    target = fill(tmp_path / "raw", {"old.jpg": "old"})
+    rename = Path.rename
+
+    def fail_for_new(self, to):
+        if self.name == ".raw.partial":
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(OSError, match="Input/output"), replace_directory(target):
+        pass
+    assert read(tmp_path) == {"raw/old.jpg": "old"}
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    target = fill(tmp_path / "raw", {"old.jpg": "old"})
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from facegender.datasets.raw import replace_directory\n"
+        "with replace_directory(Path(sys.argv[1])) as aside:\n"
+        "    (aside / 'half.jpg').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(target)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert read(target) == {"old.jpg": "old"}
+    assert (tmp_path / ".raw.partial" / "half.jpg").exists()
+    with replace_directory(target) as aside:
+        assert read(aside) == {}
+        fill(aside, {"new.jpg": "new"})
+    assert read(tmp_path) == {"raw/new.jpg": "new"}
+
+
+def test_a_run_killed_between_the_renames_is_undone(tmp_path):
+    fill(tmp_path / ".raw.former", {"old.jpg": "old"})
+    fill(tmp_path / ".raw.partial", {"new.jpg": "new"})
+    with pytest.raises(RuntimeError), replace_directory(tmp_path / "raw"):
+        raise RuntimeError
+    assert read(tmp_path) == {"raw/old.jpg": "old"}
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_kept(tmp_path):
+    album = fill(tmp_path / "album", {"photo.jpg": "mine"})
+    target = tmp_path / "data" / "raw"
+    target.parent.mkdir()
+    target.symlink_to(album)
+    with replace_directory(target) as aside:
+        fill(aside, {"new.jpg": "new"})
+    assert read(album) == {"photo.jpg": "mine"}
+    assert not target.is_symlink()
+    assert read(target) == {"new.jpg": "new"}
+
+
+def test_emptied_on_error_refuses_to_empty_what_it_did_not_fill(tmp_path):
+    directory = fill(tmp_path / "full", {"a.jpg": "1"})
+    with pytest.raises(ValueError, match="not empty"), emptied_on_error(directory):
+        pass
+    assert read(directory) == {"a.jpg": "1"}
