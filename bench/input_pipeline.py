@@ -34,7 +34,6 @@ def main() -> None:
         weights="none",
         dropout=params.model.dropout,
         seed=1,
-        batch_norm_frozen=False,
         batch_norm_momentum=0.9,
         augmentation=augmentation_layers(params.train.augmentation, 1),
     ).training

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from facegender.command import project_root, run_command
 from facegender.errors import UserError
-from facegender.manifest import find_images
+from facegender.files import find_images
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="facegender",
-        description="Label face photos by perceived gender with the model that `dvc repro` trained.",
+        description="Label face photos by perceived gender with the model of `dvc repro`.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict = commands.add_parser(

@@ -5,7 +5,6 @@ A manifest is a pandas DataFrame with the columns `path` (POSIX, relative to the
 metadata CSV beside the images gives (age, country, ...).
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -13,30 +12,13 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from facegender.errors import UserError
+from facegender.files import IMAGE_SUFFIXES, file_sha256, find_images
 
 LABELS = {"female": 0, "male": 1}
 NAMES = {label: name for name, label in LABELS.items()}
 COLUMNS = ["path", "label", "sha256"]
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
-
 _log = logging.getLogger(__name__)
-
-
-def find_images(directory: Path) -> list[PurePosixPath]:
-    """Return the image files under `directory`, relative to it, sorted by name.
-
-    Hidden files and the litter of operating systems (`__MACOSX`) are passed over.
-    """
-    found = []
-    for path in directory.rglob("*"):
-        relative = PurePosixPath(path.relative_to(directory).as_posix())
-        litter = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
-        if not litter and relative.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            found.append(relative)
-    return sorted(found, key=str)
 
 
 def label_images(
@@ -99,12 +81,6 @@ def label_images(
                 "names under split.classes in params.yaml."
             )
     return frame
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_metadata(directory: Path) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from facegender.errors import UserError
-from facegender.manifest import file_sha256
+from facegender.files import file_sha256
 
 _IMAGENET_TROUBLE = (
     "The ImageNet weights of MobileNet could not be downloaded ({reason}). They come from Keras' "
@@ -40,7 +40,6 @@ def build_network(
     alpha: float,
     weights: str,
     dropout: float,
-    batch_norm_frozen: bool,
     batch_norm_momentum: float,
     augmentation: list[keras.layers.Layer],
     seed: int,
@@ -56,8 +55,6 @@ def build_network(
         alpha: MobileNet's width multiplier.
         weights: `imagenet`, `none`, or the path of a weights file without top.
         dropout: rate before the last layer.
-        batch_norm_frozen: run the base's BatchNorm in inference mode while training, as Keras'
-            transfer-learning guide advises for pretrained weights.
         batch_norm_momentum: of the running statistics. Keras' 0.99 needs thousands of steps to
             forget where it started; short training from scratch needs less.
         augmentation: layers that take and give float32 images in [-1, 1].
@@ -78,14 +75,11 @@ def build_network(
     sigmoid = keras.layers.Activation("sigmoid", name="probability_male")
 
     image = keras.Input(shape, dtype="uint8", name="image")
-    inference = keras.Model(
-        image, sigmoid(dense(drop(base(scale(image), training=False)))), name="facegender"
-    )
+    inference = keras.Model(image, sigmoid(dense(drop(base(scale(image))))), name="facegender")
     augmented = scale(image)
     for layer in augmentation:
         augmented = layer(augmented)
-    features = base(augmented, training=False) if batch_norm_frozen else base(augmented)
-    training = keras.Model(image, dense(drop(features)), name="facegender_training")
+    training = keras.Model(image, dense(drop(base(augmented))), name="facegender_training")
     return Network(inference, training, base)
 
 
@@ -123,28 +117,33 @@ def _mobilenet(
         raise UserError(_IMAGENET_TROUBLE.format(reason=str(error).splitlines()[0])) from error
 
 
-def set_trainable(base: keras.Model, fine_tune_from: str) -> None:
+def set_trainable(base: keras.Model, fine_tune_from: str, *, batch_norm: bool = True) -> None:
     """Make the layers of `base` from `fine_tune_from` on trainable, and freeze those before it.
+
+    A frozen BatchNorm runs in inference mode, as Keras' transfer-learning guide advises for
+    pretrained weights. That guide's own way, calling the base with `training=False`, does not
+    hold inside `fit` of a functional model in Keras 3.15: the statistics are changed all the same.
 
     Args:
         base: MobileNet.
         fine_tune_from: `all`, `none`, or the name of a layer, such as `conv_pw_6`.
+        batch_norm: whether BatchNorm layers are among those to train.
 
     Raises:
         UserError: no layer has that name.
     """
     names = [layer.name for layer in base.layers]
-    if fine_tune_from in {"all", "none"}:
-        base.trainable = fine_tune_from == "all"
-        return
-    if fine_tune_from not in names:
+    starts = {"all": 0, "none": len(names)} | {name: place for place, name in enumerate(names)}
+    if fine_tune_from not in starts:
         raise UserError(
             f"MobileNet has no layer {fine_tune_from!r}: train.fine_tune_from is `all` or one of "
             f"{', '.join(name for name in names if name.startswith('conv'))}."
         )
     base.trainable = True
-    for layer in base.layers[: names.index(fine_tune_from)]:
-        layer.trainable = False
+    # Each layer by itself: Keras does not hand a flag on to layers when the model has it already.
+    for place, layer in enumerate(base.layers):
+        is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = place >= starts[fine_tune_from] and (batch_norm or not is_batch_norm)
 
 
 def save_model(model: keras.Model, path: Path) -> None:
@@ -162,19 +161,24 @@ def save_model(model: keras.Model, path: Path) -> None:
                 metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}
                 content = json.dumps(metadata).encode()
             elif name == "config.json":
-                numbers: dict[int, int] = {}
-                config = json.loads(content, object_hook=lambda item: _renumber(item, numbers))
-                content = json.dumps(config).encode()
+                content = json.dumps(_renumber(json.loads(content), {})).encode()
             # ZipInfo's own date is a constant.
             fixed.writestr(zipfile.ZipInfo(name), content)
     aside.unlink()
 
 
-def _renumber(item: dict[str, Any], numbers: dict[int, int]) -> dict[str, Any]:
-    if "shared_object_id" in item:
-        number = numbers.setdefault(item["shared_object_id"], len(numbers))
-        item["shared_object_id"] = number
-    return item
+def _renumber(item: Any, numbers: dict[int, int]) -> Any:
+    """Return a copy of a configuration whose shared objects are numbered as they come."""
+    if isinstance(item, list):
+        return [_renumber(child, numbers) for child in item]
+    if not isinstance(item, dict):
+        return item
+    return {
+        key: numbers.setdefault(child, len(numbers))
+        if key == "shared_object_id"
+        else _renumber(child, numbers)
+        for key, child in item.items()
+    }
 
 
 def load_model(path: Path) -> keras.Model:

@@ -67,6 +67,14 @@ class Split(_Strict):
     classes: Classes
 
 
+class Archive(_Strict):
+    """What an archive or folder may hold; more is refused."""
+
+    max_gigabytes: Annotated[float, Field(gt=0)]
+    max_ratio: Annotated[float, Field(gt=0)]
+    max_files: Positive
+
+
 class Data(_Strict):
     """What the data must satisfy."""
 
@@ -134,6 +142,7 @@ class Params(_Strict):
     """All of params.yaml."""
 
     dataset: Dataset
+    archive: Archive
     data: Data
     split: Split
     image: Image

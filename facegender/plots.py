@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from facegender.manifest import LABELS, NAMES
@@ -40,10 +41,10 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
         history["epoch"], history[f"val_{metric}"], "s--", ms=3, color=_RED, label="validation"
     )
     if history["val_loss"].notna().any():
-        best = history["epoch"][history["val_loss"].idxmin()]
+        best = history.sort_values("val_loss", kind="stable")["epoch"].iloc[0]
         axes.axvline(best, color=_GREY, lw=1, ls=":", label=f"kept: epoch {best}")
     axes.set(title=f"{metric.capitalize()} by epoch", xlabel="epoch", ylabel=metric)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)

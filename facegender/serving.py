@@ -15,13 +15,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel
 from PIL import Image
 
 from facegender.images import InvalidImage, decode_image
 from facegender.manifest import NAMES
 
 
-class FaceGender(mlflow.pyfunc.PythonModel):
+class FaceGender(PythonModel):
     """A saved model behind MLflow's `pyfunc` interface."""
 
     def load_context(self, context: Any) -> None:

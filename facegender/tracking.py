@@ -16,12 +16,14 @@ from typing import Any
 import mlflow
 import pandas as pd
 from filelock import FileLock
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from facegender.manifest import LABELS, file_sha256
+from facegender.files import file_sha256
+from facegender.manifest import LABELS
 
 EXPERIMENT = "facegender"
 MODEL_NAME = "model"
@@ -238,7 +240,7 @@ def _log_datasets(manifests: Mapping[str, Path]) -> None:
     for part, path in manifests.items():
         frame = pd.read_csv(path)
         frame["label"] = frame["label"].map({value: name for name, value in LABELS.items()})
-        dataset = mlflow.data.from_pandas(
+        dataset = from_pandas(
             frame,
             source=f"data/splits/{path.name}",
             targets="label",

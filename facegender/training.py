@@ -38,7 +38,11 @@ class Training:
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed Python, NumPy and Keras, and have TensorFlow use deterministic kernels only."""
+    """Seed Python, NumPy and Keras, and have TensorFlow use deterministic kernels only.
+
+    Keras also numbers layers anew, for the names that it counts up are saved with a model.
+    """
+    keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
@@ -148,7 +152,9 @@ def train_network(
         for phase in _phases(recipe):
             if not phase.epochs:
                 continue
-            set_trainable(network.base, phase.fine_tune_from)
+            set_trainable(
+                network.base, phase.fine_tune_from, batch_norm=recipe.batch_norm == "train"
+            )
             steps = math.ceil(len(train) / recipe.batch_size)
             _compile(network.training, recipe, phase, steps)
             stop_early = (
@@ -173,8 +179,8 @@ def train_network(
 
     history = pd.DataFrame(clock.history, columns=HISTORY_COLUMNS)
     speed = pd.DataFrame(clock.speed, columns=SPEED_COLUMNS)
-    losses = history["val_loss"]
-    best_epoch = int(history["epoch"][losses.idxmin()]) if losses.notna().any() else 0
+    ranked = history.dropna(subset="val_loss").sort_values("val_loss", kind="stable")
+    best_epoch = 0 if ranked.empty else int(ranked["epoch"].iloc[0])
     return Training(history, speed, best_epoch)
 
 

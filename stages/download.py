@@ -6,6 +6,7 @@ from pathlib import Path
 
 from facegender.command import project_root, run_command
 from facegender.datasets import fetch_dataset
+from facegender.datasets.archive import ArchiveLimits
 from facegender.params import load_params
 
 
@@ -19,7 +20,15 @@ def main() -> None:
 
     known = json.loads(args.info.read_text()) if args.info.is_file() else None
     info = fetch_dataset(
-        params.dataset, args.raw, known=known, cache=project_root() / ".dvc" / "tmp" / "kaggle"
+        params.dataset,
+        args.raw,
+        limits=ArchiveLimits(
+            max_total_bytes=int(params.archive.max_gigabytes * 10**9),
+            max_ratio=params.archive.max_ratio,
+            max_files=params.archive.max_files,
+        ),
+        known=known,
+        cache=project_root() / ".dvc" / "tmp" / "kaggle",
     )
     args.info.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n")
 

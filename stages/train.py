@@ -36,7 +36,6 @@ def main() -> None:
         weights=params.model.weights,
         weights_sha256=params.model.weights_sha256,
         dropout=params.model.dropout,
-        batch_norm_frozen=params.train.batch_norm == "frozen",
         batch_norm_momentum=params.train.batch_norm_momentum,
         augmentation=training.augmentation_layers(params.train.augmentation, params.train.seed),
         seed=params.train.seed,

@@ -4,18 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from facegender.datasets.archive import ArchiveLimits
 from facegender.datasets.raw import content_digest, replace_directory
 from facegender.params import Dataset, FolderDataset, KaggleDataset, SampleDataset
 
 
 def fetch_dataset(
-    dataset: Dataset, target: Path, *, cache: Path, known: Mapping[str, Any] | None = None
+    dataset: Dataset,
+    target: Path,
+    *,
+    limits: ArchiveLimits,
+    cache: Path,
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fill the directory `target` with a dataset's images; on failure it stays as it was.
 
     Args:
         dataset: the parameters of one source.
         target: directory to make or replace.
+        limits: what an archive or folder may hold.
         cache: directory for partial downloads.
         known: what an earlier call returned, if anything: the same version of a Kaggle dataset
             must then have the same bytes.
@@ -27,12 +34,14 @@ def fetch_dataset(
         UserError: the source cannot be had, or is not what it was.
     """
     with replace_directory(target) as aside:
-        facts = _fill(dataset, aside, cache, known or {})
+        facts = _fill(dataset, aside, limits, cache, known or {})
         files, sha256 = content_digest(aside)
     return {"source": dataset.source, **facts, "files": files, "sha256": sha256}
 
 
-def _fill(dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+def _fill(
+    dataset: Dataset, target: Path, limits: ArchiveLimits, cache: Path, known: Mapping[str, Any]
+) -> dict[str, Any]:
     # Each source is imported when it is asked for: a change in one is no change in another.
     match dataset:
         case SampleDataset():
@@ -46,13 +55,11 @@ def _fill(dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any])
             )
             return {"version": sample.version()}
         case FolderDataset():
-            from facegender.datasets.archive import ArchiveLimits
             from facegender.datasets.folder import copy_folder
 
-            copy_folder(Path(dataset.path), target, ArchiveLimits())
+            copy_folder(Path(dataset.path), target, limits)
             return {"version": Path(dataset.path).name}
         case KaggleDataset():
-            from facegender.datasets.archive import ArchiveLimits
             from facegender.datasets.kaggle import download_kaggle
 
             same = known.get("slug") == dataset.slug and dataset.version in {
@@ -63,9 +70,10 @@ def _fill(dataset: Dataset, target: Path, cache: Path, known: Mapping[str, Any])
                 dataset.slug,
                 dataset.version,
                 target,
-                ArchiveLimits(),
+                limits,
                 cache=cache,
                 expected_sha256=known.get("archive_sha256") if same else None,
+                expected_version=known.get("version") if same else None,
             )
             return {
                 "slug": got.slug,

@@ -49,9 +49,8 @@ _REPACK = "Pack the images again without it, or ask whoever made the archive."
 class ArchiveLimits:
     """What an archive or folder may hold.
 
-    The defaults let any face dataset through (CelebA, a large one, has 200,000 files and some
-    10 GB) and stop what would fill a disk. JPEG and PNG are compressed already, so their
-    archives have a ratio near 1; bitmaps and tables may reach 20, a zip bomb 1000 and more.
+    JPEG and PNG are compressed already, so their archives have a ratio near 1; bitmaps and tables
+    may reach 20, a zip bomb 1000 and more.
 
     Attributes:
         max_total_bytes: of all files together, unpacked.
@@ -59,9 +58,9 @@ class ArchiveLimits:
         max_files: files and folders.
     """
 
-    max_total_bytes: int = 100 * 10**9
-    max_ratio: float = 100.0
-    max_files: int = 2_000_000
+    max_total_bytes: int
+    max_ratio: float
+    max_files: int
 
 
 class DamagedArchive(UserError):

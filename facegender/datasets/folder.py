@@ -11,7 +11,7 @@ from tqdm import tqdm
 from facegender.datasets.archive import ArchiveLimits, extract_archive
 from facegender.datasets.raw import emptied_on_error
 from facegender.errors import UserError
-from facegender.manifest import IMAGE_SUFFIXES
+from facegender.files import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 

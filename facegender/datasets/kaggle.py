@@ -24,8 +24,9 @@ import requests
 import urllib3
 
 from facegender.datasets.archive import ArchiveLimits, DamagedArchive, extract_archive
-from facegender.datasets.raw import clear_directory, file_sha256
+from facegender.datasets.raw import clear_directory
 from facegender.errors import UserError
+from facegender.files import file_sha256
 
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -238,7 +239,7 @@ def _make_client(timeout: float) -> "KaggleApi":
         # reads the whole archive into memory.
         args = [arg for arg in KaggleApi.args if arg not in {"--verbose", "-v"}]  # noqa: RUF012
 
-        def build_kaggle_client(self) -> Any:  # noqa: ANN401
+        def build_kaggle_client(self) -> Any:
             client = super().build_kaggle_client()
             http = client.http_client()
             http._init_session()
@@ -246,7 +247,7 @@ def _make_client(timeout: float) -> "KaggleApi":
                 http._session.mount(scheme, _Adapter(timeout))
             return client
 
-        def download_file(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        def download_file(self, *args: Any, **kwargs: Any) -> None:
             # Its own retries use the same signed URL for minutes; ours get a new one.
             super().download_file(*args, **kwargs, max_retries=0, timeout=timeout)
 
@@ -260,7 +261,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
         super().__init__()
         self._timeout = timeout
 
-    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
         return super().send(request, *args, **{**kwargs, "timeout": self._timeout})
 
 

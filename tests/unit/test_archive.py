@@ -1,4 +1,5 @@
 import bz2
+import dataclasses
 import io
 import lzma
 import os
@@ -15,6 +16,13 @@ import pytest
 from facegender.datasets import archive as archive_module
 from facegender.datasets.archive import ArchiveLimits, DamagedArchive, extract_archive
 from facegender.errors import UserError
+
+LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
+
+
+def limits(**changes: float) -> ArchiveLimits:
+    return dataclasses.replace(LIMITS, **changes)
+
 
 FILES = {"female/a.jpg": os.urandom(3000), "male/b.jpg": os.urandom(3000), "faces.csv": b"file,age"}
 KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
@@ -60,7 +68,7 @@ def refused(tmp_path) -> Callable[..., str]:
         target = tmp_path / "box" / "target"
         before = sorted(path for path in tmp_path.rglob("*") if "box" not in path.parts)
         with pytest.raises(error) as caught:
-            extract_archive(archive, target, limits or ArchiveLimits())
+            extract_archive(archive, target, limits or LIMITS)
         assert list((tmp_path / "box").rglob("*")) == [target]
         assert sorted(path for path in tmp_path.rglob("*") if "box" not in path.parts) == before
         assert archive.name in str(caught.value)
@@ -74,16 +82,14 @@ def refused(tmp_path) -> Callable[..., str]:
 def test_each_kind_is_unpacked(tmp_path, kind):
     archive = make(tmp_path, kind)
     archive = archive.rename(tmp_path / "no-telling-name")
-    extract_archive(archive, tmp_path / "target", ArchiveLimits())
+    extract_archive(archive, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == FILES
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_keep_chooses_what_is_written(tmp_path, kind):
     archive = make(tmp_path, kind)
-    extract_archive(
-        archive, tmp_path / "target", ArchiveLimits(), keep=lambda path: path.suffix == ".csv"
-    )
+    extract_archive(archive, tmp_path / "target", LIMITS, keep=lambda path: path.suffix == ".csv")
     assert read(tmp_path / "target") == {"faces.csv": FILES["faces.csv"]}
 
 
@@ -115,7 +121,7 @@ def test_a_name_with_nul_is_refused(tmp_path, refused):
 
 def test_backslashes_separate_folders(tmp_path):
     archive = make_zip(tmp_path / "faces.zip", {"women\\a.jpg": b"1"})
-    extract_archive(archive, tmp_path / "target", ArchiveLimits())
+    extract_archive(archive, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == {"women/a.jpg": b"1"}
 
 
@@ -188,7 +194,7 @@ def test_a_folder_may_be_listed_twice(tmp_path):
         info = tarfile.TarInfo("female/a.jpg")
         info.size = 1
         tar.addfile(info, io.BytesIO(b"1"))
-    extract_archive(tmp_path / "faces.tar", tmp_path / "target", ArchiveLimits())
+    extract_archive(tmp_path / "faces.tar", tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == {"female/a.jpg": b"1"}
 
 
@@ -198,7 +204,7 @@ def test_the_ratio_is_limited(tmp_path, refused, kind):
     message = refused(archive)
     assert "max_ratio" in message
     assert "male/bomb.jpg" in message
-    extract_archive(archive, tmp_path / "target", ArchiveLimits(max_ratio=1e6))
+    extract_archive(archive, tmp_path / "target", limits(max_ratio=1e6))
     assert len(read(tmp_path / "target")["male/bomb.jpg"]) == 20_000_000
 
 
@@ -206,23 +212,26 @@ def test_the_ratio_is_limited(tmp_path, refused, kind):
 def test_the_total_is_limited_across_files(tmp_path, refused, kind):
     archive = make(tmp_path, kind)
     total = sum(map(len, FILES.values()))
-    assert "max_total_bytes" in refused(archive, ArchiveLimits(max_total_bytes=total - 1))
-    extract_archive(archive, tmp_path / "target", ArchiveLimits(max_total_bytes=total))
+    assert "max_total_bytes" in refused(archive, limits(max_total_bytes=total - 1))
+    extract_archive(archive, tmp_path / "target", limits(max_total_bytes=total))
     assert read(tmp_path / "target") == FILES
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_the_number_of_files_is_limited(tmp_path, refused, kind):
     archive = make(tmp_path, kind)
-    assert "max_files" in refused(archive, ArchiveLimits(max_files=2))
-    extract_archive(archive, tmp_path / "target", ArchiveLimits(max_files=3))
+    assert "max_files" in refused(archive, limits(max_files=2))
+    extract_archive(archive, tmp_path / "target", limits(max_files=3))
 
 
 def test_limits_count_what_is_not_kept(tmp_path):
     archive = make_zip(tmp_path / "faces.zip")
     with pytest.raises(UserError, match="max_files"):
         extract_archive(
-            archive, tmp_path / "target", ArchiveLimits(max_files=2), keep=lambda _: False
+            archive,
+            tmp_path / "target",
+            limits(max_files=2),
+            keep=lambda _: False,
         )
 
 
@@ -323,7 +332,7 @@ def test_random_damage_raises_nothing_else(tmp_path, kind):
         archive.write_bytes(damaged)
         target = tmp_path / "box" / str(number)
         try:
-            extract_archive(archive, target, ArchiveLimits())
+            extract_archive(archive, target, LIMITS)
         except UserError:
             assert list(target.iterdir()) == []
     assert {path.parent for path in (tmp_path / "box").iterdir()} == {tmp_path / "box"}
@@ -334,7 +343,7 @@ def test_a_file_in_the_way_is_kept(tmp_path):
     target.mkdir()
     (target / "mine.jpg").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        extract_archive(make_zip(tmp_path / "faces.zip"), target, ArchiveLimits())
+        extract_archive(make_zip(tmp_path / "faces.zip"), target, LIMITS)
     assert read(target) == {"mine.jpg": b"mine"}
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import os
 import shutil
@@ -11,7 +12,7 @@ from facegender.datasets.folder import copy_folder
 from facegender.errors import UserError
 from tests.unit.test_raw import fill, read
 
-LIMITS = ArchiveLimits()
+LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 WANTED = {
     "Training/male/1.jpg": "a",
     "Training/female/2.PNG": "b",
@@ -129,8 +130,8 @@ def test_the_projects_own_data_is_no_source(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "name"),
     [
-        (ArchiveLimits(max_files=3), "max_files of 3"),
-        (ArchiveLimits(max_total_bytes=3), "max_total_bytes of 3"),
+        (dataclasses.replace(LIMITS, max_files=3), "max_files of 3"),
+        (dataclasses.replace(LIMITS, max_total_bytes=3), "max_total_bytes of 3"),
     ],
 )
 def test_a_folder_is_limited_too(tmp_path, source, limits, name):

@@ -4,6 +4,7 @@ Tests in this process have an API key in the environment, which the client reads
 What it reads when it is imported, or only from files, is tested in other processes.
 """
 
+import dataclasses
 import io
 import json
 import logging
@@ -31,6 +32,7 @@ from facegender.errors import UserError
 from tests.compose import ROOT
 from tests.kaggle_server import SIGNATURE, Fault, KaggleServer, kaggle_server
 
+LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 SLUG = "owner/faces"
 KEY = "canary-key-of-ada"
 BASIC = "Basic " + b64encode(f"ada:{KEY}".encode()).decode()
@@ -77,7 +79,7 @@ class Setting:
     naps: list[float]
 
     def download(self, slug: str = SLUG, version: int | None = 2, **options) -> KaggleDownload:
-        limits = options.pop("limits", ArchiveLimits())
+        limits = options.pop("limits", LIMITS)
         return download_kaggle(slug, version, self.target, limits, cache=self.cache, **options)
 
     def fail(self, *args, **options) -> str:
@@ -317,7 +319,7 @@ def test_a_verbose_client_writes_what_it_gets(setting, monkeypatch, capfd):
 
 
 def test_a_complete_archive_that_was_not_unpacked_is_not_fetched_again(setting):
-    limits = ArchiveLimits(max_total_bytes=1000)
+    limits = dataclasses.replace(LIMITS, max_total_bytes=1000)
     assert "max_total_bytes" in setting.fail(limits=limits)
     setting.server.faults["storage"] = [Fault(cut=0)]  # a second download would fail
     assert setting.download(attempts=1).archive_sha256 == digest(FACES)
@@ -326,7 +328,7 @@ def test_a_complete_archive_that_was_not_unpacked_is_not_fetched_again(setting):
 
 def test_a_complete_archive_of_another_version_is_not_taken(setting):
     # The client takes a file that is as new and as large for what it was asked for.
-    setting.fail(version=2, limits=ArchiveLimits(max_total_bytes=1000))
+    setting.fail(version=2, limits=dataclasses.replace(LIMITS, max_total_bytes=1000))
     assert setting.download(version=1).archive_sha256 == digest(OLD_FACES)
 
 
@@ -491,11 +493,12 @@ from facegender.datasets.kaggle import download_kaggle
 from facegender.errors import UserError
 logging.basicConfig(level=logging.DEBUG)
 home, outcomes = Path(sys.argv[1]), {}
+limits = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=100)
 for slug in sys.argv[2:]:
     target = home / "target" / slug
     try:
         got = download_kaggle(
-            slug, None, target, ArchiveLimits(), cache=home / "cache", attempts=2, delay=0,
+            slug, None, target, limits, cache=home / "cache", attempts=2, delay=0,
             timeout=5,
         )
         outcomes[slug] = repr(got)

@@ -3,9 +3,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.errors import UserError
+from facegender.files import find_images
 from facegender.manifest import (
     build_manifest,
-    find_images,
     label_images,
     read_manifest,
     read_metadata,

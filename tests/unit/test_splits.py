@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,7 +56,8 @@ def test_identical_images_stay_together() -> None:
     ]
     parts = divide(frame)
     digests = [set(part["sha256"]) for part in parts.values()]
-    assert not (digests[0] & digests[1] or digests[0] & digests[2] or digests[1] & digests[2])
+    for one, other in itertools.combinations(digests, 2):
+        assert not one & other
     assert sum(map(len, parts.values())) == 120
 
 

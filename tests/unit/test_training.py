@@ -42,7 +42,6 @@ def fit(part: Part, recipe: Train) -> tuple[Network, Training]:
         weights="none",
         dropout=0.2,
         seed=recipe.seed,
-        batch_norm_frozen=False,
         batch_norm_momentum=0.9,
         augmentation=augmentation_layers(recipe.augmentation, recipe.seed),
     )
@@ -97,7 +96,6 @@ def test_history_and_the_best_epoch(part: Part, recipe: Train) -> None:
         weights="none",
         dropout=0.0,
         seed=1,
-        batch_norm_frozen=False,
         batch_norm_momentum=0.9,
         augmentation=[],
     )
