@@ -27,18 +27,22 @@ class Clone:
 
     root: Path
 
-    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
-        """Run a command there, as a user in the environment would."""
+    def environment(self, **env: str) -> dict[str, str]:
+        """Return the variables for commands: the environment's programs, no one's settings."""
         inherited = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("DVC_", "MLFLOW_", "KAGGLE_", "GIT_"))
         }
         binaries = Path(sys.executable).parent
+        return inherited | {"PATH": f"{binaries}{os.pathsep}{inherited['PATH']}"} | env
+
+    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        """Run a command there, as a user in the environment would."""
         done = subprocess.run(
             command,
             cwd=self.root,
-            env=inherited | {"PATH": f"{binaries}{os.pathsep}{inherited['PATH']}"} | env,
+            env=self.environment(**env),
             capture_output=True,
             text=True,
             check=False,
@@ -57,6 +61,12 @@ class Clone:
     def ran(self, output: str) -> list[str]:
         """Return the stages that a `dvc repro` ran, from what it printed."""
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running ")]
+
+
+def copy_of(clone: Clone, tmp_path: Path) -> Clone:
+    copied = Clone(tmp_path / "copy")
+    shutil.copytree(clone.root, copied.root, symlinks=True)
+    return copied
 
 
 @pytest.fixture(scope="session")

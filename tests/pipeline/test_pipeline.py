@@ -13,7 +13,7 @@ import pytest
 from mlflow.entities import Run
 
 from facegender.processed import Part
-from tests.pipeline.conftest import Clone
+from tests.pipeline.conftest import Clone, copy_of
 
 pytestmark = pytest.mark.slow
 
@@ -31,12 +31,6 @@ def files(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".gitignore"
     }
-
-
-def copy_of(clone: Clone, tmp_path: Path) -> Clone:
-    copied = Clone(tmp_path / "copy")
-    shutil.copytree(clone.root, copied.root, symlinks=True)
-    return copied
 
 
 def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:

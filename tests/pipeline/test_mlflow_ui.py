@@ -1,0 +1,268 @@
+"""MLflow's own pages, in a real browser, on the runs that the pipeline logs.
+
+With FACEGENDER_SCREENSHOTS=<folder> they are kept as pictures, too.
+"""
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlencode, urlsplit
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+from tests.pipeline.conftest import SMALL, Clone, copy_of
+
+pytestmark = pytest.mark.slow
+
+HOST = "127.0.0.1"
+# Two cores may have other work: the server is up in some 10 s, a page in 3 s.
+START_SECONDS = 120
+PAGE_MS = 60_000
+
+# A first visit opens an assistant beside the page and the menu for GenAI; neither is wanted here.
+RETURNING_VISITOR = """
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.workflowType_v1", JSON.stringify("machine_learning"));
+"""
+
+
+@dataclass(frozen=True)
+class Ui:
+    """A running `mlflow ui`, and the runs in its store: first the one of 2 epochs, then of 3."""
+
+    address: str
+    runs: list[Run]
+
+    def page(self, place: str, **query: object) -> str:
+        encoded = urlencode(
+            {
+                key: value if isinstance(value, str) else json.dumps(value)
+                for key, value in query.items()
+            },
+            quote_via=quote,
+        )
+        return f"{self.address}/#/{place}?{encoded}"
+
+    @property
+    def names(self) -> list[str]:
+        return [run.info.run_name for run in self.runs]
+
+    @property
+    def both(self) -> dict[str, list[str]]:
+        """What the pages for several runs want to know."""
+        return {
+            "runs": [run.info.run_id for run in self.runs],
+            "experiments": [self.runs[0].info.experiment_id],
+        }
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium or google-chrome on PATH")
+    with sync_playwright() as playwright:
+        # Root, as in a container, cannot have Chromium's sandbox.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def ui(
+    browser: Browser, reproduced: Clone, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ui]:
+    # `browser` comes first: without one, nothing here needs to run.
+    folder = tmp_path_factory.mktemp("ui")
+    clone = copy_of(reproduced, folder)
+    overrides = (word for item in (*SMALL, "train.epochs=3") for word in ("-S", item))
+    clone.run("dvc", "exp", "run", "--name", "three-epochs", *overrides)
+    client = MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("facegender")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    assert [run.data.params["train.epochs"] for run in runs] == ["2", "3"]
+    with served(clone, folder / "ui.log") as address:
+        yield Ui(address, runs)
+
+
+@contextmanager
+def served(clone: Clone, log: Path) -> Iterator[str]:
+    """Run `mlflow ui`, as `make ui` does, at a free port."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["mlflow", "ui", "--host", HOST, "--port", str(port)],
+            cwd=clone.root,
+            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # It starts a dozen processes; a group of their own is what can be stopped for sure.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not answers(port):
+            assert process.poll() is None, f"mlflow ui ended\n{log.read_text()}"
+            assert time.monotonic() < end, f"mlflow ui does not answer\n{log.read_text()}"
+            time.sleep(0.2)
+        yield f"http://{HOST}:{port}"
+    finally:
+        # Politely, then for sure: some of its processes outlive the first.
+        for way in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, way)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    # A worker of the page's would not ask `only_this_machine`.
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800}, service_workers="block", locale="en-US"
+    )
+    context.route("**/*", only_this_machine)
+    context.add_init_script(RETURNING_VISITOR)
+    page = context.new_page()
+    page.set_default_timeout(PAGE_MS)
+    expect.set_options(timeout=PAGE_MS)
+    yield page
+    context.close()
+
+
+def only_this_machine(route: Route) -> None:
+    address = urlsplit(route.request.url)
+    if address.scheme in {"data", "blob"} or address.hostname == HOST:
+        route.continue_()
+    else:
+        route.abort()
+
+
+@pytest.fixture
+def keep(page: Page) -> Callable[[str], None]:
+    """Return a function that keeps a picture of the page, if pictures are wanted."""
+    folder = os.environ.get("FACEGENDER_SCREENSHOTS")
+
+    def take(name: str) -> None:
+        if folder:
+            path = Path(folder) / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=path, animations="disabled")
+            with Image.open(path) as picture:
+                # A page has few colours: a palette halves the file.
+                small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            small.save(path, optimize=True)
+
+    return take
+
+
+def number(place: Locator) -> float:
+    expect(place).to_have_text(re.compile(r"\d"))
+    return float(place.inner_text())
+
+
+def test_the_list_shows_both_runs_with_their_accuracy(
+    ui: Ui, page: Page, keep: Callable[[str], None]
+) -> None:
+    experiment = ui.runs[0].info.experiment_id
+    page.goto(ui.page(f"experiments/{experiment}/runs", workflowType="machine_learning"))
+    for name in ui.names:
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+    # Metrics are not among the columns at first. The two taken away make room for them.
+    page.get_by_role("button", name="Columns").click()
+    for column in ("Dataset", "Source", "test_accuracy", "train.epochs"):
+        page.get_by_title(column, exact=True).click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_placeholder("Search columns")).to_be_hidden()
+    for run in ui.runs:
+        row = page.locator(f'[row-id="{run.info.run_id}"]')
+        accuracy = number(row.locator('[col-id="metrics.`test_accuracy`"]'))
+        assert accuracy == pytest.approx(run.data.metrics["test_accuracy"], abs=1e-3)
+        epochs = row.locator('[col-id="params.`train.epochs`"]')
+        expect(epochs).to_have_text(run.data.params["train.epochs"])
+    keep("mlflow-runs")
+
+
+def test_two_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], None]) -> None:
+    page.goto(ui.page("compare-runs", **ui.both))
+    expect(page.get_by_role("heading", name="Comparing 2 Runs")).to_be_visible()
+
+    def row(name: str) -> Locator:
+        head = page.get_by_role("rowheader", name=name, exact=True)
+        return page.get_by_role("row").filter(has=head)
+
+    expect(row("Run Name:").get_by_role("cell")).to_have_text(ui.names)
+    expect(row("train.epochs").get_by_role("cell")).to_have_text(["2", "3"])
+    expect(row("train.seed").get_by_role("cell")).to_have_text(["42", "42"])
+    # Metrics are no table but a column of names and, beside it, a grid with a column for each run.
+    columns = page.get_by_role("grid")
+    expect(columns).to_have_count(2)
+    expect(columns.nth(0)).to_contain_text("test_accuracy")
+    expect(columns.nth(1)).to_contain_text(re.compile(r"\d"))
+    names, values = (column.inner_text().split() for column in columns.all())
+    for place, run in enumerate(ui.runs):
+        shown = dict(zip(names, values[place :: len(ui.runs)], strict=False))
+        for metric in ("accuracy", "loss", "test_accuracy"):
+            assert float(shown[metric]) == pytest.approx(run.data.metrics[metric], abs=1e-3)
+
+    # What differs, alone: the parameter that was changed.
+    page.get_by_role("button", name="Visualizations").click()
+    page.get_by_role("switch").nth(0).click()
+    page.get_by_role("switch").nth(1).click()
+    expect(row("train.seed")).to_be_hidden()
+    expect(row("train.epochs").get_by_role("cell")).to_have_text(["2", "3"])
+    page.get_by_role("button", name="Run details").evaluate("head => head.scrollIntoView()")
+    keep("mlflow-compare")
+
+
+def test_two_runs_curves_are_in_one_chart(ui: Ui, page: Page, keep: Callable[[str], None]) -> None:
+    page.goto(
+        ui.page(
+            "metric",
+            **ui.both,
+            metric='"val_loss"',
+            plot_metric_keys=["val_loss"],
+            x_axis="step",
+            show_point="true",
+        )
+    )
+    for name in ui.names:
+        expect(page.get_by_text(f"{name} (val_loss)", exact=True)).to_be_visible()
+    for run in ui.runs:
+        # A point for each epoch, no more. Not by colour: two runs may get the same one.
+        last = f".points > path:nth-child({run.data.params['train.epochs']}):last-child"
+        line = page.locator(f".js-plotly-plot .scatterlayer .trace:has({last})")
+        expect(line.locator("path.js-line").first).to_be_visible()
+        row = page.get_by_role("row").filter(has_text=run.info.run_name)
+        last = row.get_by_text(f"(step={run.data.params['train.epochs']})").first
+        shown = float(last.inner_text().split()[0])
+        assert shown == pytest.approx(run.data.metrics["val_loss"], abs=1e-3)
+    keep("mlflow-curves")
