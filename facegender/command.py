@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,10 @@ def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code: 1 and one paragraph for a UserError, 130 for Ctrl-C."""
     # TensorFlow greets with pages of notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # MLflow's hints on how to call it are for whoever writes the code, not for who runs it.
+    warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("facegender").setLevel(logging.INFO)
     try:

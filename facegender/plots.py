@@ -143,6 +143,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
         for row in groups.itertuples()
     ]
     axes.set_yticks(places, names, fontsize=7)
+    axes.set_ylim(-1, len(names))
     axes.set(
         title="Accuracy by group, test part" if names else "No group columns in the metadata",
         xlabel="accuracy, with 95 % interval",

@@ -51,6 +51,17 @@ class Clone:
             raise AssertionError(f"{command} exits {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def experiment(
+        self,
+        *overrides: str,
+        small: tuple[str, ...] = SMALL,
+        options: tuple[str, ...] = (),
+        check: bool = True,
+    ) -> subprocess.CompletedProcess:
+        """Run `dvc exp run` with the small parameters and others."""
+        words = (word for item in (*small, *overrides) for word in ("-S", item))
+        return self.run("dvc", "exp", "run", *options, *words, check=check)
+
     def compose(self, *overrides: str) -> None:
         self.run(sys.executable, "-m", "tests.compose", "params.yaml", *overrides)
 

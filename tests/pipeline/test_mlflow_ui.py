@@ -24,7 +24,7 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
-from tests.pipeline.conftest import SMALL, Clone, copy_of
+from tests.pipeline.conftest import Clone, copy_of
 
 pytestmark = pytest.mark.slow
 
@@ -89,8 +89,7 @@ def ui(
     # `browser` comes first: without one, nothing here needs to run.
     folder = tmp_path_factory.mktemp("ui")
     clone = copy_of(reproduced, folder)
-    overrides = (word for item in (*SMALL, "train.epochs=3") for word in ("-S", item))
-    clone.run("dvc", "exp", "run", "--name", "three-epochs", *overrides)
+    clone.experiment("train.epochs=3", options=("--name", "three-epochs"))
     client = MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("facegender")
     assert experiment is not None
