@@ -1,10 +1,10 @@
 """The parameters of the pipeline as frozen types: params.yaml is parsed here and nowhere else."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from facegender.errors import UserError
 
@@ -97,12 +97,15 @@ class Model(_Strict):
 
 
 class Augmentation(_Strict):
-    """Random changes of training images; each range is a fraction of the image's side."""
+    """Random changes of training images: fractions of the image's side, or of its contrast."""
 
     zoom: Fraction
     width_shift: Fraction
     height_shift: Fraction
+    rotation: Annotated[float, Field(ge=0, le=0.5, description="fraction of a full turn")]
     horizontal_flip: bool
+    brightness: Fraction
+    contrast: Fraction
 
 
 class Train(_Strict):
@@ -110,13 +113,18 @@ class Train(_Strict):
 
     seed: Seed
     batch_size: Positive
-    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"]
+    optimizer: Literal["adam", "rmsprop", "sgd"]
+    weight_decay: Annotated[float, Field(ge=0, description="decoupled: adam is then AdamW")]
     head_epochs: Annotated[int, Field(ge=0)]
     head_learning_rate: Annotated[float, Field(gt=0)]
     epochs: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "cosine"]
     warmup_epochs: Annotated[int, Field(ge=0)]
+    min_steps_per_epoch: Annotated[int, Field(ge=0)]
+    small_image_size: Annotated[int, Field(ge=32)] | None
+    small_epochs: Annotated[int, Field(ge=0)]
+    ema_epochs: Annotated[float, Field(ge=0, description="span of the averaged weights")]
     fine_tune_from: str = Field(
         description="all, or the name of the first MobileNet layer to train"
     )
@@ -125,7 +133,15 @@ class Train(_Strict):
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
     early_stopping_patience: Positive | None
+    calibrate: bool
     augmentation: Augmentation
+
+    @model_validator(mode="after")
+    def _small_images_need_frozen_batch_norm(self) -> Self:
+        if self.small_epochs and (self.batch_norm != "frozen" or self.small_image_size is None):
+            # Statistics of small images are not those of full ones.
+            raise ValueError("small_epochs needs small_image_size, and batch_norm: frozen")
+        return self
 
 
 class Evaluate(_Strict):

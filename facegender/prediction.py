@@ -22,10 +22,10 @@ class Prediction:
 
 
 def predict_arrays(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Return P(male) for batches of decoded images.
+    """Return P(male), or the logit if the model ends in it, for batches of decoded images.
 
     Args:
-        model: a saved model.
+        model: a saved model, or one in training.
         batches: uint8 arrays of shape (n, size, size, 3).
 
     Returns:

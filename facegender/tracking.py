@@ -93,6 +93,11 @@ def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     mlflow.log_metrics(dict(metrics), step=epoch)
 
 
+def log_temperature(temperature: float) -> None:
+    """Log the temperature of the calibration to the open run."""
+    mlflow.log_metric("temperature", temperature)
+
+
 @contextmanager
 def evaluation_run(
     trained_by: str,

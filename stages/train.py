@@ -27,6 +27,8 @@ def main() -> None:
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender import model, tracking, training
+    from facegender.calibration import fit_temperature
+    from facegender.prediction import predict_arrays
     from facegender.processed import Part
 
     training.make_deterministic(params.train.seed)
@@ -36,8 +38,8 @@ def main() -> None:
         weights=params.model.weights,
         weights_sha256=params.model.weights_sha256,
         dropout=params.model.dropout,
+        batch_norm=params.train.batch_norm,
         batch_norm_momentum=params.train.batch_norm_momentum,
-        augmentation=training.augmentation_layers(params.train.augmentation, params.train.seed),
         seed=params.train.seed,
     )
     tracking.connect(project_root(), tracking_uri())
@@ -48,21 +50,30 @@ def main() -> None:
         tags=tags,
         manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
     ) as run:
+        validation = Part(args.processed / "validation")
         result = training.train_network(
             network,
             Part(args.processed / "train"),
-            Part(args.processed / "validation"),
+            validation,
             params.train,
             on_epoch=tracking.log_epoch,
             verbose=fit_verbosity(),
         )
+        temperature = 1.0
+        if params.train.calibrate:
+            logits = predict_arrays(network.training([]), validation.batches(32))
+            temperature = fit_temperature(validation.labels, logits)
+            tracking.log_temperature(temperature)
         for path in (args.model, args.history):
             path.parent.mkdir(parents=True, exist_ok=True)
-        model.save_model(network.inference, args.model)
+        model.save_model(network.inference(temperature), args.model)
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
         tracking.write_run_id(run, args.run)
-    print(f"best epoch {result.best_epoch} of {len(result.history)}, by validation loss")
+    print(
+        f"best epoch {result.best_epoch} of {len(result.history)}, by validation loss; "
+        f"temperature {temperature:.3f}"
+    )
 
 
 if __name__ == "__main__":
