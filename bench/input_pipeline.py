@@ -14,11 +14,12 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from facegender.batches import make_batches
 from facegender.command import run_command
 from facegender.model import build_network
 from facegender.params import load_params
 from facegender.processed import Part
-from facegender.training import augmentation_layers, make_batches
+from facegender.training import augmentation_layers
 
 
 def main() -> None:

@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,9 @@ from facegender.training import (
     HISTORY_COLUMNS,
     Training,
     augmentation_layers,
-    make_batches,
     make_deterministic,
     train_network,
 )
-
-
-@pytest.fixture
-def part(make_images: Callable[..., Path], tmp_path: Path) -> Part:
-    raw = make_images(per_class=20)
-    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
-    assert write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1) == []
-    return Part(tmp_path / "part")
 
 
 @pytest.fixture
@@ -46,34 +36,6 @@ def fit(part: Part, recipe: Train, momentum: float = 0.9) -> tuple[Network, Trai
         augmentation=augmentation_layers(recipe.augmentation, recipe.seed),
     )
     return network, train_network(network, part, part, recipe, verbose=0)
-
-
-def collect(part: Part, **options: object) -> tuple[list[np.ndarray], np.ndarray]:
-    batches = [(x.numpy(), y.numpy()) for x, y in make_batches(part, 16, **options)]
-    return [x for x, _ in batches], np.concatenate([y[:, 0] for _, y in batches])
-
-
-def test_batches_hold_every_image_once_with_its_label(part: Part) -> None:
-    images, labels = collect(part, shuffle_seed=3)
-    assert [len(batch) for batch in images] == [16, 16, 8]
-    brightness = np.concatenate(images).mean((1, 2, 3))
-    np.testing.assert_array_equal(labels, brightness > 127)
-    assert sorted(brightness) == sorted(part.images.mean((1, 2, 3)))
-
-
-def test_without_a_seed_the_order_is_the_index(part: Part) -> None:
-    images, labels = collect(part)
-    np.testing.assert_array_equal(np.concatenate(images), part.images)
-    np.testing.assert_array_equal(labels, part.labels)
-
-
-def test_an_epochs_order_does_not_depend_on_the_epochs_before_it(part: Part) -> None:
-    _, both = collect(part, shuffle_seed=3, epochs=range(4, 6))
-    _, second = collect(part, shuffle_seed=3, epochs=range(5, 6))
-    _, other = collect(part, shuffle_seed=4, epochs=range(5, 6))
-    np.testing.assert_array_equal(both[40:], second)
-    assert (both[:40] != second).any()
-    assert (other != second).any()
 
 
 def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path: Path) -> None:

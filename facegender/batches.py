@@ -1,0 +1,48 @@
+"""Batches: processed data as a stream of images and labels, in an order that the seed decides."""
+
+import math
+
+import tensorflow as tf
+
+from facegender.processed import Part
+
+
+def make_batches(
+    part: Part, batch_size: int, *, shuffle_seed: int | None = None, epochs: range = range(1)
+) -> tf.data.Dataset:
+    """Return batches of (images, labels), read while the ones before them are trained on.
+
+    The order within an epoch is a function of (shuffle_seed, epoch) alone, so an epoch's batches
+    are the same whether or not the epochs before it ran in this process.
+
+    Args:
+        part: processed data.
+        batch_size: images a batch; the last one of an epoch may be smaller.
+        shuffle_seed: None keeps the order of the index.
+        epochs: the epochs to yield, one after another.
+
+    Returns:
+        A dataset of uint8 (batch, size, size, 3) and float32 (batch, 1).
+    """
+    labels = tf.constant(part.labels, tf.float32)[:, None]
+
+    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+        positions = tf.range(len(part), dtype=tf.int64)
+        if shuffle_seed is not None:
+            key = tf.stack([tf.constant(shuffle_seed, tf.int64), epoch])
+            positions = tf.random.experimental.stateless_shuffle(positions, seed=key)
+        return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.numpy_function(part.read, [positions], tf.uint8)
+        return tf.ensure_shape(images, (None, *part.images.shape[1:])), tf.gather(labels, positions)
+
+    batches = len(epochs) * math.ceil(len(part) / batch_size)
+    return (
+        tf.data.Dataset.range(epochs.start, epochs.stop)
+        .flat_map(order)
+        .map(read, num_parallel_calls=2, deterministic=True)
+        # Without a known number, Keras warns at the end of the data.
+        .apply(tf.data.experimental.assert_cardinality(batches))
+        .prefetch(4)
+    )
