@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,25 +55,20 @@ def test_several_epochs_follow_each_other_each_with_every_image(part: Part) -> N
 def test_reads_that_overtake_each_other_change_no_order(
     part: Part, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, expected_labels = collect(part, shuffle_seed=3)
-    read, finished = part.read, []
+    read, overtaken = part.read, threading.Event()
 
-    def slow_at_first(positions: np.ndarray) -> np.ndarray:
-        images = read(positions)
-        if not finished:
-            for _ in range(1000):
-                time.sleep(0.001)
-                if finished:  # a later batch was read before this one
-                    break
-        finished.append(len(positions))
-        return images
+    def late_at_first(positions: np.ndarray) -> np.ndarray:
+        if positions[0] == 0:
+            assert overtaken.wait(60)
+            time.sleep(0.05)  # lets the overtaker be handed on, were it allowed to
+        else:
+            overtaken.set()
+        return read(positions)
 
-    monkeypatch.setattr(part, "read", slow_at_first)
-    images, labels = collect(part, shuffle_seed=3)
-    assert len(finished) == 3
-    for batch, other in zip(images, expected, strict=True):
-        np.testing.assert_array_equal(batch, other)
-    np.testing.assert_array_equal(labels, expected_labels)
+    monkeypatch.setattr(part, "read", late_at_first)
+    images, labels = collect(part)
+    np.testing.assert_array_equal(np.concatenate(images), part.images)
+    np.testing.assert_array_equal(labels, part.labels)
 
 
 def test_rows_without_an_image_are_left_out(
