@@ -14,11 +14,12 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from facegender.batches import make_batches
 from facegender.command import run_command
 from facegender.model import build_network
 from facegender.params import load_params
 from facegender.processed import Part
-from facegender.training import augmentation_layers, make_batches
+from facegender.training import augmentation_layers
 
 
 def main() -> None:
@@ -34,9 +35,9 @@ def main() -> None:
         weights="none",
         dropout=params.model.dropout,
         seed=1,
+        batch_norm="train",
         batch_norm_momentum=0.9,
-        augmentation=augmentation_layers(params.train.augmentation, 1),
-    ).training
+    ).training(augmentation_layers(params.train.augmentation, 1))
     network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
     steps = len(part) // batch_size
     constant = next(iter(make_batches(part, batch_size)))

@@ -59,6 +59,5 @@ def make_batches(
     return (
         stream
         # Without a known number, Keras warns at the end of the data.
-        .apply(tf.data.experimental.assert_cardinality(batches))
-        .prefetch(4)
+        .apply(tf.data.experimental.assert_cardinality(batches)).prefetch(4)
     )

@@ -117,9 +117,7 @@ def build_network(
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
-    return Network(
-        base, image_size=image_size, batch_norm=batch_norm, dropout=dropout, seed=seed
-    )
+    return Network(base, image_size=image_size, batch_norm=batch_norm, dropout=dropout, seed=seed)
 
 
 def _mobilenet(

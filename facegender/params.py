@@ -133,6 +133,7 @@ class Train(_Strict):
     label_smoothing: Fraction
     class_weights: Literal["none", "balanced"]
     early_stopping_patience: Positive | None
+    keep: Literal["best", "last"]
     calibrate: bool
     augmentation: Augmentation
 

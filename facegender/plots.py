@@ -42,7 +42,7 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
     )
     if history["val_loss"].notna().any():
         best = history.sort_values("val_loss", kind="stable")["epoch"].iloc[0]
-        axes.axvline(best, color=_GREY, lw=1, ls=":", label=f"kept: epoch {best}")
+        axes.axvline(best, color=_GREY, lw=1, ls=":", label=f"lowest validation loss: epoch {best}")
     axes.set(title=f"{metric.capitalize()} by epoch", xlabel="epoch", ylabel=metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

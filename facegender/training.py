@@ -1,4 +1,4 @@
-"""Training: augmentation, the head, fine-tuning, the best epoch."""
+"""Training: augmentation, the head, fine-tuning, the epoch to keep."""
 
 import math
 import time
@@ -23,17 +23,17 @@ SPEED_COLUMNS = ["epoch", "seconds", "images_per_second"]
 
 @dataclass(frozen=True)
 class Training:
-    """What training leaves behind, besides the weights of the best epoch in the network.
+    """What training leaves behind, besides the weights of the kept epoch in the network.
 
     Attributes:
         history: a row an epoch, HISTORY_COLUMNS; the same bytes for the same seed.
         speed: a row an epoch, SPEED_COLUMNS; differs from run to run.
-        best_epoch: the epoch with the lowest validation loss, from 1; 0 if none was run.
+        kept_epoch: the epoch whose weights are kept, from 1; 0 if none was run.
     """
 
     history: pd.DataFrame
     speed: pd.DataFrame
-    best_epoch: int
+    kept_epoch: int
 
 
 def make_deterministic(seed: int) -> None:
@@ -95,7 +95,7 @@ def train_network(
     on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
     verbose: int = 2,
 ) -> Training:
-    """Train the head alone, then fine-tune, and leave the network with its best epoch's weights.
+    """Train the head alone, then fine-tune, and leave the network with the epoch to keep.
 
     The head learns from features that are computed once. Fine-tuning may begin on small images
     (Howard, Training Imagenet in 3 hours for 25 minutes, fast.ai 2018) and end on full ones.
@@ -127,11 +127,15 @@ def train_network(
         best.restart()
         clock.images = passes * len(train)
         _fine_tune(model, train, validation, recipe, small, callbacks, verbose)
-    best.restore()
+    if recipe.keep == "best" or not clock.history:
+        best.restore()
+        kept = best.epoch
+    else:
+        kept = clock.history[-1]["epoch"]
 
     history = pd.DataFrame(clock.history, columns=HISTORY_COLUMNS)
     speed = pd.DataFrame(clock.speed, columns=SPEED_COLUMNS)
-    return Training(history, speed, best.epoch)
+    return Training(history, speed, kept)
 
 
 def _train_head(
@@ -147,7 +151,9 @@ def _train_head(
     extract = network.features()
     inputs, val_inputs = (
         # Half precision halves what a large set takes of memory, and costs the head nothing.
-        extract.predict(make_batches(part, recipe.batch_size, size=size), verbose=0).astype("float16")
+        extract.predict(make_batches(part, recipe.batch_size, size=size), verbose=0).astype(
+            "float16"
+        )
         for part in (train, validation)
     )
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -226,7 +232,7 @@ def _epoch_length(images: int, recipe: Train) -> tuple[int, int]:
     again, each time augmented anew.
     """
     steps = math.ceil(images / recipe.batch_size)
-    passes = math.ceil(recipe.min_steps_per_epoch / steps)
+    passes = max(1, math.ceil(recipe.min_steps_per_epoch / steps))
     return passes, passes * steps
 
 

@@ -71,7 +71,7 @@ def main() -> None:
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
         tracking.write_run_id(run, args.run)
     print(
-        f"best epoch {result.best_epoch} of {len(result.history)}, by validation loss; "
+        f"kept epoch {result.kept_epoch} of {len(result.history)} ({params.train.keep}); "
         f"temperature {temperature:.3f}"
     )
 

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facegender.manifest import build_manifest
 from facegender.params import Params, load_params
+from facegender.preprocessing import write_part
+from facegender.processed import Part
 from tests.compose import ROOT
 
 
@@ -41,3 +44,11 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / folder
 
     return make
+
+
+@pytest.fixture
+def part(make_images: Callable[..., Path], tmp_path: Path) -> Part:
+    raw = make_images(per_class=20)
+    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
+    assert write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1) == []
+    return Part(tmp_path / "part")

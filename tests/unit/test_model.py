@@ -17,8 +17,8 @@ def network(**changes: object) -> Network:
         "weights": "none",
         "dropout": 0.5,
         "seed": 1,
+        "batch_norm": "train",
         "batch_norm_momentum": 0.9,
-        "augmentation": [],
     }
     return build_network(**(settings | changes))
 
@@ -30,31 +30,31 @@ def built() -> Network:
 
 def test_it_takes_plain_uint8_and_gives_a_probability(built: Network) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    assert built.inference.input.dtype == "uint8"
-    probabilities = built.inference.predict_on_batch(images)
+    assert built.inference().input.dtype == "uint8"
+    probabilities = built.inference(temperature=2.0).predict_on_batch(images)
     assert probabilities.shape == (3, 1)
-    logits = built.training.predict_on_batch(images)
-    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), atol=1e-6)
+    logits = built.training([]).predict_on_batch(images)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits / 2)), atol=1e-6)
 
 
 def test_scaling_is_inside_the_model(built: Network) -> None:
-    scale = built.inference.get_layer("scale")
+    scale = built.inference().get_layer("scale")
     ends = np.asarray(scale(np.array([[[[0, 127.5, 255]]]])))
     np.testing.assert_allclose(ends.ravel(), [-1, 0, 1], atol=1e-6)
 
 
 def test_the_same_weights_make_the_same_file(built: Network, tmp_path: Path) -> None:
-    save_model(built.inference, tmp_path / "a.keras")
-    save_model(network().inference, tmp_path / "b.keras")
+    save_model(built.inference(), tmp_path / "a.keras")
+    save_model(network().inference(), tmp_path / "b.keras")
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.keras", "b.keras"]
 
 
 def test_stock_keras_loads_what_was_saved(built: Network, tmp_path: Path) -> None:
-    save_model(built.inference, tmp_path / "a.keras")
+    save_model(built.inference(), tmp_path / "a.keras")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     loaded = keras.models.load_model(tmp_path / "a.keras", compile=False)
-    expected = built.inference.predict_on_batch(images)
+    expected = built.inference().predict_on_batch(images)
     np.testing.assert_array_equal(loaded.predict_on_batch(images), expected)
 
 
@@ -67,34 +67,69 @@ def test_no_model_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def trainable(built: Network) -> list[str]:
-    return [layer.name for layer in built.base.layers if layer.trainable and layer.weights]
+    return [layer.name for layer in built.trunk.layers if layer.trainable and layer.weights]
 
 
-def test_fine_tuning_starts_at_the_layer_named() -> None:
-    built = network()
-    set_trainable(built.base, "conv_pw_13")
-    assert trainable(built) == ["conv_pw_13", "conv_pw_13_bn"]
-    set_trainable(built.base, "all")
-    assert len(trainable(built)) == 54
-    set_trainable(built.base, "none")
-    assert not built.training.trainable_weights[2:]
+@pytest.mark.parametrize(
+    ("batch_norm", "last", "layers"),
+    [("train", ["conv_pw_13", "conv_pw_13_bn"], 54), ("frozen", ["conv_pw_13"], 27)],
+)
+def test_fine_tuning_starts_at_the_layer_named(
+    batch_norm: str, last: list[str], layers: int
+) -> None:
+    built = network(batch_norm=batch_norm)
+    set_trainable(built.trunk, "conv_pw_13")
+    assert trainable(built) == last
+    set_trainable(built.trunk, "all")
+    assert len(trainable(built)) == layers
+    set_trainable(built.trunk, "none")
+    assert trainable(built) == []
 
 
 def test_an_unknown_layer_is_a_clear_error(built: Network) -> None:
     with pytest.raises(UserError, match="conv_pw_13"):
-        set_trainable(built.base, "conv99")
+        set_trainable(built.trunk, "conv99")
 
 
-@pytest.mark.parametrize(("frozen", "changes"), [(True, False), (False, True)])
-def test_frozen_batch_norm_keeps_its_statistics(frozen: bool, changes: bool) -> None:
-    built = network()
-    set_trainable(built.base, "all", batch_norm=not frozen)
+@pytest.fixture
+def worn() -> Network:
+    """A network with frozen BatchNorm, whose statistics are no longer those of a new one."""
+    built = network(batch_norm="train", dropout=0.0)
+    built.training([]).compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    generator = np.random.default_rng(0)
+    for layer in built.base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    return Network(built.base, image_size=32, batch_norm="frozen", dropout=0.0, seed=1)
+
+
+def test_folding_changes_no_output(worn: Network) -> None:
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype("float32")
+    expected = worn.base.predict_on_batch(images)
+    assert expected.std() > 0.01
+    assert not any("bn" in layer.name for layer in worn.trunk.layers)
+    np.testing.assert_allclose(worn.trunk.predict_on_batch(images), expected, atol=1e-4)
+    assert worn.trunk.predict_on_batch(np.zeros((1, 64, 48, 3))).shape == expected[:1].shape
+
+
+def test_what_was_trained_folded_is_saved_as_a_plain_mobilenet(
+    worn: Network, tmp_path: Path
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    before = built.base.get_layer("conv1_bn").moving_mean.numpy().copy()
-    built.training.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
-    built.training.fit(images, np.zeros((8, 1)), verbose=0)
-    after = built.base.get_layer("conv1_bn").moving_mean.numpy()
-    assert (before != after).any() == changes
+    first = worn.inference().predict_on_batch(images)
+    model = worn.training([])
+    model.compile(keras.optimizers.Adam(0.01), keras.losses.BinaryCrossentropy(from_logits=True))
+    model.fit(images, np.zeros((8, 1)), epochs=2, verbose=0)
+    save_model(worn.inference(), tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras", compile=False)
+    (mobilenet,) = (layer for layer in loaded.layers if isinstance(layer, keras.Model))
+    plain = keras.applications.MobileNet((32, 32, 3), 0.25, include_top=False, weights=None)
+    assert [type(layer) for layer in plain.layers] == [
+        type(layer) for layer in mobilenet.layers[:-1]
+    ]
+    trained = 1 / (1 + np.exp(-model.predict_on_batch(images)))
+    np.testing.assert_allclose(loaded.predict_on_batch(images), trained, atol=1e-5)
+    assert np.abs(trained - first).max() > 0.01
 
 
 def test_a_missing_weights_file_is_a_clear_error() -> None:

@@ -1,9 +1,9 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from facegender.batches import make_batches
 from facegender.manifest import build_manifest
 from facegender.model import Network, build_network, save_model
 from facegender.params import Augmentation, Params, Train
@@ -14,18 +14,9 @@ from facegender.training import (
     HISTORY_COLUMNS,
     Training,
     augmentation_layers,
-    make_batches,
     make_deterministic,
     train_network,
 )
-
-
-@pytest.fixture
-def part(make_images: Callable[..., Path], tmp_path: Path) -> Part:
-    raw = make_images(per_class=20)
-    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
-    assert write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1) == []
-    return Part(tmp_path / "part")
 
 
 @pytest.fixture
@@ -42,44 +33,16 @@ def fit(part: Part, recipe: Train, momentum: float = 0.9) -> tuple[Network, Trai
         weights="none",
         dropout=0.2,
         seed=recipe.seed,
+        batch_norm=recipe.batch_norm,
         batch_norm_momentum=momentum,
-        augmentation=augmentation_layers(recipe.augmentation, recipe.seed),
     )
     return network, train_network(network, part, part, recipe, verbose=0)
-
-
-def collect(part: Part, **options: object) -> tuple[list[np.ndarray], np.ndarray]:
-    batches = [(x.numpy(), y.numpy()) for x, y in make_batches(part, 16, **options)]
-    return [x for x, _ in batches], np.concatenate([y[:, 0] for _, y in batches])
-
-
-def test_batches_hold_every_image_once_with_its_label(part: Part) -> None:
-    images, labels = collect(part, shuffle_seed=3)
-    assert [len(batch) for batch in images] == [16, 16, 8]
-    brightness = np.concatenate(images).mean((1, 2, 3))
-    np.testing.assert_array_equal(labels, brightness > 127)
-    assert sorted(brightness) == sorted(part.images.mean((1, 2, 3)))
-
-
-def test_without_a_seed_the_order_is_the_index(part: Part) -> None:
-    images, labels = collect(part)
-    np.testing.assert_array_equal(np.concatenate(images), part.images)
-    np.testing.assert_array_equal(labels, part.labels)
-
-
-def test_an_epochs_order_does_not_depend_on_the_epochs_before_it(part: Part) -> None:
-    _, both = collect(part, shuffle_seed=3, epochs=range(4, 6))
-    _, second = collect(part, shuffle_seed=3, epochs=range(5, 6))
-    _, other = collect(part, shuffle_seed=4, epochs=range(5, 6))
-    np.testing.assert_array_equal(both[40:], second)
-    assert (both[:40] != second).any()
-    assert (other != second).any()
 
 
 def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         network, training = fit(part, recipe.model_copy(update={"seed": seed}))
-        save_model(network.inference, tmp_path / f"{name}.keras")
+        save_model(network.inference(), tmp_path / f"{name}.keras")
         training.history.to_csv(tmp_path / f"{name}.csv")
     content = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert content["a.keras"] == content["b.keras"]
@@ -87,7 +50,7 @@ def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path:
     assert content["a.keras"] != content["c.keras"]
 
 
-def test_history_and_the_best_epoch(part: Part, recipe: Train) -> None:
+def test_history_and_the_kept_epoch(part: Part, recipe: Train) -> None:
     seen: list[int] = []
     make_deterministic(1)
     network = build_network(
@@ -96,8 +59,8 @@ def test_history_and_the_best_epoch(part: Part, recipe: Train) -> None:
         weights="none",
         dropout=0.0,
         seed=1,
+        batch_norm="train",
         batch_norm_momentum=0.9,
-        augmentation=[],
     )
     two_phases = recipe.model_copy(update={"head_epochs": 2, "epochs": 3})
     training = train_network(
@@ -112,10 +75,13 @@ def test_history_and_the_best_epoch(part: Part, recipe: Train) -> None:
     assert list(training.history["epoch"]) == seen == [1, 2, 3, 4, 5]
     assert training.history.notna().all(axis=None)
     assert (training.speed["images_per_second"] > 0).all()
-    best = training.history["val_loss"].min()
-    assert training.history.set_index("epoch")["val_loss"][training.best_epoch] == best
+    # The head's epochs are no rivals of those of fine-tuning.
+    losses = training.history.set_index("epoch")["val_loss"]
+    best = losses.loc[3:].min()
+    assert training.kept_epoch > 2
+    assert losses[training.kept_epoch] == best
     # The network is left with the best epoch's weights, not the last one's.
-    probabilities = predict_arrays(network.inference, part.batches(16))
+    probabilities = predict_arrays(network.inference(), part.batches(16))
     loss = -np.log(np.where(part.labels == 1, probabilities, 1 - probabilities)).mean()
     assert loss == pytest.approx(best, abs=1e-4)
 
@@ -123,15 +89,61 @@ def test_history_and_the_best_epoch(part: Part, recipe: Train) -> None:
 def test_it_learns_what_is_easy(part: Part, recipe: Train) -> None:
     # Few steps, so the running statistics of BatchNorm must be quick.
     network, _ = fit(part, recipe.model_copy(update={"epochs": 20}), momentum=0.5)
-    predicted = predict_arrays(network.inference, part.batches(16)) >= 0.5
+    predicted = predict_arrays(network.inference(), part.batches(16)) >= 0.5
     assert (predicted == part.labels).mean() > 0.9
+
+
+FOLDED = {
+    "head_epochs": 3,
+    "batch_norm": "frozen",
+    "epochs": 3,
+    "min_steps_per_epoch": 7,
+    "small_image_size": 32,
+    "small_epochs": 2,
+    "ema_epochs": 1,
+    "weight_decay": 0.01,
+    "label_smoothing": 0.05,
+}
+
+
+def test_all_that_the_best_recipe_does_gives_the_same_bytes(
+    part: Part, recipe: Train, tmp_path: Path
+) -> None:
+    changed = Train.model_validate(recipe.model_dump() | FOLDED)
+    for name in "ab":
+        network, training = fit(part, changed)
+        save_model(network.inference(1.5), tmp_path / f"{name}.keras")
+        assert list(training.history["epoch"]) == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+
+
+def test_small_images_come_first_and_few_images_come_again(
+    part: Part, recipe: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[range, int | None]] = []
+
+    def spy(*args: object, epochs: range = range(1), size: int | None = None, **rest: object):
+        if rest:  # the training part is shuffled, the validation part is not
+            asked.append((epochs, size))
+        return make_batches(*args, epochs=epochs, size=size, **rest)
+
+    monkeypatch.setattr("facegender.training.make_batches", spy)
+    _, training = fit(part, Train.model_validate(recipe.model_dump() | FOLDED))
+    # Three steps a pass (40 images in batches of 16), so three passes for seven steps.
+    assert asked == [(range(0, 6), 32), (range(6, 9), None)]
+    assert len(training.history) == 6
+
+
+def test_small_images_without_frozen_batch_norm_are_refused(recipe: Train) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Train.model_validate(recipe.model_dump() | FOLDED | {"batch_norm": "train"})
 
 
 def test_no_epochs_leave_the_first_weights(part: Part, recipe: Train) -> None:
     network, training = fit(part, recipe.model_copy(update={"epochs": 0}))
-    assert training.best_epoch == 0
+    assert training.kept_epoch == 0
     assert list(training.history.columns) == HISTORY_COLUMNS
-    assert len(predict_arrays(network.inference, part.batches(16))) == 40
+    assert len(predict_arrays(network.inference(), part.batches(16))) == 40
 
 
 def test_early_stopping_and_class_weights(part: Part, recipe: Train) -> None:
@@ -148,9 +160,11 @@ def test_early_stopping_and_class_weights(part: Part, recipe: Train) -> None:
 
 
 def test_augmentation_changes_training_images_only() -> None:
-    everything = Augmentation(zoom=0.2, width_shift=0.2, height_shift=0.2, horizontal_flip=True)
-    nothing = Augmentation(zoom=0, width_shift=0, height_shift=0, horizontal_flip=False)
+    names = ["zoom", "width_shift", "height_shift", "rotation", "brightness", "contrast"]
+    everything = Augmentation(**dict.fromkeys(names, 0.2), horizontal_flip=True)
+    nothing = Augmentation(**dict.fromkeys(names, 0.0), horizontal_flip=False)
     assert augmentation_layers(nothing, 1) == []
+    assert len(augmentation_layers(everything, 1)) == 6
     images = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     for layer in augmentation_layers(everything, 1):
         np.testing.assert_array_equal(layer(images, training=False), images)
@@ -185,9 +199,9 @@ def test_predictions_of_files_equal_those_of_arrays(part: Part, recipe: Train, t
     (tmp_path / "broken.jpg").write_bytes(b"?")
     paths = [tmp_path / "raw" / path for path in part.index["path"]]
     sources = [("broken", tmp_path / "broken.jpg"), *((str(path), path) for path in paths)]
-    broken, *good = predict_images(network.inference, sources, batch_size=7)
+    broken, *good = predict_images(network.inference(), sources, batch_size=7)
     assert broken.error == "not an image in a known format"
     assert broken.label is None
-    expected = predict_arrays(network.inference, part.batches(16))
+    expected = predict_arrays(network.inference(), part.batches(16))
     np.testing.assert_allclose([item.probability for item in good], expected, atol=1e-6)
     assert {item.label for item in good} <= {"female", "male"}
