@@ -59,3 +59,9 @@ def test_flatten_gives_dotted_names(params: Params) -> None:
     assert flat["train.augmentation.zoom"] == 0.1
     assert flat["split.classes.male"] == "male, males, man, men, m"
     assert not any(isinstance(value, dict | list | tuple) for value in flat.values())
+
+
+def test_the_readme_names_every_parameter(params: Params) -> None:
+    table = (ROOT / "README.md").read_text().split("## Parameters")[1]
+    names = {name.split(".")[-1] for name in flatten(params) if "classes." not in name}
+    assert sorted(name for name in names if f"`{name}`" not in table) == []
