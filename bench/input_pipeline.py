@@ -1,37 +1,44 @@
-"""How much reading batches from data/processed costs against having them in memory.
+"""How much reading batches from processed data costs against having them in memory.
 
-Prints images per second of `fit` on the processed training part and on constant tensors of the
-same shape, alternating in one process, and their ratio; and of reading and batching alone.
+Prints images per second of `fit` with augmentation on a processed part and on constant tensors of
+the same shape, alternating in one process, and their ratio; and of reading and batching alone, with
+the page cache warm. Makes its own data and removes them.
 
-    make repro && make bench
+    python -m bench.input_pipeline
 """
 
 import argparse
-import statistics
-import time
+import tempfile
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from bench.common import make_raw, measure, report
 from facegender.batches import make_batches
 from facegender.command import run_command
 from facegender.model import build_network
 from facegender.params import load_params
+from facegender.preprocessing import write_part
 from facegender.processed import Part
 from facegender.training import augmentation_layers
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--processed", type=Path, default=Path("data/processed/train"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2000, help="images in the part")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side")
+    parser.add_argument("--alpha", type=float, default=1.0, help="width of MobileNet")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a batch")
+    parser.add_argument("--steps", type=int, default=4, help="batches of a call of fit")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     args = parser.parse_args()
     params = load_params(Path("params.yaml"))
-    part, batch_size = Part(args.processed), params.train.batch_size
     network = build_network(
-        image_size=params.image.size,
-        alpha=params.model.alpha,
+        image_size=args.size,
+        alpha=args.alpha,
         weights="none",
         dropout=params.model.dropout,
         seed=1,
@@ -39,31 +46,33 @@ def main() -> None:
         batch_norm_momentum=0.9,
     ).training(augmentation_layers(params.train.augmentation, 1))
     network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
-    steps = len(part) // batch_size
-    constant = next(iter(make_batches(part, batch_size)))
 
-    def read() -> tf.data.Dataset:
-        return make_batches(part, batch_size, shuffle_seed=1).take(steps)
+    with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
+        manifest = make_raw(Path(folder) / "raw", args.images)
+        write_part(
+            manifest, Path(folder) / "raw", Path(folder) / "part", size=args.size, name="train"
+        )
+        part = Part(Path(folder) / "part")
+        constant = next(iter(make_batches(part, args.batch_size)))
 
-    def memory() -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensors(constant).repeat(steps)
+        def from_part() -> int:
+            return fit(make_batches(part, args.batch_size, shuffle_seed=1).take(args.steps))
 
-    def speed(run: object) -> float:
-        start = time.perf_counter()
-        run()  # type: ignore[operator]
-        return steps * batch_size / (time.perf_counter() - start)
+        def from_memory() -> int:
+            return fit(tf.data.Dataset.from_tensors(constant).repeat(args.steps))
 
-    network.fit(memory(), verbose=0)
-    rates: dict[str, list[float]] = {"processed": [], "memory": [], "reading": []}
-    for _ in range(args.rounds):
-        rates["processed"].append(speed(lambda: network.fit(read(), verbose=0)))
-        rates["memory"].append(speed(lambda: network.fit(memory(), verbose=0)))
-        rates["reading"].append(speed(lambda: sum(1 for _ in read())))
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"fit from data/processed  {middle['processed']:8.0f} images/s")
-    print(f"fit on constant tensors  {middle['memory']:8.0f} images/s")
-    print(f"ratio                    {middle['processed'] / middle['memory']:8.2f}")
-    print(f"reading alone            {middle['reading']:8.0f} images/s")
+        def fit(batches: tf.data.Dataset) -> int:
+            network.fit(batches, shuffle=False, verbose=0)
+            return args.steps * args.batch_size
+
+        def read() -> int:
+            epochs = make_batches(part, args.batch_size, shuffle_seed=1, epochs=range(3))
+            return sum(len(images) for images, _ in epochs)
+
+        runs = {"fit on data": from_part, "fit on constants": from_memory, "reading alone": read}
+        for run in runs.values():  # the first call of each traces its graph
+            run()
+        report(measure(runs, args.rounds), [("fit on data", "fit on constants")])
 
 
 if __name__ == "__main__":

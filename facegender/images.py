@@ -44,8 +44,8 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
             # Lets JPEG decode at a fraction of its size, never below twice what is asked for.
             image.draft("RGB", (2 * size, 2 * size))
             # EXIF is read before conversions, some of which drop it.
-            upright = ImageOps.exif_transpose(image)
-            rgb = _to_rgb(upright)
+            ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
             return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
     except InvalidImage:
         raise
@@ -69,7 +69,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    # Without the copy that `convert` makes even so.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from facegender.images import InvalidImage, decode_image
 from facegender.manifest import write_manifest
+from facegender.rows import write_rows
 
 _CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
 
@@ -39,13 +39,18 @@ def write_part(
     offset = array.offset
     del array
 
-    paths = [raw / path for path in manifest["path"]]
     tasks = (
-        joblib.delayed(_write_rows)(paths[start : start + _CHUNK], array_path, offset, start, size)
-        for start in range(0, len(paths), _CHUNK)
+        joblib.delayed(write_rows)(
+            [raw / path for path in manifest["path"].iloc[start : start + _CHUNK]],
+            array_path,
+            offset=offset,
+            first_row=start,
+            size=size,
+        )
+        for start in range(0, len(manifest), _CHUNK)
     )
     reasons: dict[int, str] = {}
-    with tqdm(total=len(paths), desc=f"preprocess {name}", unit="image", mininterval=1) as bar:
+    with tqdm(total=len(manifest), desc=f"preprocess {name}", unit="image", mininterval=1) as bar:
         for done, failed in joblib.Parallel(jobs, return_as="generator_unordered")(tasks):
             reasons |= failed
             bar.update(done)
@@ -55,22 +60,3 @@ def write_part(
     return [
         {"path": str(manifest["path"].iloc[row]), "reason": reasons[row]} for row in sorted(reasons)
     ]
-
-
-def _write_rows(
-    paths: list[Path], array_path: Path, offset: int, start: int, size: int
-) -> tuple[int, dict[int, str]]:
-    """Decode a chunk into its rows; return how many were tried and the reasons of failures."""
-    reasons = {}
-    row_bytes = size * size * 3
-    # Plain writes, not a memory map: mapped pages would count as this process's memory.
-    with array_path.open("r+b") as file:
-        for row, path in enumerate(paths, start):
-            try:
-                pixels = decode_image(path, size)
-            except InvalidImage as error:
-                reasons[row] = str(error)
-                continue
-            file.seek(offset + row * row_bytes)
-            file.write(pixels.tobytes())
-    return len(paths), reasons

@@ -65,6 +65,16 @@ def test_the_orientation_tag_is_applied() -> None:
     assert pixels[:, :12].min() > 235
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_quarter_turn_is_applied_in_every_format(form: str, mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise: the left half is on top
+    pixels = decode_image(save(halves(mode), form, exif=exif, quality=95), 32)
+    assert pixels[:12].max() < 20
+    assert pixels[20:].min() > 235
+
+
 def test_transparency_is_laid_over_white() -> None:
     image = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
     assert decode_image(save(image, "PNG"), 32).min() == 255

@@ -1,0 +1,68 @@
+"""What the benchmarks share: images made by repetition, and rates measured side by side."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from facegender.manifest import build_manifest
+
+_DISTINCT = 100  # pictures drawn; all others are links to these
+
+
+def make_raw(folder: Path, images: int, *, size: int = 200) -> pd.DataFrame:
+    """Fill a new folder with JPEG images of both classes and return their manifest.
+
+    The pictures are soft shapes under a little noise, of about the bytes of a portrait.
+
+    Args:
+        folder: to make.
+        images: how many files; all but the first hundred are hard links.
+        size: pixels a side.
+    """
+    generator = np.random.default_rng(0)
+    for name in ("female", "male"):
+        (folder / name).mkdir(parents=True)
+    files = [folder / ("female", "male")[i % 2] / f"{i:06}.jpg" for i in range(images)]
+    for path in files[:_DISTINCT]:
+        coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        shapes = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+        noisy = shapes + generator.normal(0, 5, shapes.shape)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    for i, path in enumerate(files[_DISTINCT:]):
+        os.link(files[i % _DISTINCT], path)
+    return build_manifest(folder, female=["female"], male=["male"], ignore=[])
+
+
+def measure(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Run each function once a round, in turns, so that a busy machine slows all of them.
+
+    Args:
+        runs: by name, a function that returns how many images it went through.
+        rounds: how often.
+
+    Returns:
+        By name, images per second in each round.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            images = run()
+            rates[name].append(images / (time.perf_counter() - start))
+    return rates
+
+
+def report(rates: dict[str, list[float]], ratios: list[tuple[str, str]]) -> None:
+    """Print the median rate of each run, and the median over rounds of ratios between them."""
+    for name, values in rates.items():
+        print(f"{name:<44} {statistics.median(values):9,.0f} images/s")
+    for name, base in ratios:
+        each = [a / b for a, b in zip(rates[name], rates[base], strict=True)]
+        spread = f"{min(each):.2f} to {max(each):.2f}"
+        print(f"{f'{name} / {base}':<44} {statistics.median(each):9.2f} ({spread})")

@@ -1,0 +1,134 @@
+"""Whether memory grows with the number of images.
+
+Prints the peak memory of preprocessing and of training at two numbers of images, each in a process
+of its own, and their ratio. Training reads every batch of an epoch and fits a small network on some
+of them. Makes its own data (28 KB an image at 96 pixels) and removes them. Linux only.
+
+    python -m bench.memory
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import joblib
+
+from bench.common import make_raw
+from facegender.command import run_command
+from facegender.manifest import read_manifest, write_manifest
+from facegender.preprocessing import write_part
+
+_BATCH = 32
+_JOBS = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--images", type=int, nargs=2, default=[6000, 60000], help="how many")
+    parser.add_argument("--size", type=int, default=96, help="pixels a side")
+    parser.add_argument("--steps", type=int, default=20, help="batches to fit on")
+    parser.add_argument("--step", choices=_STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        print(json.dumps(_STEPS[args.step](args)))
+        return
+
+    peaks = []
+    for images in args.images:
+        with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
+            peaks.append({})
+            for step in _STEPS:
+                options = (
+                    f"--step {step} --images {images} 0 --size {args.size} --steps {args.steps}"
+                )
+                done = subprocess.run(
+                    [sys.executable, "-m", "bench.memory", "--folder", folder, *options.split()],
+                    stdout=subprocess.PIPE,
+                    check=True,
+                )
+                peaks[-1] |= json.loads(done.stdout)
+    few, many = args.images
+    for name, before in peaks[0].items():
+        after = peaks[1][name]
+        print(
+            f"{name:<32} {before:6,.0f} MB at {few:,} images, {after:6,.0f} MB at {many:,}: "
+            f"ratio {after / before:.2f}"
+        )
+
+
+def make(args: argparse.Namespace) -> dict[str, float]:
+    manifest = make_raw(args.folder / "raw", args.images[0])
+    write_manifest(manifest, args.folder / "manifest.csv")
+    return {}
+
+
+def preprocess(args: argparse.Namespace) -> dict[str, float]:
+    manifest = read_manifest(args.folder / "manifest.csv")
+    raw, part = args.folder / "raw", args.folder / "part"
+    write_part(manifest, raw, part, size=args.size, name="train", jobs=_JOBS)
+    # The same processes are used again; several tasks for each, so that none is left out.
+    workers = dict(joblib.Parallel(_JOBS)(joblib.delayed(peak)() for _ in range(16 * _JOBS)))
+    own = peak()[1]
+    return {
+        "preprocessing": own + sum(workers.values()),
+        "  main process": own,
+        f"  largest of {len(workers)} workers": max(workers.values()),
+    }
+
+
+def train(args: argparse.Namespace) -> dict[str, float]:
+    import keras  # with TensorFlow, which preprocessing must not count
+
+    from facegender.batches import make_batches
+    from facegender.model import build_network
+    from facegender.params import load_params
+    from facegender.processed import Part
+    from facegender.training import augmentation_layers
+
+    augmentation = load_params(Path("params.yaml")).train.augmentation
+    network = build_network(
+        image_size=args.size,
+        alpha=0.25,
+        weights="none",
+        dropout=0.2,
+        seed=1,
+        batch_norm_momentum=0.9,
+        augmentation=augmentation_layers(augmentation, 1),
+    ).training
+    network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    part = Part(args.folder / "part")
+    read = sum(len(images) for images, _ in make_batches(part, _BATCH, shuffle_seed=1))
+    if read != args.images[0]:
+        raise AssertionError(f"read {read} of {args.images[0]} images")
+    batches = make_batches(part, _BATCH, shuffle_seed=1).take(args.steps)
+    network.fit(batches, shuffle=False, verbose=0)
+    return {"training": peak()[1]}
+
+
+def peak() -> tuple[int, float]:
+    """Return this process's id and its largest resident memory so far in MB.
+
+    Pages of mapped files count. Unlike ru_maxrss, what the process that started this one held does
+    not.
+    """
+    status = Path("/proc/self/status").read_text()
+    return os.getpid(), int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+_STEPS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
+    "make": make,
+    "preprocess": preprocess,
+    "train": train,
+}
+
+
+if __name__ == "__main__":
+    run_command(main)
