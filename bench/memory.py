@@ -100,9 +100,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         weights="none",
         dropout=0.2,
         seed=1,
+        batch_norm="train",
         batch_norm_momentum=0.9,
-        augmentation=augmentation_layers(augmentation, 1),
-    ).training
+    ).training(augmentation_layers(augmentation, 1))
     network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
     part = Part(args.folder / "part")
     read = sum(len(images) for images, _ in make_batches(part, _BATCH, shuffle_seed=1))
