@@ -57,6 +57,7 @@ ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline
+	python -m bench.predict
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp
