@@ -138,6 +138,13 @@ class Evaluate(_Strict):
     seed: Seed
 
 
+class Export(_Strict):
+    """How the model is converted to int8."""
+
+    calibration_images: Positive
+    seed: Seed
+
+
 class Params(_Strict):
     """All of params.yaml."""
 
@@ -149,6 +156,7 @@ class Params(_Strict):
     model: Model
     train: Train
     evaluate: Evaluate
+    export: Export
 
 
 def load_params(path: Path) -> Params:
