@@ -59,6 +59,7 @@ bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline
 	python -m bench.preprocess
 	python -m bench.memory
+	python -m bench.predict
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp

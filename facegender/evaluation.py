@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import binomtest
 from sklearn import metrics
 
-from facegender.manifest import LABELS, NAMES
+from facegender.labels import LABELS, NAMES
 
 BINS = 15
 

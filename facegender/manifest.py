@@ -13,9 +13,8 @@ import pandas as pd
 
 from facegender.errors import UserError
 from facegender.files import IMAGE_SUFFIXES, file_sha256, find_images
+from facegender.labels import LABELS
 
-LABELS = {"female": 0, "male": 1}
-NAMES = {label: name for name, label in LABELS.items()}
 COLUMNS = ["path", "label", "sha256"]
 
 _log = logging.getLogger(__name__)

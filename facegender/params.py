@@ -155,6 +155,13 @@ class Evaluate(_Strict):
     seed: Seed
 
 
+class Export(_Strict):
+    """How the model is converted to int8."""
+
+    calibration_images: Positive
+    seed: Seed
+
+
 class Params(_Strict):
     """All of params.yaml."""
 
@@ -166,6 +173,7 @@ class Params(_Strict):
     model: Model
     train: Train
     evaluate: Evaluate
+    export: Export
 
 
 def load_params(path: Path) -> Params:

@@ -1,19 +1,52 @@
-"""Prediction: from image files or arrays to the probability of the label `male`."""
+"""Prediction: from image files or arrays to the probability of the label `male`.
 
-from collections.abc import Iterable, Sequence
+Importing this module loads no runtime: what computes is given as a Keras model or a Predictor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from facegender.images import InvalidImage, decode_image
-from facegender.manifest import NAMES
+from facegender.labels import NAMES
+
+if TYPE_CHECKING:
+    import keras
+
+UNCERTAIN = "uncertain"
+# Small: the layers' outputs for a few images stay in a core's cache.
+BATCH_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that is ready to compute, whatever runs it.
+
+    Attributes:
+        size: side, in pixels, of the images it takes.
+        predict: from uint8 (n, size, size, 3) to P(male), float64 (n,). Not for use by several
+            threads at once.
+    """
+
+    size: int
+    predict: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image; `error` is why it could not be read, else None."""
+    """What the model says of one image; `error` is why it could not be read, else None.
+
+    The label is `female`, `male`, or `uncertain` when the caller asked to abstain.
+    """
 
     image: str
     label: str | None
@@ -41,33 +74,73 @@ def image_size(model: keras.Model) -> int:
     return int(model.input_shape[1])
 
 
+def keras_predictor(model: keras.Model) -> Predictor:
+    """Return a Keras model as a predictor."""
+    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
+
+
 def predict_images(
-    model: keras.Model,
+    predictors: Sequence[Predictor],
     sources: Sequence[tuple[str, bytes | Path]],
     *,
     threshold: float = 0.5,
-    batch_size: int = 32,
-) -> Iterable[Prediction]:
+    abstain_below: float = 0.5,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Prediction]:
     """Yield a prediction for each named image, in order; bad images yield their reason.
 
+    Each predictor has a thread, which decodes a batch and computes it, while others do the same
+    with the next. At most two batches a predictor are ahead of what was yielded, so memory does
+    not grow with the number of images.
+
     Args:
-        model: a saved model.
+        predictors: the same model, once for each thread.
         sources: a name, and the bytes or the path of an image.
         threshold: P(male) from which the label is `male`.
+        abstain_below: the label is `uncertain` when the likelier label has a lower probability
+            than this; 0.5 never abstains.
         batch_size: images decoded and predicted at a time.
     """
-    size = image_size(model)
-    for start in range(0, len(sources), batch_size):
-        chunk = sources[start : start + batch_size]
-        decoded = [_decode(source, size) for _, source in chunk]
-        good = [item for item in decoded if isinstance(item, np.ndarray)]
-        probabilities = iter(predict_arrays(model, [np.stack(good)]) if good else [])
-        for (name, _), item in zip(chunk, decoded, strict=True):
-            if isinstance(item, str):
-                yield Prediction(name, None, None, item)
-            else:
-                probability = float(next(probabilities))
-                yield Prediction(name, NAMES[int(probability >= threshold)], probability)
+    idle: SimpleQueue[Predictor] = SimpleQueue()
+    for predictor in predictors:
+        idle.put(predictor)
+
+    def work(batch: Sequence[tuple[str, bytes | Path]]) -> list[Prediction]:
+        predictor = idle.get()
+        try:
+            return _predict_batch(predictor, batch, threshold, abstain_below)
+        finally:
+            idle.put(predictor)
+
+    starts = range(0, len(sources), batch_size)
+    batches = (sources[start : start + batch_size] for start in starts)
+    with ThreadPoolExecutor(len(predictors)) as pool:
+        ahead = deque(pool.submit(work, batch) for batch in islice(batches, 2 * len(predictors)))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(pool.submit(work, batch) for batch in islice(batches, 1))
+            yield from done
+
+
+def _predict_batch(
+    predictor: Predictor,
+    batch: Sequence[tuple[str, bytes | Path]],
+    threshold: float,
+    abstain_below: float,
+) -> list[Prediction]:
+    decoded = [_decode(source, predictor.size) for _, source in batch]
+    good = [item for item in decoded if isinstance(item, np.ndarray)]
+    probabilities = iter(predictor.predict(np.stack(good)) if good else [])
+    predictions = []
+    for (name, _), item in zip(batch, decoded, strict=True):
+        if isinstance(item, str):
+            predictions.append(Prediction(name, None, None, item))
+            continue
+        probability = float(next(probabilities))
+        unsure = max(probability, 1 - probability) < abstain_below
+        label = UNCERTAIN if unsure else NAMES[int(probability >= threshold)]
+        predictions.append(Prediction(name, label, probability))
+    return predictions
 
 
 def _decode(source: bytes | Path, size: int) -> np.ndarray | str:

@@ -19,7 +19,7 @@ from mlflow.pyfunc import PythonModel
 from PIL import Image
 
 from facegender.images import InvalidImage, decode_image
-from facegender.manifest import NAMES
+from facegender.labels import NAMES
 
 
 class FaceGender(PythonModel):

@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from facegender.errors import UserError
-from facegender.manifest import LABELS
+from facegender.labels import LABELS
 
 SPLITS = ("train", "validation", "test")
 

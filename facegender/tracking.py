@@ -1,7 +1,8 @@
 """MLflow: where runs are kept, and the life of a run. No other module knows its addresses.
 
 One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it.
-The run's id travels from train to evaluate in a file.
+`log_export` adds to it.
+The run's id travels from train to evaluate, and on to export, in files.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from facegender.files import file_sha256
-from facegender.manifest import LABELS
+from facegender.labels import LABELS
 
 EXPERIMENT = "facegender"
 MODEL_NAME = "model"
@@ -180,6 +181,30 @@ def log_evaluation(
             mlflow.log_artifacts(str(path), f"metrics/{path.name}")
         else:
             mlflow.log_artifact(str(path), "metrics")
+
+
+def log_export(
+    run_id: str, report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path
+) -> str:
+    """Log exported models, and their metrics under `export_` and their names, to an ended run.
+
+    Args:
+        run_id: of the run that holds the evaluation of the model.
+        report: the metrics.
+        models: files, logged under `export`.
+        metrics_file: the report's file.
+
+    Returns:
+        A sentence that says where it went: nowhere, if this store has not seen the run.
+    """
+    if _find(run_id) is None:
+        return "not logged: this store has no run of the model's evaluation"
+    with mlflow.start_run(run_id=run_id):
+        mlflow.log_metrics({f"export_{name}": value for name, value in _numbers(report)})
+        for path in models:
+            mlflow.log_artifact(str(path), "export")
+        mlflow.log_artifact(str(metrics_file), "metrics")
+    return f"logged to MLflow run {run_id}, which holds the evaluation"
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

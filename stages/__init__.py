@@ -1,1 +1,1 @@
-"""One script a stage of dvc.yaml, in this order: download, split, preprocess, train, evaluate."""
+"""One script a stage of dvc.yaml: download, split, preprocess, train, evaluate, export."""

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
     parser.add_argument("--plots", type=Path, required=True, help="directory to make")
+    parser.add_argument("--logged", type=Path, required=True, help="file for the id of the run")
     args = parser.parse_args()
     params = load_params(args.params)
     threshold = params.evaluate.threshold
@@ -80,7 +81,7 @@ def main() -> None:
         tags=tags,
         manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
         history=history,
-    ) as (_, which):
+    ) as (run, which):
         tracking.log_evaluation(
             metrics,
             test_manifest=args.splits / "test.csv",
@@ -92,6 +93,8 @@ def main() -> None:
             threshold=threshold,
             input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
         )
+        # Not always the run that trained the model.
+        tracking.write_run_id(run, args.logged)
     interval = metrics["accuracy_ci"]
     print(
         f"test accuracy {metrics['accuracy']:.4f} "

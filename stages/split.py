@@ -6,7 +6,8 @@ from pathlib import Path
 
 from facegender import plots
 from facegender.command import run_command
-from facegender.manifest import LABELS, build_manifest, write_manifest
+from facegender.labels import LABELS
+from facegender.manifest import build_manifest, write_manifest
 from facegender.params import load_params
 from facegender.splits import drop_label_conflicts, split_at_random, split_by_folder
 

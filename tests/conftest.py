@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,58 @@ def shared() -> Path:
     if not (folder / "faces" / "faces.csv").is_file():
         pytest.skip("needs ../shared with its portraits and weights")
     return folder
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A small model, saved and exported, and images of which it is sure or not."""
+
+    keras: Path
+    float32: Path
+    int8: Path
+    images: np.ndarray
+    probabilities: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    import keras
+
+    from facegender.export import convert
+    from facegender.model import build_network, save_model
+    from facegender.prediction import predict_arrays
+    from facegender.training import make_deterministic
+
+    make_deterministic(1)
+    network = build_network(
+        image_size=32,
+        alpha=0.25,
+        weights="none",
+        dropout=0.0,
+        seed=1,
+        batch_norm="train",
+        batch_norm_momentum=0.5,
+    )
+    generator = np.random.default_rng(0)
+    brightness = np.linspace(0.2, 1, 64)
+    generator.shuffle(brightness)
+    noise = generator.uniform(0, 256, (64, 32, 32, 3))
+    images = (noise * brightness[:, None, None, None]).astype(np.uint8)
+    # The brighter, the more probably male: what is learnt has sure answers and unsure ones.
+    wanted = 1 / (1 + np.exp(-10 * (brightness - 0.6)))
+    training = network.training([])
+    training.compile(
+        keras.optimizers.Adam(0.003), keras.losses.BinaryCrossentropy(from_logits=True)
+    )
+    training.fit(images, wanted[:, None], batch_size=16, epochs=30, verbose=0)
+    model = network.inference(temperature=1.5)
+
+    folder = tmp_path_factory.mktemp("exported")
+    paths = [folder / name for name in ("model.keras", "model.tflite", "model_int8.tflite")]
+    save_model(model, paths[0])
+    for path, content in zip(paths[1:], convert(model, images), strict=True):
+        path.write_bytes(content)
+    return Exported(*paths, images, predict_arrays(model, [images]))
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from tests.pipeline.conftest import SMALL, Clone, copy_of
 
 pytestmark = pytest.mark.slow
 
-STAGES = ["download", "split", "preprocess", "train", "evaluate"]
-
 
 def runs(clone: Clone) -> list[Run]:
     mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
@@ -42,6 +40,9 @@ def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
         "data/splits/test.csv",
         "data/processed/test/images.npy",
         "models/model.keras",
+        "models/model.tflite",
+        "models/model_int8.tflite",
+        "metrics/export.json",
         "metrics/data.json",
         "metrics/history.csv",
         "metrics/test.json",
@@ -132,6 +133,9 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
     paths = [f"data/raw/{path}" for path in expected["path"]]
     lines = reproduced.run("facegender", "predict", "--json", *paths).stdout.splitlines()
     said = pd.DataFrame([json.loads(line) for line in lines])
+    np.testing.assert_allclose(said["probability"], expected["probability"], atol=1e-4, rtol=0)
+    slow = ("facegender", "predict", "--json", "--model", "models/model.keras", *paths)
+    said = pd.DataFrame([json.loads(line) for line in reproduced.run(*slow).stdout.splitlines()])
     np.testing.assert_allclose(said["probability"], expected["probability"], atol=1e-6, rtol=0)
     (reproduced.root / "broken.jpg").write_bytes(b"?")
     done = reproduced.run("facegender", "predict", "--csv", "broken.jpg", paths[0], check=False)
@@ -148,17 +152,25 @@ def test_two_clones_give_the_same_bytes(reproduced: Clone, new_clone: Callable) 
     other.run("dvc", "repro", "--force")
     for folder in ("metrics", "models", "data"):
         one, two = files(reproduced.root / folder), files(other.root / folder)
-        # What differs from run to run is in files of its own: the speed, and the id of the run.
-        for expected in ("speed.csv", "run.json"):
+        # What differs from run to run is in files of its own: times, and ids of runs.
+        for expected in ("speed.csv", "export.json", "run.json", "evaluation_run.json"):
             assert one.pop(expected, None) != two.pop(expected, "absent")
         assert one == two
         assert one
+    exports = [
+        json.loads((clone.root / "metrics/export.json").read_text())
+        for clone in (reproduced, other)
+    ]
+    for export in exports:
+        for kind in ("float32", "int8"):
+            assert export[kind].pop("latency_ms") > 0
+    assert exports[0] == exports[1]
 
 
 def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
     clone.compose(*SMALL, "train.epochs=3")
-    assert clone.ran(clone.run("dvc", "repro").stdout) == ["train", "evaluate"]
+    assert clone.ran(clone.run("dvc", "repro").stdout) == ["train", "evaluate", "export"]
     with (clone.root / "facegender" / "evaluation.py").open("a") as file:
         file.write("# touched\n")
     before = files(clone.root / "models")

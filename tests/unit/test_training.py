@@ -7,7 +7,7 @@ from facegender.batches import make_batches
 from facegender.manifest import build_manifest
 from facegender.model import Network, build_network, save_model
 from facegender.params import Augmentation, Params, Train
-from facegender.prediction import predict_arrays, predict_images
+from facegender.prediction import keras_predictor, predict_arrays, predict_images
 from facegender.preprocessing import write_part
 from facegender.processed import Part
 from facegender.training import (
@@ -199,7 +199,8 @@ def test_predictions_of_files_equal_those_of_arrays(part: Part, recipe: Train, t
     (tmp_path / "broken.jpg").write_bytes(b"?")
     paths = [tmp_path / "raw" / path for path in part.index["path"]]
     sources = [("broken", tmp_path / "broken.jpg"), *((str(path), path) for path in paths)]
-    broken, *good = predict_images(network.inference(), sources, batch_size=7)
+    predictor = keras_predictor(network.inference())
+    broken, *good = predict_images([predictor], sources, batch_size=7)
     assert broken.error == "not an image in a known format"
     assert broken.label is None
     expected = predict_arrays(network.inference(), part.batches(16))

@@ -1,0 +1,125 @@
+"""How much decoding costs `facegender predict`, and how long one picture takes it.
+
+Prints images per second of the runtime alone on batches in memory and of `predict` on a folder of
+JPEGs, alternating in one process, and their ratio; of Keras' forward pass; and the time of a whole
+process that labels one picture. The model is MobileNet 1.0 for 224 pixels with random weights, and
+the pictures are drawn, unless others are named.
+
+    python -m bench.predict
+"""
+
+import argparse
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from facegender.command import run_command
+from facegender.datasets.sample import CLASSES, draw_attributes, render
+from facegender.export import convert, median_seconds
+from facegender.files import find_images
+from facegender.images import decode_image
+from facegender.litert import load_litert
+from facegender.model import build_network, load_model, save_model
+from facegender.prediction import BATCH_SIZE, Predictor, keras_predictor, predict_images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, help="a .keras file, in place of random weights")
+    parser.add_argument("--images", type=Path, help="a folder, in place of drawn JPEGs")
+    parser.add_argument("--count", type=int, default=256, help="JPEGs to draw")
+    parser.add_argument("--side", type=int, default=224, help="pixels a side of drawn JPEGs")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = args.images or draw_jpegs(Path(folder) / "images", args.count, args.side)
+        paths = [images / path for path in find_images(images)]
+        keras_model = load_model(args.model or random_model(Path(folder) / "model.keras"))
+        size = keras_predictor(keras_model).size
+        pixels = np.stack([decode_image(path, size) for path in paths[:32]])
+        exported = Path(folder) / "model.tflite"
+        exported.write_bytes(convert(keras_model, pixels)[0])
+        compare(exported, keras_predictor(keras_model), paths, pixels, args.rounds)
+
+
+def compare(
+    exported: Path, by_keras: Predictor, paths: list[Path], pixels: np.ndarray, rounds: int
+) -> None:
+    """Print each speed: the median of `rounds` measurements, taken in turns."""
+    cores = os.cpu_count() or 1
+    together = load_litert(exported, threads=cores)
+    apart = [load_litert(exported) for _ in range(cores)]
+    sources = [(path.name, path) for path in paths]
+    small = np.ascontiguousarray(np.resize(pixels, (BATCH_SIZE, *pixels.shape[1:])))
+    turns: dict[str, Callable[[], object]] = {
+        "forward": lambda: [together.predict(small) for _ in range(0, len(paths), BATCH_SIZE)],
+        "folder": lambda: list(predict_images(apart, sources)),
+        "keras": lambda: [by_keras.predict(pixels) for _ in range(0, len(paths), len(pixels))],
+    }
+    done = {
+        "forward": -(-len(paths) // BATCH_SIZE) * BATCH_SIZE,
+        "folder": len(paths),
+        "keras": -(-len(paths) // len(pixels)) * len(pixels),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds + 1):
+        for name, run in turns.items():
+            start = time.perf_counter()
+            run()
+            if number:  # the first round warms up
+                rates[name].append(done[name] / (time.perf_counter() - start))
+    # Within a round, so that a load which comes and goes changes both sides.
+    ratios = [b / a for a, b in zip(rates["forward"], rates["folder"], strict=True)]
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    decoding = median_seconds(lambda: decode_image(paths[0], pixels.shape[1]))
+    command = Path(sys.executable).with_name("facegender")
+    one = ["predict", "--model", str(exported), str(paths[0])]
+    process = median_seconds(
+        lambda: subprocess.run([command, *one], check=True, capture_output=True),
+        runs=5,
+    )
+    print(f"forward pass, {cores} threads  {middle['forward']:8.0f} images/s")
+    print(f"predict on a folder      {middle['folder']:8.0f} images/s")
+    print(f"ratio                    {statistics.median(ratios):8.2f}")
+    print(f"decoding, of one core    {1000 * decoding:8.2f} ms an image")
+    print(f"Keras' forward pass      {middle['keras']:8.0f} images/s")
+    print(f"one picture, a process   {process:8.2f} s")
+
+
+def draw_jpegs(folder: Path, count: int, side: int) -> Path:
+    """Write pictures of the sample as JPEGs, and return their folder."""
+    folder.mkdir()
+    for number in range(count):
+        attributes = draw_attributes(CLASSES[number % len(CLASSES)], number, seed=1)
+        picture = Image.open(io.BytesIO(render(attributes, side))).convert("RGB")
+        picture.save(folder / f"{number:05}.jpg", quality=90)
+    return folder
+
+
+def random_model(path: Path) -> Path:
+    """Save an untrained MobileNet of the study's size, and return its path."""
+    network = build_network(
+        image_size=224,
+        alpha=1.0,
+        weights="none",
+        dropout=0.0,
+        batch_norm_momentum=0.9,
+        augmentation=[],
+        seed=1,
+    )
+    save_model(network.inference, path)
+    return path
+
+
+if __name__ == "__main__":
+    run_command(main)

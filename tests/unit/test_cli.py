@@ -1,0 +1,123 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facegender.cli import _run
+from facegender.errors import UserError
+from facegender.images import encode_png
+from tests.compose import ROOT
+from tests.conftest import Exported
+
+
+@pytest.fixture
+def folder(exported: Exported, tmp_path: Path) -> Path:
+    """The exported model's 64 images as files whose names sort in their order."""
+    (tmp_path / "faces").mkdir()
+    for number, image in enumerate(exported.images):
+        (tmp_path / "faces" / f"{number:02}.png").write_bytes(encode_png(image))
+    return tmp_path / "faces"
+
+
+def predict(model: Path, *words: object) -> int:
+    return _run(["predict", "--model", str(model), *(str(word) for word in words)])
+
+
+def test_a_folder_in_order_as_json(
+    exported: Exported, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert predict(exported.float32, "--json", folder) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(item["image"]).name for item in answers] == [f"{n:02}.png" for n in range(64)]
+    said = [item["probability"] for item in answers]
+    np.testing.assert_allclose(said, exported.probabilities, atol=1e-4, rtol=0)
+    names = ["male" if p >= 0.5 else "female" for p in exported.probabilities]
+    assert [item["label"] for item in answers] == names
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_it_abstains_when_asked(
+    exported: Exported, folder: Path, capsys: pytest.CaptureFixture, form: str
+) -> None:
+    flags = [] if form == "text" else [f"--{form}"]
+    predict(exported.float32, *flags, "--abstain-below", "0.8", folder)
+    lines = capsys.readouterr().out.splitlines()
+    if form == "text":
+        labels = [line.split()[0] for line in lines]
+    elif form == "json":
+        labels = [json.loads(line)["label"] for line in lines]
+    else:
+        labels = [row["label"] for row in csv.DictReader(lines)]
+    sure = np.maximum(exported.probabilities, 1 - exported.probabilities) >= 0.8
+    assert 0 < sure.sum() < 64
+    assert [label != "uncertain" for label in labels] == sure.tolist()
+    assert set(labels) == {"female", "male", "uncertain"}
+
+
+@pytest.mark.parametrize("value", ["0.4", "1.1", "nan", "much"])
+def test_a_confidence_out_of_range_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture, value: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _run(["predict", "--abstain-below", value, str(folder)])
+    assert stop.value.code == 2
+    assert f"{value} is not between 0.5 and 1" in capsys.readouterr().err
+
+
+def test_a_broken_file_is_named_and_the_others_are_answered(
+    exported: Exported, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "01.png").write_bytes(b"?")
+    assert predict(exported.float32, *sorted(folder.iterdir())[:3]) == 1
+    captured = capsys.readouterr()
+    assert [Path(line.split()[-1]).name for line in captured.out.splitlines()] == [
+        "00.png",
+        "02.png",
+    ]
+    assert captured.err == f"{folder / '01.png'}: not an image in a known format\n"
+
+
+def test_another_ending_is_a_clear_error(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.h5 is neither"):
+        predict(Path("model.h5"), folder)
+
+
+@pytest.mark.parametrize(("terminal", "count", "bar"), [(1, 64, 1), (1, 3, 0), (0, 64, 0)])
+def test_a_bar_for_many_images_on_a_terminal(
+    exported: Exported,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: int,
+    count: int,
+    bar: int,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: bool(terminal))
+    predict(exported.float32, "--json", *sorted(folder.iterdir())[:count])
+    captured = capsys.readouterr()
+    assert ("/64" in captured.err) == bool(bar)
+    assert [json.loads(line)["error"] for line in captured.out.splitlines()] == [None] * count
+
+
+def imported(model: Path, image: Path) -> set[str]:
+    """Return the heavy packages that predicting one picture with a model imports."""
+    code = "import sys; from facegender.cli import _run; _run(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", "--model", model, image],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heavy = {"keras", "mlflow", "pandas", "scipy", "sklearn", "tensorflow"}
+    return heavy & set(done.stdout.splitlines()[-1].split())
+
+
+def test_predicting_with_litert_imports_nothing_heavy(exported: Exported, folder: Path) -> None:
+    assert imported(exported.float32, folder / "00.png") == set()
+    # What the test looks for is found where it is.
+    assert {"keras", "tensorflow"} <= imported(exported.keras, folder / "00.png")
