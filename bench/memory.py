@@ -41,7 +41,7 @@ def main() -> None:
         print(json.dumps(_STEPS[args.step](args)))
         return
 
-    peaks = []
+    peaks: list[dict[str, float]] = []
     for images in args.images:
         with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
             peaks.append({})

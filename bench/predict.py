@@ -10,18 +10,17 @@ the pictures are drawn, unless others are named.
 
 import argparse
 import io
+import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from bench.common import measure, report
 from facegender.command import run_command
 from facegender.datasets.sample import CLASSES, draw_attributes, render
 from facegender.export import convert, median_seconds
@@ -55,32 +54,27 @@ def main() -> None:
 def compare(
     exported: Path, by_keras: Predictor, paths: list[Path], pixels: np.ndarray, rounds: int
 ) -> None:
-    """Print each speed: the median of `rounds` measurements, taken in turns."""
+    """Print each speed, measured in turns."""
     cores = os.cpu_count() or 1
     together = load_litert(exported, threads=cores)
     apart = [load_litert(exported) for _ in range(cores)]
     sources = [(path.name, path) for path in paths]
     small = np.ascontiguousarray(np.resize(pixels, (BATCH_SIZE, *pixels.shape[1:])))
-    turns: dict[str, Callable[[], object]] = {
-        "forward": lambda: [together.predict(small) for _ in range(0, len(paths), BATCH_SIZE)],
-        "folder": lambda: list(predict_images(apart, sources)),
-        "keras": lambda: [by_keras.predict(pixels) for _ in range(0, len(paths), len(pixels))],
+
+    def repeat(predictor: Predictor, batch: np.ndarray) -> int:
+        passes = math.ceil(len(paths) / len(batch))
+        for _ in range(passes):
+            predictor.predict(batch)
+        return passes * len(batch)
+
+    forward = f"forward pass, {cores} threads"
+    runs = {
+        forward: lambda: repeat(together, small),
+        "predict on a folder": lambda: len(list(predict_images(apart, sources))),
+        "Keras' forward pass": lambda: repeat(by_keras, pixels),
     }
-    done = {
-        "forward": -(-len(paths) // BATCH_SIZE) * BATCH_SIZE,
-        "folder": len(paths),
-        "keras": -(-len(paths) // len(pixels)) * len(pixels),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(rounds + 1):
-        for name, run in turns.items():
-            start = time.perf_counter()
-            run()
-            if number:  # the first round warms up
-                rates[name].append(done[name] / (time.perf_counter() - start))
-    # Within a round, so that a load which comes and goes changes both sides.
-    ratios = [b / a for a, b in zip(rates["forward"], rates["folder"], strict=True)]
-    middle = {name: statistics.median(values) for name, values in rates.items()}
+    measure(runs, 1)  # warms up
+    report(measure(runs, rounds), [("predict on a folder", forward)])
     decoding = median_seconds(lambda: decode_image(paths[0], pixels.shape[1]))
     command = Path(sys.executable).with_name("facegender")
     one = ["predict", "--model", str(exported), str(paths[0])]
@@ -88,11 +82,7 @@ def compare(
         lambda: subprocess.run([command, *one], check=True, capture_output=True),
         runs=5,
     )
-    print(f"forward pass, {cores} threads  {middle['forward']:8.0f} images/s")
-    print(f"predict on a folder      {middle['folder']:8.0f} images/s")
-    print(f"ratio                    {statistics.median(ratios):8.2f}")
     print(f"decoding, of one core    {1000 * decoding:8.2f} ms an image")
-    print(f"Keras' forward pass      {middle['keras']:8.0f} images/s")
     print(f"one picture, a process   {process:8.2f} s")
 
 
@@ -113,11 +103,11 @@ def random_model(path: Path) -> Path:
         alpha=1.0,
         weights="none",
         dropout=0.0,
+        batch_norm="train",
         batch_norm_momentum=0.9,
-        augmentation=[],
         seed=1,
     )
-    save_model(network.inference, path)
+    save_model(network.inference(), path)
     return path
 
 
