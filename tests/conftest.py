@@ -43,20 +43,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     import keras
 
     from facegender.export import convert
-    from facegender.model import build_network, save_model
+    from facegender.model import save_model
     from facegender.prediction import predict_arrays
-    from facegender.training import make_deterministic
+    from tests.networks import small_network
 
-    make_deterministic(1)
-    network = build_network(
-        image_size=32,
-        alpha=0.25,
-        weights="none",
-        dropout=0.0,
-        seed=1,
-        batch_norm="train",
-        batch_norm_momentum=0.5,
-    )
+    network = small_network(batch_norm_momentum=0.5)
     generator = np.random.default_rng(0)
     brightness = np.linspace(0.2, 1, 64)
     generator.shuffle(brightness)

@@ -5,22 +5,12 @@ import numpy as np
 import pytest
 
 from facegender.errors import UserError
-from facegender.model import Network, build_network, load_model, save_model, set_trainable
-from facegender.training import make_deterministic
+from facegender.model import Network, load_model, save_model, set_trainable
+from tests.networks import small_network
 
 
 def network(**changes: object) -> Network:
-    make_deterministic(1)
-    settings = {
-        "image_size": 32,
-        "alpha": 0.25,
-        "weights": "none",
-        "dropout": 0.5,
-        "seed": 1,
-        "batch_norm": "train",
-        "batch_norm_momentum": 0.9,
-    }
-    return build_network(**(settings | changes))
+    return small_network(**{"dropout": 0.5} | changes)
 
 
 @pytest.fixture(scope="module")

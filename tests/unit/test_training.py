@@ -5,7 +5,7 @@ import pytest
 
 from facegender.batches import make_batches
 from facegender.manifest import build_manifest
-from facegender.model import Network, build_network, save_model
+from facegender.model import Network, save_model
 from facegender.params import Augmentation, Params, Train
 from facegender.prediction import keras_predictor, predict_arrays, predict_images
 from facegender.preprocessing import write_part
@@ -14,9 +14,9 @@ from facegender.training import (
     HISTORY_COLUMNS,
     Training,
     augmentation_layers,
-    make_deterministic,
     train_network,
 )
+from tests.networks import small_network
 
 
 @pytest.fixture
@@ -26,11 +26,7 @@ def recipe(params: Params) -> Train:
 
 
 def fit(part: Part, recipe: Train, momentum: float = 0.9) -> tuple[Network, Training]:
-    make_deterministic(recipe.seed)
-    network = build_network(
-        image_size=32,
-        alpha=0.25,
-        weights="none",
+    network = small_network(
         dropout=0.2,
         seed=recipe.seed,
         batch_norm=recipe.batch_norm,
@@ -52,16 +48,7 @@ def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path:
 
 def test_history_and_the_kept_epoch(part: Part, recipe: Train) -> None:
     seen: list[int] = []
-    make_deterministic(1)
-    network = build_network(
-        image_size=32,
-        alpha=0.25,
-        weights="none",
-        dropout=0.0,
-        seed=1,
-        batch_norm="train",
-        batch_norm_momentum=0.9,
-    )
+    network = small_network()
     two_phases = recipe.model_copy(update={"head_epochs": 2, "epochs": 3})
     training = train_network(
         network,
