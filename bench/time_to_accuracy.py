@@ -98,6 +98,7 @@ def train(recipe: str, processed: Path, weights: str, changes: list[str]) -> dic
         weights=params.model.weights,
         weights_sha256=params.model.weights_sha256,
         dropout=params.model.dropout,
+        test_time_flip=params.model.test_time_flip,
         batch_norm=params.train.batch_norm,
         batch_norm_momentum=params.train.batch_norm_momentum,
         seed=params.train.seed,
@@ -117,7 +118,7 @@ def train(recipe: str, processed: Path, weights: str, changes: list[str]) -> dic
     temperature = 1.0
     if params.train.calibrate:
         validation = parts["validation"]
-        logits = predict_arrays(network.training([]), validation.batches(32))
+        logits = predict_arrays(network.logits(), validation.batches(32))
         temperature = fit_temperature(validation.labels, logits)
     seconds = time.perf_counter() - start
 

@@ -94,6 +94,7 @@ class Model(_Strict):
     weights: str = Field(description="imagenet, none, or the path of a weights file")
     weights_sha256: str | None
     dropout: Fraction
+    test_time_flip: bool
 
 
 class Augmentation(_Strict):

@@ -38,6 +38,7 @@ def main() -> None:
         weights=params.model.weights,
         weights_sha256=params.model.weights_sha256,
         dropout=params.model.dropout,
+        test_time_flip=params.model.test_time_flip,
         batch_norm=params.train.batch_norm,
         batch_norm_momentum=params.train.batch_norm_momentum,
         seed=params.train.seed,
@@ -61,7 +62,7 @@ def main() -> None:
         )
         temperature = 1.0
         if params.train.calibrate:
-            logits = predict_arrays(network.training([]), validation.batches(32))
+            logits = predict_arrays(network.logits(), validation.batches(32))
             temperature = fit_temperature(validation.labels, logits)
             tracking.log_temperature(temperature)
         for path in (args.model, args.history):

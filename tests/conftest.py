@@ -47,7 +47,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     from facegender.prediction import predict_arrays
     from tests.networks import small_network
 
-    network = small_network(batch_norm_momentum=0.5)
+    network = small_network(batch_norm_momentum=0.5, test_time_flip=True)
     generator = np.random.default_rng(0)
     brightness = np.linspace(0.2, 1, 64)
     generator.shuffle(brightness)

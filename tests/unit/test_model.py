@@ -48,6 +48,23 @@ def test_stock_keras_loads_what_was_saved(built: Network, tmp_path: Path) -> Non
     np.testing.assert_array_equal(loaded.predict_on_batch(images), expected)
 
 
+def test_a_flip_at_test_time_is_the_mean_of_both_sides(tmp_path: Path) -> None:
+    built, flipping = network(), network(test_time_flip=True)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    images[:, :, 16:] //= 2  # sides that differ
+    one, other = (built.logits().predict_on_batch(x) for x in (images, images[:, :, ::-1]))
+    assert np.abs(one - other).max() > 1e-6
+    np.testing.assert_allclose(
+        flipping.logits().predict_on_batch(images), (one + other) / 2, atol=1e-6
+    )
+    for name, model in (("a.keras", flipping), ("b.keras", network(test_time_flip=True))):
+        save_model(model.inference(), tmp_path / name)
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+    loaded = keras.models.load_model(tmp_path / "a.keras", compile=False)
+    probabilities = 1 / (1 + np.exp(-(one + other) / 2))
+    np.testing.assert_allclose(loaded.predict_on_batch(images), probabilities, atol=1e-6)
+
+
 def test_no_model_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.keras"):
         load_model(tmp_path / "absent.keras")
