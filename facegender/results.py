@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,41 @@ from dvc.exceptions import DvcException
 from facegender.errors import UserError
 from facegender.gate import PREDICTION_COLUMNS, Results
 from facegender.labels import NAMES
+from facegender.params import Gate
 
 MAIN = ("main", "origin/main")
+
+
+def read_for_gate(
+    root: Path, revision: str | None, settings: Gate
+) -> tuple[Results, Results | None, list[str], list[str]]:
+    """Read the two sides of a comparison.
+
+    Args:
+        root: the repository.
+        revision: the baseline, or None for the default.
+        settings: the gate's parameters in the work tree.
+
+    Returns:
+        The candidate, in the work tree; the baseline or None, and then why there is none; and
+        warnings: what else a judge should know.
+
+    Raises:
+        UserError: the candidate's results are missing or cannot be read.
+    """
+    candidate = read_results(root)
+    try:
+        why = ""
+        if revision is None:
+            revision, why = default_baseline(root, candidate)
+        baseline = read_results(root, revision)
+        if why:
+            baseline = replace(baseline, name=f"{why} ({revision[:10]})")
+    except UserError as error:
+        return candidate, None, [str(error)], []
+    changes = _changes(_read_gate_params(root, revision), settings.model_dump())
+    notes = [f"the gate's own parameters changed: {changes}"] if changes else []
+    return candidate, baseline, [], notes
 
 
 def read_results(root: Path, revision: str | None = None) -> Results:
@@ -110,8 +144,8 @@ def _parse_predictions(text: str) -> pd.DataFrame:
 
 def _export_costs(metrics: dict[str, Any]) -> dict[str, float]:
     kinds = ("float32", "int8")
-    return {f"size_{kind}": metrics[kind]["size_bytes"] for kind in kinds} | {
-        f"latency_{kind}": metrics[kind]["latency_ms"] for kind in kinds
+    return {f"size_{kind}_bytes": metrics[kind]["size_bytes"] for kind in kinds} | {
+        f"latency_{kind}_ms": metrics[kind]["latency_ms"] for kind in kinds
     }
 
 
@@ -123,7 +157,7 @@ def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def read_gate_params(root: Path, revision: str) -> dict[str, Any] | None:
+def _read_gate_params(root: Path, revision: str) -> dict[str, Any] | None:
     """Return the gate's parameters as a revision has them, or None if it has none."""
     try:
         content = yaml.safe_load(DVCFileSystem(str(root), rev=revision).read_text("params.yaml"))
@@ -132,8 +166,17 @@ def read_gate_params(root: Path, revision: str) -> dict[str, Any] | None:
         return None
 
 
-def default_baseline(root: Path, candidate: Results) -> str:
-    """Return the commit that the work tree is to be compared with.
+def _changes(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
+    """Say which parameters differ, if there were any before."""
+    if not isinstance(before, dict):
+        return ""
+    old, new = (pd.json_normalize(one).to_dict("records")[0] for one in (before, after))
+    names = sorted(str(name) for name in {*old, *new} if old.get(name) != new.get(name))
+    return ", ".join(f"{name} from {old.get(name)} to {new.get(name)}" for name in names)
+
+
+def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
+    """Return the commit that the work tree is to be compared with, and what it is.
 
     That is the merge base with main, the nearer one of the local and the fetched branch. On main
     itself, where the merge base is HEAD, it is HEAD if the candidate's predictions are not the
@@ -151,20 +194,20 @@ def default_baseline(root: Path, candidate: Results) -> str:
         )
     head = _git(root, "rev-parse", "HEAD")
     if base != head:
-        return base
+        return base, "the merge base with main"
     try:
-        committed = read_results(root, head)
+        same = _same_predictions(candidate, read_results(root, head))
     except UserError:
-        return head
-    if not _same_predictions(candidate, committed):
-        return head
+        same = False
+    if not same:
+        return head, "HEAD"
     before = _git(root, "rev-parse", "--verify", "--quiet", "HEAD~1")
     if not before:
         raise UserError(
             "These are the results of HEAD, and no commit is before it: there is nothing to "
             "compare with. Name a commit or an experiment with --baseline REV."
         )
-    return before
+    return before, "the commit before HEAD"
 
 
 def _same_predictions(one: Results, other: Results) -> bool:
