@@ -301,9 +301,9 @@ def _groups(predictions: pd.DataFrame) -> list[tuple[str, str, np.ndarray]]:
     """Return column, name and members, bool (n,), of each group that is not everybody."""
     found = []
     for column in predictions.columns.drop(_NO_METADATA, errors="ignore"):
-        names = group_names(predictions[column])
-        for group in sorted(names.dropna().unique()):
-            members = (names == group).fillna(False).to_numpy(dtype=bool)
+        codes, names = pd.factorize(group_names(predictions[column]), sort=True)
+        for code, group in enumerate(names):
+            members = codes == code
             if not members.all():
                 found.append((str(column), str(group), members))
     return found
