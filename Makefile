@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast lint format params lock ui bench clean
+.PHONY: help install repro gate test test-fast lint format params lock ui bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	dvc repro
 	@dvc metrics show metrics/test.json
 	@echo 'plots: metrics/test/*.png, or dvc plots show; runs: make ui'
+
+gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV, GATE=--format...)
+	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
 test: $(INSTALLED) ## all tests, the quick ones first
 	pytest -m 'not slow' -n 2

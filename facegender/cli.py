@@ -36,7 +36,8 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="facegender",
-        description="Label face photos by perceived gender with the model of `dvc repro`.",
+        description="Label face photos by perceived gender with the model of `dvc repro`; judge "
+        "that model.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict = commands.add_parser(
@@ -74,8 +75,32 @@ def _run(arguments: list[str]) -> int:
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line")
     form.add_argument("--csv", action="store_true", help="CSV with a header")
+    predict.set_defaults(run=_predict)
+
+    gate = commands.add_parser(
+        "gate",
+        help="refuse a model that is worse than the one before it",
+        description="Judge the results in the work tree (run `dvc repro` first) by the floors of "
+        "gate in params.yaml, and beside those of a baseline, image by image. "
+        "Exit code 0: pass, perhaps with warnings; 1: a regression, or below a floor; 2: cannot "
+        "tell, and why. docs/gate.md says how the verdict is reached.",
+    )
+    gate.add_argument(
+        "--baseline",
+        metavar="REV",
+        help="a commit, branch, tag or DVC experiment to compare with (default: the merge base "
+        "with main; on main, HEAD, or the commit before it if the results are those of HEAD)",
+    )
+    gate.add_argument("--format", choices=("text", "markdown", "json"), default="text")
+    gate.add_argument(
+        "--accept-data-change",
+        action="store_true",
+        help="compare although the test set or its labels changed, or predictions are missing: "
+        "unpaired, and so less sharply",
+    )
+    gate.set_defaults(run=_gate)
     args = parser.parse_args(arguments)
-    return _predict(args)
+    return args.run(args)
 
 
 def _confidence(text: str) -> float:
@@ -119,6 +144,37 @@ def _predict(args: argparse.Namespace) -> int:
             plain_error = prediction.error is not None and not (args.json or args.csv)
             bar.write(line, file=sys.stderr if plain_error else sys.stdout)
     return int(failed > 0)
+
+
+def _gate(args: argparse.Namespace) -> int:
+    # Pandas, SciPy and DVC, which predicting does without.
+    from facegender.gate import judge
+    from facegender.gate_report import as_markdown, as_text
+    from facegender.params import load_params
+    from facegender.results import read_for_gate
+
+    try:
+        root = project_root()
+        params = load_params(root / "params.yaml")
+        candidate, baseline, undecided, notes = read_for_gate(root, args.baseline, params.gate)
+    except UserError as error:
+        # Code 1 would say that the model is worse.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report = judge(
+        candidate,
+        baseline,
+        params.gate,
+        min_group_size=params.evaluate.min_group_size,
+        accept_data_change=args.accept_data_change,
+        undecided=undecided,
+        notes=notes,
+    )
+    if args.format == "json":
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        print({"text": as_text, "markdown": as_markdown}[args.format](report), end="")
+    return report.exit_code
 
 
 def _load(path: Path, images: int) -> list[Predictor]:

@@ -122,8 +122,9 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataF
     Returns:
         Columns `probability` (mean of the bin), `fraction_male` and `count`.
     """
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    frame = pd.DataFrame({"bin": bins, "probability": probabilities, "fraction_male": labels})
+    frame = pd.DataFrame(
+        {"bin": _bins(probabilities), "probability": probabilities, "fraction_male": labels}
+    )
     table = frame.groupby("bin").agg(
         probability=("probability", "mean"),
         fraction_male=("fraction_male", "mean"),
@@ -138,9 +139,13 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     After Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
     Binning, AAAI 2015, in its binary form.
     """
-    table = reliability_table(labels, probabilities)
-    gaps = (table["probability"] - table["fraction_male"]).abs()
-    return float(np.average(gaps, weights=table["count"]))
+    # A bin's gap, times its size, is the sum of P - label in it. Fast, for the gate resamples it.
+    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
 
 
 def roc_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -161,19 +166,13 @@ def precision_recall_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.
     return pd.DataFrame({"recall": recall, "precision": precision})
 
 
-def group_metrics(
-    predictions: pd.DataFrame, *, threshold: float, minimum: int, max_groups: int = 20
-) -> pd.DataFrame:
+def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) -> pd.DataFrame:
     """Return accuracy and recalls for each group that the columns of metadata define.
 
-    Numbers with more than `max_groups` values are cut into bands of ten (age 20-29); other
-    columns with more values than that are left out. Missing values are no group.
-
     Args:
-        predictions: columns `label`, `probability`, and those to group by.
+        predictions: columns `label`, `probability`, and those to group by, as `group_names` does.
         threshold: P(male) from which the prediction is male.
         minimum: groups with fewer images are marked `small`: their figures say little.
-        max_groups: groups a column may have.
 
     Returns:
         A row a group: `column`, `group`, `n`, `accuracy` with its 95 % Wilson interval
@@ -181,7 +180,7 @@ def group_metrics(
     """
     rows = []
     for column in predictions.columns.drop(["label", "probability"]):
-        for group, members in predictions.groupby(_groups(predictions[column], max_groups)):
+        for group, members in predictions.groupby(group_names(predictions[column])):
             labels = members["label"].to_numpy(dtype=int)
             predicted = (members["probability"].to_numpy(dtype=float) >= threshold).astype(int)
             right = int((labels == predicted).sum())
@@ -202,7 +201,15 @@ def group_metrics(
     return pd.DataFrame(rows, columns=names.split())
 
 
-def _groups(values: pd.Series, max_groups: int) -> pd.Series:
+def group_names(values: pd.Series, max_groups: int = 20) -> pd.Series:
+    """Return the group of each value of a column of metadata.
+
+    Numbers with more than `max_groups` values are cut into bands of ten (age 20-29); other
+    columns with more values than that have no groups. Missing values are no group.
+
+    Returns:
+        A name or NA for each value, with the index of `values`.
+    """
     if values.nunique() <= max_groups:
         return values.astype("string")
     if not pd.api.types.is_numeric_dtype(values):

@@ -163,6 +163,47 @@ class Export(_Strict):
     seed: Seed
 
 
+class AtLeast(_Strict):
+    """A floor of a metric that is better when it is higher."""
+
+    at_least: float
+
+
+class AtMost(_Strict):
+    """A limit of a metric that is better when it is lower."""
+
+    at_most: float
+
+
+class MaxDrop(_Strict):
+    """How much worse than the baseline is still tolerated, in the metric's own unit."""
+
+    accuracy: Fraction
+    recall: Fraction
+    group: Fraction
+    f1: Fraction
+    ece: Fraction
+
+
+class Cost(_Strict):
+    """Ratios, candidate to baseline, beyond which costs are warned of."""
+
+    max_size_ratio: Annotated[float, Field(ge=1)]
+    max_time_ratio: Annotated[float, Field(ge=1)]
+    min_speed_ratio: Annotated[float, Field(gt=0, le=1)]
+
+
+class Gate(_Strict):
+    """What a model must be worth, alone and beside the baseline."""
+
+    floors: dict[str, AtLeast | AtMost]
+    max_drop: MaxDrop
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    bootstrap_samples: Positive
+    seed: Seed
+    cost: Cost
+
+
 class Params(_Strict):
     """All of params.yaml."""
 
@@ -175,6 +216,7 @@ class Params(_Strict):
     train: Train
     evaluate: Evaluate
     export: Export
+    gate: Gate
 
 
 def load_params(path: Path) -> Params:

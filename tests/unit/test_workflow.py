@@ -1,8 +1,10 @@
-"""GitHub's workflow and .ci/run, which do the same elsewhere, agree with the Makefile."""
+"""GitHub's workflow: what it makes exists, what it may do is little, and its steps run here."""
 
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import yaml
 from tests.compose import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
-LOCAL = ROOT / ".ci" / "run"
+STEPS = ROOT / ".ci" / "workflow.py"
 
 
 @pytest.fixture
@@ -26,9 +28,12 @@ def made_by(script: str) -> set[str]:
     return {word for word in words if not word.startswith("-") and "=" not in word}
 
 
-def made_by_workflow(workflow: dict[str, Any]) -> set[str]:
-    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    return set().union(*(made_by(step.get("run", "")) for step in steps))
+def all_steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def scripts(workflow: dict[str, Any]) -> list[str]:
+    return [step["run"] for step in all_steps(workflow) if "run" in step]
 
 
 def test_calls_of_make_are_found() -> None:
@@ -39,26 +44,49 @@ def test_calls_of_make_are_found() -> None:
 
 
 def test_ci_makes_targets_that_exist(workflow: dict[str, Any]) -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, re.MULTILINE))
-    assert made_by_workflow(workflow) - targets == set()
-    assert made_by(LOCAL.read_text()) - targets == set()
+    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(), re.M))
+    local = [(ROOT / ".ci" / name).read_text() for name in ("run", "gate")]
+    made = set().union(*map(made_by, [*scripts(workflow), *local]))
+    assert {"install", "lint", "repro", "test"} <= made
+    assert made - targets == set()
 
 
-def test_both_ways_to_run_ci_make_the_same(workflow: dict[str, Any]) -> None:
-    made = made_by_workflow(workflow)
-    assert {"lint", "repro", "test"} <= made
-    assert made == made_by(LOCAL.read_text())
+def test_the_gate_comes_after_the_pipeline_and_before_the_tests(workflow: dict[str, Any]) -> None:
+    runs = [step.get("run") for step in workflow["jobs"]["pipeline"]["steps"]]
+    assert runs.index("make repro") < runs.index(".ci/gate") < runs.index("make test")
+    assert ".ci/workflow.py pipeline" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_workflow_may_only_read(workflow: dict[str, Any]) -> None:
+# What it may do.
+
+
+def test_only_the_job_that_comments_may_write(workflow: dict[str, Any]) -> None:
+    assert workflow["permissions"] == {"contents": "read"}
     # A job without permissions of its own has the workflow's.
-    given = [
-        workflow["permissions"],
-        *(job.get("permissions") for job in workflow["jobs"].values()),
-    ]
-    assert [one for one in given if one not in ({"contents": "read"}, {}, None)] == []
-    assert workflow["permissions"] is not None
+    given = {name: job.get("permissions") for name, job in workflow["jobs"].items()}
+    assert given.pop("comment") == {"pull-requests": "write"}
+    assert [one for one in given.values() if one not in ({"contents": "read"}, {}, None)] == []
+    # YAML takes the key `on` for true. pull_request_target would give a fork's code the token.
+    assert set(workflow[True]) == {"push", "pull_request"}
+
+
+def test_the_job_that_may_write_runs_nothing_of_the_pull_request(workflow: dict[str, Any]) -> None:
+    job = workflow["jobs"]["comment"]
+    assert [step for step in job["steps"] if "uses" in step] == []
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in job["if"]
+    (script,) = (step["run"] for step in job["steps"])
+    assert not re.search(r"make|python|\.ci/|\beval\b|\bcurl\b", script)
+
+
+def test_no_script_holds_an_expression(workflow: dict[str, Any]) -> None:
+    # What GitHub puts into a script is run by the shell, whatever a branch or title is called.
+    assert [script for script in scripts(workflow) if "${{" in script] == []
+
+
+def test_actions_are_pinned_by_commit(workflow: dict[str, Any]) -> None:
+    used = [step["uses"] for step in all_steps(workflow) if "uses" in step]
+    assert used
+    assert [use for use in used if not re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", use)] == []
 
 
 def test_actionlint_finds_nothing() -> None:
@@ -68,3 +96,139 @@ def test_actionlint_finds_nothing() -> None:
         ["actionlint", str(WORKFLOW)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Its steps, run here.
+
+
+class Stage:
+    """A folder with the workflow and its scripts, where programs are stand-ins that log calls."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in (".ci", ".github"):
+            shutil.copytree(ROOT / folder, root / folder)
+        (root / "bin").mkdir()
+        self.program("bin/make")
+        self.program("bin/chromium")
+        self.program("bin/gh", "cat > comment.md")
+        self.program(".venv/bin/facegender", "echo '## Gate: pass ü'")
+
+    def program(self, path: str, script: str = "") -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        log = f'echo "{file.name} $*" >> "{self.root}/calls"'
+        file.write_text(f"#!/bin/bash\n{log}\n{script}\n")
+        file.chmod(0o755)
+
+    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess:
+        (self.root / "calls").write_text("")
+        for name in ("summary", "output"):
+            (self.root / name).write_text("")
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env={
+                "PATH": f"{self.root}/bin:/usr/bin:/bin",
+                "GITHUB_STEP_SUMMARY": str(self.root / "summary"),
+                "GITHUB_OUTPUT": str(self.root / "output"),
+                **env,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def job(self, name: str, *options: str, **env: str) -> subprocess.CompletedProcess:
+        return self.run(sys.executable, ".ci/workflow.py", name, *options, **env)
+
+    def calls(self) -> list[str]:
+        return (self.root / "calls").read_text().splitlines()
+
+    def text(self, name: str) -> str:
+        return (self.root / name).read_text()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+def test_the_steps_of_the_pipeline_run_in_order(stage: Stage) -> None:
+    done = stage.job("pipeline")
+    assert done.returncode == 0, done.stderr
+    assert stage.calls() == [
+        "make lint",
+        "make repro",
+        "make --silent install",
+        "facegender gate --format markdown",
+        "make test",
+    ]
+    assert stage.text("summary") == "## Gate: pass ü\n"
+    first, *report, last = stage.text("output").splitlines()
+    assert first == f"report<<{last}"
+    assert report == ["## Gate: pass ü", ""]
+
+
+@pytest.mark.parametrize(
+    ("code", "event", "fails"),
+    [
+        (1, "", True),
+        (1, "push", True),
+        (1, "pull_request", True),
+        (2, "", False),
+        (2, "push", False),
+        (2, "pull_request", True),
+        (0, "pull_request", False),
+    ],
+)
+def test_what_the_gate_says_decides(stage: Stage, code: int, event: str, fails: bool) -> None:
+    stage.program(".venv/bin/facegender", f"echo report; exit {code}")
+    done = stage.job("pipeline", GITHUB_EVENT_NAME=event)
+    assert done.returncode == int(fails)
+    assert ("make test" in stage.calls()) != fails
+    assert stage.text("summary") == "report\n"
+    assert ("cannot tell" in done.stderr) == (code == 2 and not fails)
+
+
+def test_a_gate_that_cannot_run_says_why_on_the_page(stage: Stage) -> None:
+    stage.program(".venv/bin/facegender", "echo 'error: no results' >&2; exit 2")
+    stage.run(".ci/gate")
+    assert "error: no results" in stage.text("summary")
+
+
+def test_the_event_chooses_the_baseline_and_a_label_accepts_data(stage: Stage) -> None:
+    stage.run(".ci/gate", BASELINE="abc123", ACCEPT_DATA_CHANGE="true")
+    expected = "facegender gate --format markdown --baseline=abc123 --accept-data-change"
+    assert stage.calls()[-1] == expected
+    stage.run(".ci/gate", BASELINE="0" * 40, ACCEPT_DATA_CHANGE="false")
+    assert stage.calls()[-1] == "facegender gate --format markdown"
+
+
+def test_a_long_report_is_cut_between_characters(stage: Stage) -> None:
+    stage.program(".venv/bin/facegender", "printf 'ü%.0s' {1..40000}")
+    assert stage.run(".ci/gate").returncode == 0
+    report = stage.text("output").splitlines()[1]
+    assert set(report) == {"ü"}
+    assert len(report.encode()) <= 60_000
+
+
+def test_the_comment_is_posted_as_it_is(stage: Stage) -> None:
+    report = "## Gate\n\n$(touch evil) `touch evil` \"; touch evil; '"
+    done = stage.job("comment", REPORT=report, PULL_REQUEST="7", REPOSITORY="owner/name")
+    assert done.returncode == 0, done.stderr
+    assert stage.text("comment.md") == report
+    assert stage.calls() == [
+        "gh pr comment 7 --repo owner/name --edit-last --create-if-none --body-file -"
+    ]
+    assert not (stage.root / "evil").exists()
+
+
+def test_a_step_that_fails_ends_the_job(stage: Stage) -> None:
+    stage.program("bin/make", "[[ $1 != repro ]]")
+    done = stage.job("pipeline", "--skip", "Lint")
+    assert done.returncode == 1
+    assert stage.calls() == ["make repro"]
+    assert "Run the pipeline: failed" in done.stdout
+    assert stage.job("pipeline", "--skip", "Nothing").returncode == 2

@@ -1,0 +1,215 @@
+"""The gate on what the real pipeline makes: models that are as good, better, and spoilt."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from facegender.evaluation import classification_metrics
+from tests.pipeline.conftest import Clone
+
+pytestmark = pytest.mark.slow
+
+# Enough for a model that is right on most of the test part, and for significance there.
+PER_CLASS = 120
+LEARNABLE = (
+    "dataset=folder",
+    "image.size=32",
+    "split.test_fraction=0.4",
+    "train.batch_size=8",
+    "train.epochs=6",
+    "train.warmup_epochs=0",
+    "train.keep=last",
+    "evaluate.bootstrap_samples=200",
+    # So that a spoilt model is refused for being worse than the one before it, not by a floor.
+    "gate.floors.accuracy.at_least=0.1",
+    "gate.floors.f1.at_least=0",
+    "gate.floors.recall_female.at_least=0",
+    "gate.floors.recall_male.at_least=0",
+    "gate.floors.ece.at_most=1",
+)
+
+
+def draw_faces(folder: Path) -> Path:
+    """Draw noise whose mean brightness tells the class, but not always."""
+    generator = np.random.default_rng(0)
+    for name, brightness in (("female", 100), ("male", 160)):
+        (folder / name).mkdir(parents=True)
+        for number in range(PER_CLASS):
+            mean = generator.normal(brightness, 18)
+            pixels = np.clip(mean + generator.normal(0, 30, (40, 40, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(new_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose main holds a model that has learnt; each spoilt one is a branch of its own."""
+    clone = new_clone()
+    faces = draw_faces(tmp_path_factory.mktemp("faces") / "faces")
+    compose = (*LEARNABLE, f"dataset.path={faces}")
+    clone.compose(*compose)
+    clone.run("dvc", "repro", "evaluate")
+    clone.commit("a model that has learnt")
+
+    for branch, override in (("slow", "train.learning_rate=1e-7"), ("untrained", "train.epochs=0")):
+        clone.run("git", "switch", "--quiet", "--create", branch, "main")
+        clone.compose(*compose, override)
+        clone.run("dvc", "repro", "evaluate")
+        clone.commit(override)
+
+    clone.run("git", "switch", "--quiet", "--create", "shuffled", "main")
+    clone.run("dvc", "checkout", "--quiet")
+    index = clone.root / "data/processed/train/index.csv"
+    table = pd.read_csv(index, dtype=str)
+    table["label"] = table["label"].sample(frac=1, random_state=0).to_numpy()
+    index.unlink()  # the cache may hold the same file
+    table.to_csv(index, index=False)
+    for stage in ("train", "evaluate"):
+        clone.run("dvc", "repro", "--single-item", stage)
+    clone.commit("labels of the training part shuffled")
+    clone.run("git", "switch", "--quiet", "main")
+    return clone
+
+
+def gate(clone: Clone, *options: str) -> tuple[int, dict[str, Any]]:
+    done = clone.run("facegender", "gate", "--format", "json", *options, check=False)
+    assert "Traceback" not in done.stderr
+    content = json.loads(done.stdout)
+    assert content["exit_code"] == done.returncode
+    return done.returncode, content
+
+
+def at(clone: Clone, branch: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """Judge what a branch holds, and go back to main."""
+    clone.run("git", "switch", "--quiet", branch)
+    try:
+        return gate(clone, *options)
+    finally:
+        clone.run("git", "switch", "--quiet", "main")
+
+
+def accuracy(report: dict[str, Any]) -> dict[str, Any]:
+    return report["comparisons"][0]
+
+
+def test_the_same_run_passes(learnt: Clone) -> None:
+    code, report = gate(learnt, "--baseline", "HEAD")
+    assert (code, report["verdict"], report["warnings"]) == (0, "pass", [])
+    assert report["paired"]
+    assert report["flips"] == []
+    # A model at chance would prove nothing.
+    assert accuracy(report)["new"] > 0.8
+
+
+@pytest.mark.parametrize("branch", ["slow", "untrained", "shuffled"])
+def test_a_spoilt_model_is_refused(learnt: Clone, branch: str) -> None:
+    code, report = at(learnt, branch)
+    assert code == 1
+    assert "the merge base with main" in report["baseline"]
+    assert accuracy(report)["new"] < 0.75
+    assert accuracy(report)["verdict"] == "fail"
+    assert accuracy(report)["high"] < 0
+    assert [row["verdict"] for row in report["floors"]] == ["pass"] * 5
+
+
+def test_a_better_model_passes(learnt: Clone) -> None:
+    code, report = gate(learnt, "--baseline", "slow")
+    assert code == 0
+    assert accuracy(report)["low"] > 0
+    assert not any("accuracy" in warning for warning in report["warnings"])
+
+
+def test_one_image_passes_without_a_warning(learnt: Clone) -> None:
+    path = learnt.root / "metrics/predictions.csv"
+    table = pd.read_csv(path)
+    right = table.index[table["label"] == table["predicted"]][0]
+    table.loc[right, "predicted"] = 1 - table.loc[right, "label"]
+    table.loc[right, "probability"] = 0.45 + 0.1 * table.loc[right, "predicted"]
+    table.to_csv(path, index=False)
+    metrics = classification_metrics(
+        table["label"].to_numpy(),
+        table["probability"].to_numpy(),
+        threshold=0.5,
+        bootstrap_samples=200,
+        seed=42,
+    )
+    (learnt.root / "metrics/test.json").write_text(json.dumps(metrics))
+    try:
+        # On main, and not what HEAD holds: so HEAD is the baseline.
+        code, report = gate(learnt)
+    finally:
+        learnt.run("git", "checkout", "--quiet", "--", "metrics")
+    assert "HEAD (" in report["baseline"]
+    assert (code, report["verdict"], report["warnings"]) == (0, "pass", [])
+    assert [flip["path"] for flip in report["flips"]] == [table.loc[right, "path"]]
+
+
+def test_floors_are_judged_without_a_baseline(learnt: Clone) -> None:
+    # On main, and what HEAD holds: the commit before is the baseline, and it has no results.
+    code, report = gate(learnt)
+    assert code == 2
+    assert "There are no test metrics" in report["undecided"][0]
+    params = learnt.root / "params.yaml"
+    text = params.read_text()
+    params.write_text(text.replace("at_least: 0.1", "at_least: 1.1"))
+    try:
+        code, report = gate(learnt)
+    finally:
+        params.write_text(text)
+    assert code == 1
+    assert "must be at least 1.1" in report["failures"][0]
+
+
+def test_what_it_cannot_compare_is_named(learnt: Clone) -> None:
+    code, report = gate(learnt, "--baseline", "nowhere")
+    assert code == 2
+    assert "unknown Git revision 'nowhere'" in report["undecided"][0]
+    metrics = learnt.root / "metrics"
+    text = (metrics / "predictions.csv").read_text()
+    (metrics / "predictions.csv").unlink()
+    try:
+        code, report = gate(learnt, "--baseline", "HEAD")
+        assert code == 2
+        assert report["undecided"] == ["there are no predictions of the work tree"]
+        code, report = gate(learnt, "--baseline", "HEAD", "--accept-data-change")
+        assert (code, report["paired"]) == (0, False)
+        (metrics / "test.json").unlink()
+        done = learnt.run("facegender", "gate", check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: There are no test metrics in the work tree: run")
+    finally:
+        learnt.run("git", "checkout", "--quiet", "--", "metrics")
+    assert (metrics / "predictions.csv").read_text() == text
+
+
+def test_the_workflows_gate_writes_its_report(learnt: Clone, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.md"
+    learnt.run("git", "switch", "--quiet", "slow")
+    try:
+        # The environment that runs this test, as `make install` would leave it.
+        (learnt.root / ".venv").mkdir()
+        (learnt.root / ".venv" / "bin").symlink_to(Path(learnt.environment()["PATH"].split(":")[0]))
+        (learnt.root / ".venv" / "installed").touch()
+        done = learnt.run(
+            "python",
+            ".ci/workflow.py",
+            "pipeline",
+            *(f"--skip={name}" for name in ("Lint", "Run the pipeline", "Test")),
+            "--skip=Browser for the tests of MLflow's pages",
+            check=False,
+            GITHUB_STEP_SUMMARY=str(summary),
+        )
+    finally:
+        learnt.run("git", "switch", "--quiet", "main")
+    assert done.returncode == 1
+    text = summary.read_text()
+    assert text.startswith("## Gate: fail\n")
+    assert "| accuracy " in text
+    assert "Images whose prediction changed" in text
+    assert done.stdout.count("## Gate: fail") == 1

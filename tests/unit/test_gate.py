@@ -1,0 +1,511 @@
+"""The gate's verdicts: floors, drops judged on the same images, groups, costs, and its report."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import bootstrap
+
+from facegender.evaluation import classification_metrics
+from facegender.gate import Results, judge
+from facegender.gate_report import Report, as_markdown, as_text
+from facegender.params import Gate, Params
+from facegender.results import parse_results
+from facegender.significance import (
+    Resampling,
+    holm,
+    paired_difference,
+    paired_ece_interval,
+    paired_f1_interval,
+    unpaired_difference,
+)
+from tests.compose import ROOT
+
+MIN_GROUP_SIZE = 20
+
+
+@pytest.fixture(scope="module")
+def settings(params: Params) -> Gate:
+    return params.gate
+
+
+def results(predictions: pd.DataFrame, name: str = "candidate", **costs: float) -> Results:
+    """Return the results that evaluate would leave of predictions."""
+    metrics = classification_metrics(
+        predictions["label"].to_numpy(dtype=int),
+        predictions["probability"].to_numpy(dtype=float),
+        threshold=0.5,
+        bootstrap_samples=10,
+        seed=0,
+    )
+    return Results(name, metrics, predictions, costs)
+
+
+def predicted(labels: np.ndarray, right: np.ndarray, **columns: Any) -> pd.DataFrame:
+    """Return predictions that are right where `right` is, and sure of it."""
+    guess = np.where(right, labels, 1 - labels)
+    names = [f"{place:04}" for place in range(len(labels))]
+    return pd.DataFrame(
+        {
+            "path": [f"faces/{name}.png" for name in names],
+            "label": labels,
+            "probability": np.where(guess == 1, 0.97, 0.03),
+            "predicted": guess,
+            "sha256": names,
+            **columns,
+        }
+    )
+
+
+def wrong_at(*places: int, n: int = 400, **columns: Any) -> pd.DataFrame:
+    right = np.ones(n, dtype=bool)
+    right[list(places)] = False
+    return predicted(np.arange(n) % 2, right, **columns)
+
+
+def verdict(report: Report, metric: str) -> str:
+    rows = [*report.floors, *report.costs, *report.groups, *report.comparisons]
+    return {row.metric: row.verdict for row in rows}[metric]
+
+
+@pytest.fixture
+def compare(settings: Gate) -> Callable[..., Report]:
+    def run(new: pd.DataFrame | Results, old: pd.DataFrame | Results, **options: Any) -> Report:
+        return judge(
+            new if isinstance(new, Results) else results(new),
+            old if isinstance(old, Results) else results(old, "baseline"),
+            settings,
+            min_group_size=MIN_GROUP_SIZE,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sample() -> Results:
+    """The committed results of the sample."""
+    folder = ROOT / "metrics"
+    return parse_results(
+        "sample",
+        test_metrics=(folder / "test.json").read_text(),
+        predictions=(folder / "predictions.csv").read_text(),
+        export_metrics=(folder / "export.json").read_text(),
+        speed=(folder / "speed.csv").read_text(),
+    )
+
+
+# What the gate promises of chance.
+
+
+def simulated_failures(settings: Gate, drop: float, pairs: int = 200, n: int = 1102) -> int:
+    """Return how many of many pairs of models fail, the second worse by `drop` in truth.
+
+    An image is easy for both models or hard for both, as faces are: they disagree on about one
+    image in sixteen.
+    """
+    generator = np.random.default_rng(20)
+    # A seventh of the images is hard: the first model is right on 0.94 of all.
+    quick = settings.model_copy(update={"bootstrap_samples": 20, "floors": {}})
+    failed = 0
+    for _ in range(pairs):
+        labels = generator.integers(0, 2, n)
+        columns = {
+            "age": generator.integers(20, 70, n),
+            "country": generator.choice([f"country {number}" for number in range(8)], n),
+        }
+        hard = generator.random(n) < 1 / 7
+        old = generator.random(n) < np.where(hard, 0.645, 0.989)
+        new = generator.random(n) < np.where(hard, 0.645, 0.989) - drop
+        report = judge(
+            Results("candidate", {}, predicted(labels, new, **columns), {}),
+            Results("baseline", {}, predicted(labels, old, **columns), {}),
+            quick,
+            min_group_size=MIN_GROUP_SIZE,
+        )
+        failed += report.exit_code == 1
+    return failed
+
+
+def test_equal_models_seldom_fail(settings: Gate) -> None:
+    assert simulated_failures(settings, drop=0) <= 10  # of 200
+
+
+def test_a_drop_of_five_points_fails(settings: Gate) -> None:
+    assert simulated_failures(settings, drop=0.05) >= 180  # of 200
+
+
+# Floors.
+
+
+def test_the_committed_results_reach_the_floors(sample: Results, compare: Callable) -> None:
+    report = compare(sample, replace(sample, name="baseline"))
+    assert (report.verdict, report.exit_code, report.warnings) == ("pass", 0, [])
+    assert len(report.floors) == 5
+    assert len(report.groups) > 50
+
+
+@pytest.mark.parametrize("value", ["absent", None, float("nan"), float("inf"), "0.99", True, -0.5])
+@pytest.mark.parametrize("metric", ["accuracy", "recall_male", "f1", "ece"])
+def test_a_metric_that_is_no_number_or_misses_its_floor_fails(
+    settings: Gate, metric: str, value: object
+) -> None:
+    if (metric, value) == ("ece", -0.5):
+        value = 0.5  # lower is better
+    good = results(wrong_at(1, 2))
+    metrics = {**good.metrics, metric: value}
+    if value == "absent":
+        del metrics[metric]
+    report = alone(replace(good, metrics=metrics), settings)
+    assert report.exit_code == 1
+    assert [row.metric for row in report.floors if row.verdict == "fail"] == [metric]
+    assert report.failures[0].startswith(metric)
+
+
+def alone(candidate: Results, settings: Gate) -> Report:
+    """Judge without a baseline: by floors alone."""
+    why = ["there is no baseline"]
+    return judge(candidate, None, settings, min_group_size=MIN_GROUP_SIZE, undecided=why)
+
+
+def test_without_a_baseline_it_cannot_tell_but_floors_hold(settings: Gate) -> None:
+    report = alone(results(wrong_at(1)), settings)
+    assert (report.verdict, report.exit_code) == ("cannot tell", 2)
+    assert list(report.undecided) == ["there is no baseline"]
+    assert alone(results(wrong_at(*range(200))), settings).exit_code == 1
+
+
+# Drops.
+
+
+def test_one_image_passes_without_a_warning(sample: Results, compare: Callable) -> None:
+    assert sample.predictions is not None
+    right = sample.predictions["label"] == sample.predictions["predicted"]
+    # Whichever image it is, of whatever small group.
+    for place in np.flatnonzero(right.to_numpy())[::60]:
+        worse = sample.predictions.copy()
+        worse.loc[place, "predicted"] = 1 - worse.loc[place, "label"]
+        worse.loc[place, "probability"] = 0.4 + 0.2 * int(worse.loc[place, "predicted"])
+        report = compare(worse, replace(sample, name="baseline", costs={}))
+        assert (report.verdict, report.warnings) == ("pass", [])
+        assert list(report.flips["path"]) == [worse.loc[place, "path"]]
+        assert not report.flips["right"].any()
+
+
+@pytest.mark.parametrize("n", [24, 60])
+def test_one_image_of_a_small_test_set_passes_without_a_warning(compare: Callable, n: int) -> None:
+    report = compare(wrong_at(0, n=n), wrong_at(n=n))
+    assert (report.verdict, report.warnings) == ("pass", [])
+
+
+def test_a_significant_drop_fails(compare: Callable) -> None:
+    report = compare(wrong_at(*range(24)), wrong_at(30))
+    assert verdict(report, "accuracy") == "fail"
+    assert report.exit_code == 1
+    assert any("accuracy went from 0.9975 to 0.9400" in one for one in report.failures)
+    # The other way round it is better.
+    report = compare(wrong_at(30), wrong_at(*range(24)))
+    assert (report.verdict, report.exit_code) == ("pass", 0)
+
+
+def test_a_drop_beyond_the_tolerance_that_may_be_chance_warns(compare: Callable) -> None:
+    # Six images of 400 net, of sixty on which the two differ.
+    report = compare(wrong_at(*range(33)), wrong_at(*range(100, 127)))
+    accuracy = report.comparisons[0]
+    assert (accuracy.difference, accuracy.verdict) == (pytest.approx(-0.015), "warn")
+    assert report.exit_code == 0 or {row.metric for row in report.floors if row.verdict == "fail"}
+    assert any("may be chance" in one for one in report.warnings)
+
+
+def test_a_drop_within_the_tolerance_passes_however_significant(settings: Gate) -> None:
+    # Nine images of 1,000, none gained: p is 0.004.
+    old, new = results(wrong_at(n=1000), "baseline"), results(wrong_at(*range(0, 18, 2), n=1000))
+    report = judge(new, old, settings, min_group_size=MIN_GROUP_SIZE)
+    assert report.comparisons[0].p == pytest.approx(2 * 2 * 0.5**9)
+    assert report.verdict == "pass"
+
+
+def test_a_drop_of_one_class_fails_though_accuracy_may_not(compare: Callable) -> None:
+    # Twelve women lost, as many men gained.
+    report = compare(wrong_at(*range(0, 24, 2)), wrong_at(*range(1, 25, 2)))
+    assert verdict(report, "accuracy") == "pass"
+    assert verdict(report, "recall_female") == "fail"
+    assert verdict(report, "recall_male") == "pass"
+    assert report.exit_code == 1
+
+
+def test_f1_and_calibration_only_warn(compare: Callable) -> None:
+    good = wrong_at(1, 2)
+    unsure = good.assign(probability=np.where(good["predicted"] == 1, 0.92, 0.08))
+    report = compare(unsure, good)
+    assert verdict(report, "ece") == "warn"
+    assert (report.verdict, report.exit_code) == ("pass with warnings", 0)
+    assert compare(good, unsure).warnings == []
+
+
+# Groups.
+
+
+def test_a_group_that_drops_fails_alone(compare: Callable) -> None:
+    ages = np.where(np.arange(400) < 40, 25, 30 + np.arange(400) % 40)
+    old = wrong_at(*range(100, 116), age=ages)
+    new = wrong_at(*range(0, 16), age=ages)
+    report = compare(new, old)
+    assert verdict(report, "accuracy") == "pass"
+    assert verdict(report, "age=20-29") == "fail"
+    assert report.exit_code == 1
+
+
+def test_small_groups_are_shown_with_a_caveat_and_not_judged(compare: Callable) -> None:
+    country = np.where(np.arange(400) < 19, "few", "many")
+    report = compare(
+        wrong_at(*range(12), country=country), wrong_at(*range(100, 112), country=country)
+    )
+    (few,) = (row for row in report.groups if row.metric == "country=few")
+    assert few.difference == pytest.approx(-12 / 19)
+    assert few.p is None
+    assert few.verdict == "info"
+    assert few.note == "fewer than 20 images: not judged"
+    assert few.note in as_text(report)
+    assert few.note in as_markdown(report)
+
+
+def test_many_groups_do_not_fail_by_their_number(compare: Callable) -> None:
+    # One group in twenty loses six images and gains none: p is 0.03 for it alone.
+    group = [f"group {place % 20}" for place in range(400)]
+    gained = [place for place in range(400) if place % 20][:6]
+    report = compare(wrong_at(*range(0, 120, 20), g=group), wrong_at(*gained, g=group))
+    assert verdict(report, "g=group 0") == "warn"
+    assert report.exit_code == 0
+
+
+def test_metadata_that_disappears_is_told(compare: Callable) -> None:
+    report = compare(wrong_at(1), wrong_at(1, age=np.arange(400)))
+    assert report.warnings == ["groups are no longer judged by age: the metadata lacks it"]
+
+
+# What cannot be compared.
+
+
+def relabelled(frame: pd.DataFrame, count: int) -> pd.DataFrame:
+    swapped = frame.copy()
+    swapped.loc[: count - 1, "label"] = 1 - swapped.loc[: count - 1, "label"]
+    swapped.loc[: count - 1, "predicted"] = 1 - swapped.loc[: count - 1, "predicted"]
+    swapped.loc[: count - 1, "probability"] = 1 - swapped.loc[: count - 1, "probability"]
+    return swapped
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda frame: frame[10:], "test sets differ: 390 images in candidate, 400 in baseline"),
+        (lambda frame: frame.assign(sha256="new " + frame["sha256"]), "0 in both"),
+        (lambda frame: relabelled(frame, 7), "labels differ: 7 of 400"),
+        (lambda frame: relabelled(frame, 400), "label mapping differs"),
+        (None, "no predictions of candidate"),
+    ],
+    ids=["smaller", "others", "relabelled", "mapping", "missing"],
+)
+def test_other_data_need_to_be_accepted(
+    compare: Callable, change: Callable | None, says: str
+) -> None:
+    old = results(wrong_at(1, 2, 3), "baseline")
+    assert old.predictions is not None
+    new = (
+        replace(old, name="candidate", predictions=None)
+        if change is None
+        else results(change(old.predictions))
+    )
+    report = compare(new, old)
+    assert (report.exit_code, list(report.comparisons)) == (2, [])
+    assert says in " ".join(report.undecided)
+    assert says in as_text(report)
+    accepted = compare(new, old, accept_data_change=True)
+    assert accepted.exit_code == 0
+    assert not accepted.paired
+    assert "unpaired" in as_text(accepted)
+    assert says in " ".join(accepted.warnings)
+
+
+def test_an_accepted_change_of_data_can_still_fail(compare: Callable) -> None:
+    old, new = wrong_at(1), wrong_at(*range(30))
+    new["sha256"] = "new " + new["sha256"]
+    report = compare(new, old, accept_data_change=True)
+    assert verdict(report, "accuracy") == "fail"
+    assert report.exit_code == 1
+
+
+def test_order_and_names_of_files_do_not_matter(compare: Callable) -> None:
+    old = wrong_at(1, 2)
+    new = old.sample(frac=1, random_state=0).assign(path=lambda frame: "moved/" + frame["path"])
+    report = compare(new, old)
+    assert (report.verdict, len(report.flips)) == ("pass", 0)
+
+
+def test_copies_of_an_image_are_paired(compare: Callable) -> None:
+    old = wrong_at(1, 2)
+    old["sha256"] = [f"{place // 4}-{place % 2}" for place in range(400)]
+    report = compare(old[::-1], old)
+    assert (report.verdict, len(report.flips), report.comparisons[0].n) == ("pass", 0, 400)
+
+
+def test_metrics_of_another_evaluation_decide_nothing(compare: Callable) -> None:
+    good, bad = results(wrong_at(1)), results(wrong_at(*range(100)))
+    mixed = replace(bad, metrics=good.metrics)
+    for accept in (False, True):
+        report = compare(mixed, good, accept_data_change=accept)
+        assert report.exit_code == 2
+        assert "not of one evaluation" in report.undecided[0]
+
+
+# Cost.
+
+
+def test_costs_warn_beyond_their_tolerance(compare: Callable) -> None:
+    frame = wrong_at(1)
+    costs = {"size_float32_bytes": 100, "latency_int8_ms": 1, "training_images_per_second": 100}
+    old = results(frame, "baseline", **costs)
+    report = compare(results(frame, **costs), old)
+    assert report.verdict == "pass"
+    assert {row.ratio for row in report.costs} == {1}
+    worse = {"size_float32_bytes": 120, "latency_int8_ms": 2, "training_images_per_second": 50}
+    report = compare(results(frame, **worse), old)
+    assert [row.verdict for row in report.costs] == ["warn"] * 3
+    assert (report.verdict, report.exit_code) == ("pass with warnings", 0)
+    # Cheaper is no reason to warn, and what is not recorded is not compared.
+    cheaper = {"size_float32_bytes": 10, "latency_int8_ms": 0.1}
+    report = compare(results(frame, **cheaper), old)
+    assert [row.verdict for row in report.costs] == ["pass", "pass", "info"]
+
+
+def test_the_sample_has_every_cost(sample: Results) -> None:
+    assert set(sample.costs) == {
+        "size_float32_bytes",
+        "size_int8_bytes",
+        "latency_float32_ms",
+        "latency_int8_ms",
+        "training_images_per_second",
+        "training_seconds",
+    }
+    assert all(value > 0 for value in sample.costs.values())
+
+
+# The report.
+
+
+def test_markdown_shows_old_and_new_and_what_flipped(compare: Callable) -> None:
+    report = compare(wrong_at(*range(24)), wrong_at(30))
+    text = as_markdown(report)
+    assert text.startswith("## Gate: fail\n")
+    line = next(line for line in text.splitlines() if line.startswith("| accuracy "))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:5] == ["accuracy", "400", "0.9975", "0.9400", "-0.0575"]
+    assert "Images whose prediction changed: 25, of which 1 are now right" in text
+    assert "| <code>faces/0000.png</code> | female" in text
+    assert "0.0300 " in text
+
+
+def test_names_from_the_data_cannot_break_the_markdown(compare: Callable) -> None:
+    old = wrong_at()
+    evil = "a|b`</details><script>@someone [x](http://y)\n# *_\\"
+    old.loc[0, "path"] = evil
+    new = old.copy()
+    new.loc[0, ["predicted", "probability"]] = [1, 0.9]
+    text = as_markdown(compare(new, old))
+    (line,) = (line for line in text.splitlines() if "someone" in line)
+    assert line.count("|") == 6
+    assert not any(mark in line for mark in ("<script", "</details", "@", "`", "[x]", "*"))
+
+
+def test_a_long_list_is_cut_and_says_so(compare: Callable) -> None:
+    report = compare(wrong_at(*range(80)), wrong_at())
+    assert "and 30 more" in as_markdown(report)
+    assert len(report.to_json()["flips"]) == 80
+
+
+def test_json_has_it_all_and_no_nan(compare: Callable) -> None:
+    ages = 18 + np.arange(400) % 60
+    report = compare(wrong_at(*range(24), age=ages), wrong_at(30, age=ages))
+    content = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert content["verdict"] == "fail"
+    assert content["exit_code"] == 1
+    assert content["comparisons"][0]["metric"] == "accuracy"
+    assert content["flips"][0]["path"] == "faces/0000.png"
+    assert content["groups"]
+
+
+# Statistics, against what others compute.
+
+
+def test_mcnemar_counts_only_where_the_models_differ() -> None:
+    # 1 gained and 7 lost: 2 * (C(8,0) + C(8,1)) / 2^8
+    old, new = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
+    old[0] = new[1:8] = False
+    found = paired_difference(old, new, Resampling(2000, 0))
+    assert found.p == pytest.approx(2 * 9 / 256)
+    assert found.difference == pytest.approx(-0.06)
+    assert paired_difference(old, old, Resampling(10, 0)).p == 1
+
+
+def models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels, and P(male) by two models that see much the same."""
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 2, 300)
+    logits = 3 * (labels - 0.5) + generator.normal(0, 1, 300)
+    old, new = (1 / (1 + np.exp(-logits - generator.normal(0, 0.7, 300))) for _ in range(2))
+    return labels, old, new
+
+
+def test_intervals_agree_with_scipys_paired_bootstrap() -> None:
+    labels, old, new = models()
+    resampling = Resampling(4000, 0)
+
+    def interval(statistic: Callable[..., float]) -> tuple[float, float]:
+        found = bootstrap(
+            (labels, old, new),
+            statistic,
+            paired=True,
+            vectorized=False,
+            n_resamples=4000,
+            method="percentile",
+            rng=1,
+        )
+        return tuple(found.confidence_interval)
+
+    def f1(labels: np.ndarray, guess: np.ndarray) -> float:
+        return 2 * (labels * guess).sum() / (labels.sum() + guess.sum())
+
+    def accuracy_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+        return ((b > 0.5) == y).mean() - ((a > 0.5) == y).mean()
+
+    def f1_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+        return f1(y, b > 0.5) - f1(y, a > 0.5)
+
+    found = paired_difference((old > 0.5) == labels, (new > 0.5) == labels, resampling)
+    assert (found.low, found.high) == pytest.approx(interval(accuracy_difference), abs=0.004)
+    guesses = [(one > 0.5).astype(int) for one in (old, new)]
+    ours = paired_f1_interval(labels, *guesses, resampling)
+    assert ours == pytest.approx(interval(f1_difference), abs=0.004)
+    low, high = paired_ece_interval(labels, old, new, Resampling(500, 0))
+    assert low < high
+    assert paired_ece_interval(labels, old, old, Resampling(50, 0)) == (0, 0)
+
+
+def test_unpaired_differences_are_wider_than_paired_ones() -> None:
+    labels, old, new = models()
+    old_right, new_right = ((one > 0.5) == labels for one in (old, new))
+    resampling = Resampling(2000, 0)
+    paired = paired_difference(old_right, new_right, resampling)
+    counts = [(int(right.sum()), len(right)) for right in (old_right, new_right)]
+    unpaired = unpaired_difference(*counts, resampling)
+    assert unpaired.difference == pytest.approx(paired.difference)
+    assert unpaired.high - unpaired.low > paired.high - paired.low
+
+
+def test_holm_adjusts_by_rank() -> None:
+    assert holm([0.04, 0.01, 0.03, 0.5]) == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    assert holm([]) == []
