@@ -1,4 +1,4 @@
-"""The results of the work tree beside those of another commit, for the page of `facegender report`."""
+"""The results of the work tree beside those of another commit, for `facegender report`."""
 
 import io
 import json
@@ -99,7 +99,9 @@ def _merge_base(root: Path) -> str:
 
 
 def _changes(old: Results, new: Results) -> list[Change]:
-    rows = [("Images", old.metrics.get("n"), new.metrics.get("n"), None)]
+    rows: list[tuple[str, float | None, float | None, bool | None]] = [
+        ("Images", old.metrics.get("n"), new.metrics.get("n"), None)
+    ]
     for name, (title, _, more_is_better) in METRICS.items():
         rows.append((title, old.metrics.get(name), new.metrics.get(name), more_is_better))
     for kind in ("float32", "int8"):
@@ -121,9 +123,7 @@ def _better(old: float | None, new: float | None, more_is_better: bool | None) -
     return (new > old) == more_is_better
 
 
-def _flips(
-    old: pd.DataFrame | None, new: pd.DataFrame | None
-) -> tuple[pd.DataFrame | None, str]:
+def _flips(old: pd.DataFrame | None, new: pd.DataFrame | None) -> tuple[pd.DataFrame | None, str]:
     if old is None or new is None:
         return None, "The predictions are missing, so no image can be compared with itself."
     keys = ["path", "sha256", "label"]
@@ -150,5 +150,7 @@ def _flips(
 
 def _git(root: Path, *arguments: str) -> str:
     """Return what git prints, or nothing if it fails."""
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() if done.returncode == 0 else ""

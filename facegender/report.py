@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from facegender.errors import UserError
 from facegender.evaluation import wilson_interval
 from facegender.files import file_sha256
 from facegender.labels import LABELS, NAMES
+from facegender.manifest import read_manifest
 from facegender.params import Params, flatten
 from facegender.plots import most_confident_errors
+from facegender.splits import SPLITS
 
 WORST_ERRORS = 10
 SHOWN_FLIPS = 50
@@ -128,20 +131,26 @@ def render_page(
     facts = _facts(sources, params)
     names = ("loss", "accuracy", "roc", "precision_recall", "reliability", "faces", "errors")
     pictures = {name: _picture(sources.test_plots / f"{name}.png") for name in names}
-    return _environment().get_template("report.html.j2").render(
-        **facts,
-        pictures=pictures,
-        class_pictures={
-            part: _picture(sources.data_plots / f"class_distribution_{part}.png")
-            for part in ("train", "validation", "test")
-        },
-        parameters=_by_group(params),
-        reliability=_rows(sources.test_plots / "reliability.csv"),
-        worst=_worst(sources.predictions, params.evaluate.threshold),
-        files=_digests(sources),
-        provenance=provenance,
-        comparison=comparison,
-        shown_flips=SHOWN_FLIPS,
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **facts,
+            pictures=pictures,
+            class_pictures={
+                part: _picture(sources.data_plots / f"class_distribution_{part}.png")
+                for part in SPLITS
+            },
+            parameters=_by_group(params),
+            reliability=_rows(sources.test_plots / "reliability.csv"),
+            worst=_worst(sources.predictions, params.evaluate.threshold),
+            files=_digests(sources),
+            provenance=provenance,
+            # Not the patch level, which nothing pins.
+            versions={"python": "{}.{}".format(*sys.version_info), **provenance.versions},
+            comparison=comparison,
+            shown_flips=SHOWN_FLIPS,
+        )
     )
 
 
@@ -219,12 +228,11 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     shares["precision"] = (cells["male_as_male"], called_male)
     rows = []
     for name, (title, meaning, more_is_better) in METRICS.items():
-        low = high = None
-        method = ""
-        if f"{name}_ci" in metrics:
-            low, high, method = *(metrics[f"{name}_ci"][end] for end in ("low", "high")), "bootstrap"
-        elif name in shares and shares[name][1]:
-            low, high, method = *wilson_interval(*shares[name]), "Wilson"
+        low, high, method = None, None, ""
+        if interval := metrics.get(f"{name}_ci"):
+            low, high, method = interval["low"], interval["high"], "bootstrap"
+        elif name in shares:
+            (low, high), method = wilson_interval(*shares[name]), "Wilson"
         rows.append(
             {
                 "name": name,
@@ -248,17 +256,24 @@ def _best_epoch(path: Path) -> dict[str, Any] | None:
     if not history["val_loss"].notna().any():
         return None
     best = history.sort_values("val_loss", kind="stable").iloc[0]
-    return {"epochs": len(history), "epoch": int(best["epoch"]), **best.drop("epoch").to_dict()}
+    return {
+        "epochs": len(history),
+        "epoch": int(best["epoch"]),
+        "val_loss": best["val_loss"],
+        "val_accuracy": best["val_accuracy"],
+    }
 
 
 def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
     """Return the columns of metadata, each with a row a group, or None if there is no table."""
     if not path.is_file():
         return None
-    table = pd.read_csv(path, dtype={"column": str, "group": str}, keep_default_na=False, na_values=[""])
+    table = pd.read_csv(
+        path, dtype={"column": str, "group": str}, keep_default_na=False, na_values=[""]
+    )
     table["below"] = ~table["small"] & (table["accuracy_high"] < accuracy)
     return [
-        {"column": column, "rows": rows.to_dict("records")}
+        {"column": column, "rows": _records(rows)}
         for column, rows in table.groupby("column", sort=False)
     ]
 
@@ -267,36 +282,30 @@ def _worst(path: Path, threshold: float) -> list[dict[str, Any]] | None:
     """Return the most confident errors, in the order of the faces in the picture."""
     if not path.is_file():
         return None
-    predictions = pd.read_csv(path, dtype={"path": str})
+    predictions = read_manifest(path)
     places = most_confident_errors(
-        predictions["label"].to_numpy(),
-        predictions["probability"].to_numpy(),
+        predictions["label"].to_numpy(dtype=int),
+        predictions["probability"].to_numpy(dtype=float),
         threshold=threshold,
         count=WORST_ERRORS,
     )
-    return [
-        {
-            "path": row.path,
-            "label": NAMES[row.label],
-            "guess": NAMES[row.predicted],
-            "probability": row.probability,
-        }
-        for row in predictions.iloc[places].itertuples()
-    ]
+    worst = predictions.iloc[places][["path", "label", "predicted", "probability"]]
+    for column in ("label", "predicted"):
+        worst[column] = worst[column].map(NAMES)
+    return _records(worst)
 
 
 def _by_group(params: Params) -> dict[str, dict[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for name, value in flatten(params).items():
-        group, _, rest = name.partition(".")
-        groups.setdefault(group, {})[rest] = value
+        group, _, last = name.rpartition(".")
+        groups.setdefault(group, {})[last] = value
     return groups
 
 
 def _digests(sources: Sources) -> list[tuple[str, str | None]]:
-    parts = [(f"manifest of {part}", sources.splits / f"{part}.csv") for part in ("train", "validation", "test")]
     named = [
-        *parts,
+        *((f"manifest of {part}", sources.splits / f"{part}.csv") for part in SPLITS),
         ("model, Keras", sources.model),
         ("model, LiteRT float32", sources.float32),
         ("model, LiteRT int8", sources.int8),
@@ -320,7 +329,11 @@ def _json(path: Path) -> Any:
 
 
 def _rows(path: Path) -> list[dict[str, Any]] | None:
-    return pd.read_csv(path).to_dict("records") if path.is_file() else None
+    return _records(pd.read_csv(path)) if path.is_file() else None
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def _missing(value: object) -> bool:
@@ -328,12 +341,12 @@ def _missing(value: object) -> bool:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if _missing(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if _missing(value) else f"{value:.{digits}f}"
 
 
 def _signed(value: float | None, digits: int = 4) -> str:
-    if _missing(value):
-        return "–"
+    if _missing(value) or value == 0:
+        return _number(value, digits)
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -345,6 +358,6 @@ def _yaml(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    """Return a text that is one cell of a Markdown table and nothing else; HTML is escaped later."""
+    """Return text that stays in one cell of a Markdown table; HTML is escaped after it."""
     text = " ".join(str(value).split())
     return "".join(f"\\{letter}" if letter in "\\`*[]|" else letter for letter in text)
