@@ -75,7 +75,8 @@ class Clone:
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running ")]
 
 
-@pytest.fixture(scope="session")
+# Not for the session: Playwright's event loop would run in the tests of other modules.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
