@@ -42,6 +42,7 @@ def problems(browser: Browser, path: Path, scheme: str, picture: Path | None = N
     if dark != (scheme == "dark"):
         found.append(f"{background} in {scheme} mode")
     if picture:
+        picture.parent.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=picture, animations="disabled")
         with Image.open(picture) as image:
             small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -65,7 +66,8 @@ def test_the_page_opens_without_errors_or_requests(
 def test_what_the_browser_is_watched_for_is_found(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text(
-        "<img src=gone.png alt=face><p style='width:2000px;height:1px'></p>"
+        "<body style='background:#fff'><img src=gone.png alt=face>"
+        "<p style='width:2000px;height:1px'></p>"
         "<script>console.log('hello'); missing()</script>"
     )
     found = "\n".join(problems(browser, page, "dark"))
@@ -78,7 +80,8 @@ def test_the_committed_results_fill_the_page(browser: Browser, tmp_path: Path) -
     provenance = Provenance(code="0" * 64, lock="0" * 64, versions={})
     path.write_text(render_page(committed_sources(ROOT), committed_params(), provenance))
     folder = os.environ.get("FACEGENDER_SCREENSHOTS")
-    assert problems(browser, path, "light", folder and Path(folder) / "report.png") == []
+    picture = Path(folder) / "report.png" if folder else None
+    assert problems(browser, path, "light", picture) == []
 
 
 def test_the_command_compares_and_logs(reproduced: Clone, tmp_path: Path) -> None:
