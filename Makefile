@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro gate test test-fast lint format params lock ui bench clean
+.PHONY: help install repro report gate test test-fast lint format params lock ui bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,7 +27,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	dvc repro
 	@dvc metrics show metrics/test.json
-	@echo 'plots: metrics/test/*.png, or dvc plots show; runs: make ui'
+	@echo 'page: metrics/report.html; plots: dvc plots show; runs: make ui'
+
+report: $(INSTALLED) ## metrics/report.html, and report.html compared with main or BASELINE=REV
+	dvc repro report
+	facegender report $(if $(BASELINE),--baseline '$(BASELINE)')
 
 gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV, GATE=--format...)
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)

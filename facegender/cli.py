@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 
+import yaml
 from tqdm import tqdm
 
-from facegender.command import project_root, run_command
+from facegender.command import project_root, run_command, tracking_uri
 from facegender.errors import UserError
 from facegender.files import find_images
 from facegender.prediction import (
@@ -99,6 +100,24 @@ def _run(arguments: list[str]) -> int:
         "unpaired, and so less sharply",
     )
     gate.set_defaults(run=_gate)
+
+    report = commands.add_parser(
+        "report",
+        help="write the results, compared with another commit's, on one page",
+        description="Write the page of metrics/report.html with a comparison with another commit. "
+        "It tells the results in metrics/ as they are; `make report` brings them up to date first. "
+        "The page is added to the MLflow run of the results, if this clone has it.",
+    )
+    report.add_argument(
+        "--baseline",
+        metavar="REV",
+        help="a commit, branch, tag or DVC experiment (default: where this branch left main)",
+    )
+    report.add_argument(
+        "--output", type=Path, metavar="FILE", help="HTML file to write (default: report.html)"
+    )
+    report.set_defaults(run=_report)
+
     args = parser.parse_args(arguments)
     return args.run(args)
 
@@ -175,6 +194,42 @@ def _gate(args: argparse.Namespace) -> int:
     else:
         print({"text": as_text, "markdown": as_markdown}[args.format](report), end="")
     return report.exit_code
+
+
+def _report(args: argparse.Namespace) -> int:
+    # Here, for they take seconds that `predict` need not wait for.
+    from facegender import comparison, tracking
+    from facegender.files import file_sha256
+    from facegender.params import load_params
+    from facegender.report import Provenance, Sources, code_digest, render_page
+
+    root = project_root()
+    output = args.output or root / "report.html"
+    if not output.parent.is_dir():
+        raise UserError(f"There is no folder {output.parent} for the page.")
+    paths = yaml.safe_load((root / "dvc.yaml").read_text())["vars"][0]["path"]
+    sources = Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
+    compared = comparison.compare_with(root, args.baseline, paths)
+    page = render_page(
+        sources,
+        load_params(root / "params.yaml"),
+        Provenance(
+            code=code_digest(root, ["facegender", "stages"]),
+            lock=file_sha256(root / "requirements.lock"),
+            versions=tracking.package_versions(),
+            commit=comparison.head(root),
+        ),
+        compared,
+    )
+    output.write_text(page, encoding="utf-8", newline="\n")
+    run = root / paths["evaluation_run"]
+    logged = "not logged: the models are not in this clone"
+    if run.is_file():
+        tracking.connect(root, tracking_uri())
+        loss = json.loads(sources.test_metrics.read_text())["loss"]
+        logged = tracking.log_report(tracking.read_run_id(run), [output], loss=loss, folder=None)
+    print(f"{output}: compared with {compared.baseline}; {logged}")
+    return 0
 
 
 def _load(path: Path, images: int) -> list[Predictor]:

@@ -88,6 +88,27 @@ def _recalls(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | Non
     }
 
 
+def wilson_interval(right: int, n: int) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a share of `n`, or None twice if `n` is 0.
+
+    After Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927;
+    unlike the normal approximation it holds for a few images and for shares near 1.
+    """
+    if n == 0:
+        return None, None
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
+    bounds: dict[str, float | None] = {}
+    for name, value in LABELS.items():
+        of_class = predicted[labels == value]
+        low, high = wilson_interval(int((of_class == value).sum()), len(of_class))
+        bounds |= {f"recall_{name}_low": low, f"recall_{name}_high": high}
+    return bounds
+
+
 def bootstrap_intervals(
     confusion: np.ndarray, *, samples: int, seed: int
 ) -> dict[str, dict[str, float]]:
@@ -175,8 +196,8 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
         minimum: groups with fewer images are marked `small`: their figures say little.
 
     Returns:
-        A row a group: `column`, `group`, `n`, `accuracy` with its 95 % Wilson interval
-        (`accuracy_low`, `accuracy_high`), `recall_female`, `recall_male`, `small`.
+        A row a group: `column`, `group`, `n`, then `accuracy`, `recall_female` and `recall_male`,
+        each with its 95 % Wilson interval (`accuracy_low`, `accuracy_high`), and `small`.
     """
     rows = []
     for column in predictions.columns.drop(["label", "probability"]):
@@ -184,21 +205,23 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
             labels = members["label"].to_numpy(dtype=int)
             predicted = (members["probability"].to_numpy(dtype=float) >= threshold).astype(int)
             right = int((labels == predicted).sum())
-            low, high = binomtest(right, len(labels)).proportion_ci(method="wilson")
+            low, high = wilson_interval(right, len(labels))
             rows.append(
                 {
                     "column": column,
                     "group": group,
                     "n": len(labels),
                     "accuracy": right / len(labels),
-                    "accuracy_low": float(low),
-                    "accuracy_high": float(high),
+                    "accuracy_low": low,
+                    "accuracy_high": high,
                     **_recalls(labels, predicted),
+                    **_recall_intervals(labels, predicted),
                     "small": len(labels) < minimum,
                 }
             )
-    names = "column group n accuracy accuracy_low accuracy_high recall_female recall_male small"
-    return pd.DataFrame(rows, columns=names.split())
+    shares = ["accuracy", *(f"recall_{name}" for name in LABELS)]
+    columns = [share + bound for share in shares for bound in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["column", "group", "n", *columns, "small"])
 
 
 def group_names(values: pd.Series, max_groups: int = 20) -> pd.Series:

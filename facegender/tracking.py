@@ -1,8 +1,8 @@
 """MLflow: where runs are kept, and the life of a run. No other module knows its addresses.
 
 One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it.
-`log_export` adds to it.
-The run's id travels from train to evaluate, and on to export, in files.
+`log_export` and `log_report` add to it.
+The run's id travels from train to evaluate, and on to what follows, in files.
 """
 
 import hashlib
@@ -33,6 +33,11 @@ _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
 _EVALUATION = "facegender.evaluation"
 _TRAINED_BY = "facegender.trained_by"
 _TRAINED_MODEL = "facegender.model_sha256"
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decide a result, by name."""
+    return {package: version(package) for package in _PACKAGES}
 
 
 def write_run_id(run: Run, path: Path) -> None:
@@ -80,7 +85,7 @@ def training_run(
         tags: what else identifies the run; versions of packages are added.
         manifests: the CSV of each part, logged as the run's datasets with their digests.
     """
-    versions = {f"version.{package}": version(package) for package in _PACKAGES}
+    versions = {f"version.{package}": number for package, number in package_versions().items()}
     with mlflow.start_run(
         run_name=name, tags={**versions, "version.python": platform.python_version(), **tags}
     ) as run:
@@ -204,6 +209,30 @@ def log_export(
         for path in models:
             mlflow.log_artifact(str(path), "export")
         mlflow.log_artifact(str(metrics_file), "metrics")
+    return f"logged to MLflow run {run_id}, which holds the evaluation"
+
+
+def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str | None) -> str:
+    """Log pages about a run to it, and leave all else of it as it is.
+
+    Args:
+        run_id: of the run that holds the evaluation.
+        files: the pages.
+        loss: on the test part, as the pages tell it: proof that they are about this run.
+        folder: of the artifacts, where the pages go; None for the top.
+
+    Returns:
+        A sentence that says where they went: nowhere, if this store has not seen the run or the
+        run is about other results.
+    """
+    run = _find(run_id)
+    if run is None:
+        return "not logged: this store has no run of the model's evaluation"
+    if run.data.metrics.get("test_loss") != loss:
+        return f"not logged: MLflow run {run_id} is about other results; `dvc repro` makes them one"
+    client = mlflow.MlflowClient()
+    for path in files:
+        client.log_artifact(run_id, str(path), folder)
     return f"logged to MLflow run {run_id}, which holds the evaluation"
 
 

@@ -2,11 +2,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.compose import ROOT
 
@@ -72,6 +73,19 @@ class Clone:
     def ran(self, output: str) -> list[str]:
         """Return the stages that a `dvc repro` ran, from what it printed."""
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running ")]
+
+
+# Not for the session: Playwright's event loop would run in the tests of other modules.
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium or google-chrome on PATH")
+    with sync_playwright() as playwright:
+        # Root, as in a container, cannot have Chromium's sandbox.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def copy_of(clone: Clone, tmp_path: Path) -> Clone:

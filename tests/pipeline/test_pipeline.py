@@ -49,6 +49,8 @@ def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
         "metrics/predictions.csv",
         "metrics/test/faces.png",
         "metrics/data/class_distribution_train.png",
+        "metrics/report.html",
+        "docs/model-card.md",
     ]
     assert [path for path in expected if not (reproduced.root / path).is_file()] == []
     raw = json.loads((reproduced.root / "data/raw.json").read_text())
@@ -95,6 +97,7 @@ def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
     assert inputs["train"] == digest[:32]
     logged = {item.path for item in client.list_artifacts(run.info.run_id, "metrics")}
     assert {"metrics/test.json", "metrics/predictions.csv", "metrics/test"} <= logged
+    assert {"metrics/report.html", "metrics/model-card.md"} <= logged
 
 
 def test_a_bare_mlflow_finds_the_store(reproduced: Clone) -> None:
@@ -150,7 +153,7 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
 def test_two_clones_give_the_same_bytes(reproduced: Clone, new_clone: Callable) -> None:
     other = new_clone()
     other.run("dvc", "repro", "--force")
-    for folder in ("metrics", "models", "data"):
+    for folder in ("metrics", "models", "data", "docs"):
         one, two = files(reproduced.root / folder), files(other.root / folder)
         # What differs from run to run is in files of its own: times, and ids of runs.
         for expected in ("speed.csv", "export.json", "run.json", "evaluation_run.json"):
@@ -170,11 +173,16 @@ def test_two_clones_give_the_same_bytes(reproduced: Clone, new_clone: Callable) 
 def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
     clone.compose(*SMALL, "train.epochs=3")
-    assert clone.ran(clone.run("dvc", "repro").stdout) == ["train", "evaluate", "export"]
+    assert clone.ran(clone.run("dvc", "repro").stdout) == [
+        "train",
+        "evaluate",
+        "export",
+        "report",
+    ]
     with (clone.root / "facegender" / "evaluation.py").open("a") as file:
         file.write("# touched\n")
     before = files(clone.root / "models")
-    assert clone.ran(clone.run("dvc", "repro").stdout) == ["evaluate"]
+    assert clone.ran(clone.run("dvc", "repro").stdout) == ["evaluate", "report"]
     assert files(clone.root / "models") == before
 
 

@@ -1,0 +1,23 @@
+"""The committed results of the sample, for tests that need some."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import yaml
+
+from facegender.params import Params, load_params
+from facegender.report import Sources
+from tests.compose import ROOT
+
+
+def pipeline_paths() -> dict[str, str]:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["vars"][0]["path"]
+
+
+def committed_sources(root: Path) -> Sources:
+    paths = pipeline_paths()
+    return Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
+
+
+def committed_params() -> Params:
+    return load_params(ROOT / "params.yaml")

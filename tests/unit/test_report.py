@@ -1,0 +1,288 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import binomtest
+
+from facegender.errors import UserError
+from facegender.evaluation import classification_metrics, group_metrics
+from facegender.params import Params
+from facegender.report import (
+    METRICS,
+    Change,
+    Comparison,
+    Provenance,
+    Sources,
+    code_digest,
+    render_card,
+    render_page,
+)
+from tests.compose import ROOT
+from tests.results import committed_params, committed_sources
+
+HOSTILE = "<script>alert(1)</script>|[x](javascript:y)`\"'&\n# {{ 7 * 7 }}"
+PROVENANCE = Provenance(code="c" * 64, lock="d" * 64, versions={"numpy": "2.0"})
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the texts in it."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "line", "ellipse"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """A copy of the committed results, to change."""
+    shutil.copytree(ROOT / "metrics", tmp_path / "metrics")
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROOT / "data" / "raw.json", tmp_path / "data")
+    return committed_sources(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def committed_page() -> str:
+    return render_page(committed_sources(ROOT), committed_params(), PROVENANCE)
+
+
+@pytest.fixture(scope="module")
+def elements(committed_page: str) -> Elements:
+    return Elements(committed_page)
+
+
+def test_it_needs_nothing_from_elsewhere(committed_page: str, elements: Elements) -> None:
+    for tag, attributes in elements.found:
+        assert tag not in {"script", "iframe", "object", "embed", "base", "form", "audio", "video"}
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "srcset", "action", "data", "xlink:href", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,", "data:,"))
+    rest = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", committed_page)
+    assert [bad for bad in ("//", "url(", "@import", "javascript:") if bad in rest] == []
+    assert len(committed_page) < 3_000_000
+
+
+def test_it_can_be_read_by_everyone(elements: Elements) -> None:
+    assert elements.open == []
+    assert elements.all("html")[0]["lang"] == "en"
+    assert [image for image in elements.all("img") if not image.get("alt")] == []
+    assert len(elements.all("img")) == 10
+    assert len(elements.all("caption")) == len(elements.all("table")) >= 8
+    assert {cell.get("scope") for cell in elements.all("th")} <= {"row", "col", "rowgroup"}
+    headings = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert max(np.diff(headings)) <= 1
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in elements.all("a")} <= set(ids)
+    assert {part["aria-labelledby"] for part in elements.all("section")} <= set(ids)
+
+
+def test_its_figures_are_those_of_the_files(elements: Elements) -> None:
+    metrics = json.loads((ROOT / "metrics/test.json").read_text())
+    text = " ".join(" ".join(elements.texts).split())
+    for name, (title, _, _) in METRICS.items():
+        assert f"{title} {metrics[name]:.4f}" in text
+    for name in ("accuracy_ci", "f1_ci"):
+        assert f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}" in text
+    cells = metrics["confusion"]
+    interval = binomtest(
+        cells["female_as_female"], cells["female_as_female"] + cells["female_as_male"]
+    ).proportion_ci(method="wilson")
+    assert f"{interval.low:.4f} to {interval.high:.4f}" in text
+    raw = json.loads((ROOT / "data/raw.json").read_text())
+    assert raw["sha256"] in text
+
+
+def test_names_from_the_data_stay_text(sources: Sources, params: Params) -> None:
+    predictions = pd.read_csv(sources.predictions)
+    wrong = predictions["label"] != predictions["predicted"]
+    predictions.loc[wrong, "path"] = HOSTILE
+    predictions.to_csv(sources.predictions, index=False)
+    groups = pd.read_csv(sources.test_plots / "groups.csv", keep_default_na=False)
+    groups.loc[0, ["column", "group"]] = HOSTILE
+    groups.to_csv(sources.test_plots / "groups.csv", index=False)
+    raw = json.loads(sources.raw_info.read_text()) | {"version": HOSTILE, "slug": HOSTILE}
+    sources.raw_info.write_text(json.dumps(raw))
+    flips = pd.DataFrame(
+        [[HOSTILE, 0, 0.1, 0.9, False]],
+        columns=["path", "label", "old_probability", "new_probability", "right"],
+    )
+    page = render_page(
+        sources, params, PROVENANCE, Comparison(HOSTILE, [Change(HOSTILE, 1, 2, True)], flips)
+    )
+    elements = Elements(page)
+    assert elements.all("script") == []
+    # Errors, column, group, version, slug, baseline, change, flip: all told, as they are.
+    assert "".join(elements.texts).count(HOSTILE) == int(wrong.sum()) + 7
+
+    card = render_card(sources, params)
+    assert "<script" not in card
+    assert "[x](javascript" not in card
+    rows = [line for line in card.splitlines() if "alert(1)" in line and line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [10]
+
+
+def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
+    for path in (sources.test_plots, sources.data_plots):
+        shutil.rmtree(path)
+    for path in (
+        sources.raw_info,
+        sources.data_metrics,
+        sources.history,
+        sources.predictions,
+        sources.export_metrics,
+    ):
+        path.unlink()
+    elements = Elements(render_page(sources, params, PROVENANCE))
+    text = " ".join(" ".join(elements.texts).split())
+    assert elements.all("img") == []
+    for what in ("table of groups", "list of predictions", "export", "description of the data"):
+        assert f"No {what} here" in text
+    assert text.count("No picture here") == 10
+    assert "not in this clone" in text
+    assert "0.9750" in render_card(sources, params)
+    sources.test_metrics.unlink()
+    with pytest.raises(UserError, match="make repro"):
+        render_page(sources, params, PROVENANCE)
+
+
+def test_one_class_no_error_and_no_groups(sources: Sources, params: Params) -> None:
+    labels, probabilities = np.zeros(5, dtype=int), np.full(5, 0.1)
+    metrics = classification_metrics(
+        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
+    )
+    sources.test_metrics.write_text(json.dumps(metrics))
+    table = pd.DataFrame({"path": list("abcde"), "label": labels, "probability": probabilities})
+    table.assign(predicted=0).to_csv(sources.predictions, index=False)
+    groups = group_metrics(table.drop(columns="path"), threshold=0.5, minimum=2)
+    groups.to_csv(sources.test_plots / "groups.csv", index=False)
+    text = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    assert "There is no error in the test part" in text
+    assert "The data name no groups" in text
+    assert "nan" not in text.lower().split()
+    assert "None" not in text
+    card = render_card(sources, params)
+    assert "| Recall, male | – | – |" in card  # noqa: RUF001
+    assert "None: a CSV beside the images" in card
+
+
+def test_small_and_low_groups_are_marked(sources: Sources, params: Params) -> None:
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"label": generator.integers(0, 2, 200), "age": ["young"] * 150 + ["old"] * 50}
+    )
+    table.loc[:4, "age"] = "middle"
+    sure = np.where(table["age"] == "old", 0.2, 0.95)
+    table["probability"] = np.where(table["label"] == 1, sure, 1 - sure)
+    groups = group_metrics(table, threshold=0.5, minimum=20)
+    groups.to_csv(sources.test_plots / "groups.csv", index=False)
+    rows = [line for line in render_card(sources, params).splitlines() if "| age: " in line]
+    marks = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows}
+    assert marks == {"age: middle": "small", "age: old": "below", "age: young": ""}
+    # The recall of a class has an interval of its own.
+    row = groups.set_index("group").loc["young"]
+    of_class = int(((table["age"] == "young") & (table["label"] == 1)).sum())
+    interval = binomtest(of_class, of_class).proportion_ci(method="wilson")
+    assert (row["recall_male_low"], row["recall_male_high"]) == (interval.low, interval.high)
+    page = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    assert "1 has fewer than 20 images" in page
+    assert "old below 50 0.000" in page
+
+
+def test_speed_makes_no_difference(sources: Sources, params: Params) -> None:
+    before = render_page(sources, params, PROVENANCE), render_card(sources, params)
+    assert before == (render_page(sources, params, PROVENANCE), render_card(sources, params))
+    export = json.loads(sources.export_metrics.read_text())
+    for kind in ("float32", "int8"):
+        export[kind]["latency_ms"] *= 2
+    sources.export_metrics.write_text(json.dumps(export))
+    assert before == (render_page(sources, params, PROVENANCE), render_card(sources, params))
+    export["int8"]["accuracy"] -= 0.1
+    sources.export_metrics.write_text(json.dumps(export))
+    assert before[0] != render_page(sources, params, PROVENANCE)
+
+
+def test_every_parameter_is_on_the_page_and_in_the_stage(
+    params: Params, elements: Elements
+) -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
+    assert set(stage["params"]) == set(Params.model_fields)
+    text = " ".join(" ".join(elements.texts).split())
+    assert f"train seed {params.train.seed} batch_size {params.train.batch_size} " in text
+    assert "train.augmentation zoom 0.1 " in text
+    assert "weights_sha256 null" in text
+
+
+def test_the_digest_of_the_code_is_what_the_page_says(tmp_path: Path) -> None:
+    for name in ("stages/a.py", "facegender/b.py", "facegender/templates/c.j2", "facegender/_d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for command in ("git init --quiet", "git add --all"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True)
+    digest = code_digest(tmp_path, ["facegender", "stages"])
+    (tmp_path / "facegender" / "__pycache__").mkdir()
+    (tmp_path / "facegender" / "__pycache__" / "b.pyc").write_bytes(b"?")
+    assert code_digest(tmp_path, ["facegender", "stages"]) == digest
+    command = "git ls-files facegender stages | xargs sha256sum | sha256sum"
+    printed = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.split()[0] == digest
+    (tmp_path / "stages" / "a.py").write_text("other")
+    assert code_digest(tmp_path, ["facegender", "stages"]) != digest
+
+
+def test_the_committed_card_is_the_one_of_the_committed_results() -> None:
+    card = (ROOT / "docs" / "model-card.md").read_text()
+    assert card == render_card(committed_sources(ROOT), committed_params()), (
+        "docs/model-card.md is not that of metrics/ and params.yaml: run `make repro`"
+    )
+    # Read as a reader does, not by the template's code.
+    metrics = json.loads((ROOT / "metrics" / "test.json").read_text())
+    for name, (title, _, _) in METRICS.items():
+        (row,) = re.findall(rf"^\| {re.escape(title)} \| ([0-9.]+) \| (.+?) \|", card, re.M)
+        assert row[0] == f"{metrics[name]:.4f}"
+        if f"{name}_ci" in metrics:
+            assert row[1] == "{low:.4f} to {high:.4f}".format(**metrics[f"{name}_ci"])
+    for label in ("female", "male"):
+        (counts,) = re.findall(rf"^\| labelled {label} \| (\d+) \| (\d+) \|", card, re.M)
+        assert counts == tuple(
+            str(metrics["confusion"][f"{label}_as_{guess}"]) for guess in ("female", "male")
+        )
+    assert f"On the {metrics['n']} test images" in card
+    groups = pd.read_csv(ROOT / "metrics/test/groups.csv", keep_default_na=False)
+    for row in groups.itertuples():
+        assert f"| {row.column}: {row.group} | {row.n} | {row.accuracy:.3f} | " in card
