@@ -104,14 +104,14 @@ def _run(arguments: list[str]) -> int:
     report = commands.add_parser(
         "report",
         help="write the results, compared with another commit's, on one page",
-        description="Write the page of metrics/report.html with a comparison with another commit. "
-        "It tells the results in metrics/ as they are; `make report` brings them up to date first. "
-        "The page is added to the MLflow run of the results, if this clone has it.",
+        description="Write the page of metrics/report.html with the gate's verdict on them beside "
+        "another commit. It tells the results in metrics/ as they are; `make report` brings them "
+        "up to date first. The page joins the MLflow run of the results, if this clone has it.",
     )
     report.add_argument(
         "--baseline",
         metavar="REV",
-        help="a commit, branch, tag or DVC experiment (default: where this branch left main)",
+        help="as of `facegender gate`",
     )
     report.add_argument(
         "--output", type=Path, metavar="FILE", help="HTML file to write (default: report.html)"
@@ -167,28 +167,22 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _gate(args: argparse.Namespace) -> int:
     # Pandas, SciPy and DVC, which predicting does without.
-    from facegender.gate import judge
     from facegender.gate_report import as_markdown, as_text
     from facegender.params import load_params
-    from facegender.results import read_for_gate
+    from facegender.results import judge_work_tree
 
     try:
         root = project_root()
-        params = load_params(root / "params.yaml")
-        candidate, baseline, undecided, notes = read_for_gate(root, args.baseline, params.gate)
+        report = judge_work_tree(
+            root,
+            load_params(root / "params.yaml"),
+            args.baseline,
+            accept_data_change=args.accept_data_change,
+        )
     except UserError as error:
         # Code 1 would say that the model is worse.
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report = judge(
-        candidate,
-        baseline,
-        params.gate,
-        min_group_size=params.evaluate.min_group_size,
-        accept_data_change=args.accept_data_change,
-        undecided=undecided,
-        notes=notes,
-    )
     if args.format == "json":
         print(json.dumps(report.to_json(), indent=2, allow_nan=False))
     else:
@@ -198,10 +192,11 @@ def _gate(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     # Here, for they take seconds that `predict` need not wait for.
-    from facegender import comparison, tracking
+    from facegender import tracking
     from facegender.files import file_sha256
     from facegender.params import load_params
     from facegender.report import Provenance, Sources, code_digest, render_page
+    from facegender.results import commit_of, judge_work_tree
 
     root = project_root()
     output = args.output or root / "report.html"
@@ -209,17 +204,18 @@ def _report(args: argparse.Namespace) -> int:
         raise UserError(f"There is no folder {output.parent} for the page.")
     paths = yaml.safe_load((root / "dvc.yaml").read_text())["vars"][0]["path"]
     sources = Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
-    compared = comparison.compare_with(root, args.baseline, paths)
+    params = load_params(root / "params.yaml")
+    gate = judge_work_tree(root, params, args.baseline, accept_data_change=True)
     page = render_page(
         sources,
-        load_params(root / "params.yaml"),
+        params,
         Provenance(
             code=code_digest(root, ["facegender", "stages"]),
             lock=file_sha256(root / "requirements.lock"),
             versions=tracking.package_versions(),
-            commit=comparison.head(root),
+            commit=commit_of(root),
         ),
-        compared,
+        gate,
     )
     output.write_text(page, encoding="utf-8", newline="\n")
     run = root / paths["evaluation_run"]
@@ -228,7 +224,7 @@ def _report(args: argparse.Namespace) -> int:
         tracking.connect(root, tracking_uri())
         loss = json.loads(sources.test_metrics.read_text())["loss"]
         logged = tracking.log_report(tracking.read_run_id(run), [output], loss=loss, folder=None)
-    print(f"{output}: compared with {compared.baseline}; {logged}")
+    print(f"{output}: {gate.verdict}, beside {gate.baseline or 'no baseline'}; {logged}")
     return 0
 
 

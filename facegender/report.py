@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from PIL import Image
 from facegender.errors import UserError
 from facegender.evaluation import wilson_interval
 from facegender.files import file_sha256
+from facegender.gate_report import MAX_FLIPS, Report
 from facegender.labels import LABELS, NAMES
 from facegender.manifest import read_manifest
 from facegender.params import Params, flatten
@@ -27,7 +28,6 @@ from facegender.plots import most_confident_errors
 from facegender.splits import SPLITS
 
 WORST_ERRORS = 10
-SHOWN_FLIPS = 50
 
 # Title, what it says, and whether more of it is better.
 METRICS = {
@@ -84,46 +84,19 @@ class Provenance:
     commit: str | None = None
 
 
-@dataclass(frozen=True)
-class Change:
-    """A figure of the baseline and of these results; `better` is None if they are equal."""
-
-    name: str
-    old: float | None
-    new: float | None
-    better: bool | None
-
-    @property
-    def difference(self) -> float | None:
-        """New less old, or None if one of them is missing."""
-        return None if self.old is None or self.new is None else self.new - self.old
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """These results beside those of another commit.
-
-    Attributes:
-        baseline: name of the other commit.
-        changes: metrics of the test part and of the exports.
-        flips: images whose prediction changed: `path`, `label`, `old_probability`,
-            `new_probability`, `right` (whether the new one is); None if the test parts differ.
-        caveat: why figures cannot be compared image by image, or nothing.
-    """
-
-    baseline: str
-    changes: Sequence[Change]
-    flips: pd.DataFrame | None
-    caveat: str = ""
-
-
 def render_page(
     sources: Sources,
     params: Params,
     provenance: Provenance,
-    comparison: Comparison | None = None,
+    gate: Report | None = None,
 ) -> str:
     """Return the page: one HTML document that needs no other file, no script and no network.
+
+    Args:
+        sources: the pipeline's results.
+        params: those that made them.
+        provenance: what else made them.
+        gate: what the gate says of them beside another commit's, for a section of its own.
 
     Raises:
         UserError: there are no test metrics.
@@ -148,8 +121,8 @@ def render_page(
             provenance=provenance,
             # Not the patch level, which nothing pins.
             versions={"python": "{}.{}".format(*sys.version_info), **provenance.versions},
-            comparison=comparison,
-            shown_flips=SHOWN_FLIPS,
+            gate=gate,
+            max_flips=MAX_FLIPS,
         )
     )
 

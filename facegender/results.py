@@ -13,11 +13,46 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 
 from facegender.errors import UserError
-from facegender.gate import PREDICTION_COLUMNS, Results
+from facegender.gate import PREDICTION_COLUMNS, Results, judge
+from facegender.gate_report import Report
 from facegender.labels import NAMES
-from facegender.params import Gate
+from facegender.params import Gate, Params
 
 MAIN = ("main", "origin/main")
+
+
+def judge_work_tree(
+    root: Path, params: Params, revision: str | None, *, accept_data_change: bool
+) -> Report:
+    """Judge the results in the work tree beside those of a commit.
+
+    Args:
+        root: the repository.
+        params: its parameters.
+        revision: the baseline, or None for the default.
+        accept_data_change: as in `gate.judge`.
+
+    Raises:
+        UserError: the candidate's results are missing or cannot be read.
+    """
+    candidate, baseline, undecided, notes = read_for_gate(root, revision, params.gate)
+    return judge(
+        candidate,
+        baseline,
+        params.gate,
+        min_group_size=params.evaluate.min_group_size,
+        accept_data_change=accept_data_change,
+        undecided=undecided,
+        notes=notes,
+    )
+
+
+def commit_of(root: Path) -> str | None:
+    """Return the commit of the repository, and whether anything differs from it."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    return f"{commit}, with uncommitted changes" if _git(root, "status", "--porcelain") else commit
 
 
 def read_for_gate(

@@ -13,11 +13,10 @@ from scipy.stats import binomtest
 
 from facegender.errors import UserError
 from facegender.evaluation import classification_metrics, group_metrics
+from facegender.gate_report import Comparison, Report
 from facegender.params import Params
 from facegender.report import (
     METRICS,
-    Change,
-    Comparison,
     Provenance,
     Sources,
     code_digest,
@@ -137,16 +136,23 @@ def test_names_from_the_data_stay_text(sources: Sources, params: Params) -> None
     raw = json.loads(sources.raw_info.read_text()) | {"version": HOSTILE, "slug": HOSTILE}
     sources.raw_info.write_text(json.dumps(raw))
     flips = pd.DataFrame(
-        [[HOSTILE, 0, 0.1, 0.9, False]],
+        [[HOSTILE, "female", 0.1, 0.9, False]],
         columns=["path", "label", "old_probability", "new_probability", "right"],
     )
-    page = render_page(
-        sources, params, PROVENANCE, Comparison(HOSTILE, [Change(HOSTILE, 1, 2, True)], flips)
+    gate = Report(
+        candidate="the work tree",
+        baseline=HOSTILE,
+        floors=[],
+        comparisons=[Comparison("accuracy", 360, 0.5, 0.6, 0.1)],
+        groups=[Comparison(HOSTILE, 40, 0.5, 0.6, 0.1)],
+        flips=flips,
+        notes=[HOSTILE],
     )
+    page = render_page(sources, params, PROVENANCE, gate)
     elements = Elements(page)
     assert elements.all("script") == []
-    # Errors, column, group, version, slug, baseline, change, flip: all told, as they are.
-    assert "".join(elements.texts).count(HOSTILE) == int(wrong.sum()) + 7
+    # Errors, column, group, version, slug, baseline, group, flip, note: all told.
+    assert "".join(elements.texts).count(HOSTILE) == int(wrong.sum()) + 8
 
     card = render_card(sources, params)
     assert "<script" not in card
