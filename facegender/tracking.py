@@ -36,7 +36,9 @@ EXPERIMENT = "facegender"
 MODEL_NAME = "model"
 
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
+_BEST = "facegender.best"
 _EVALUATION = "facegender.evaluation"
+_SWEEP = "facegender.sweep"
 _TRAINED_BY = "facegender.trained_by"
 _TRAINED_MODEL = "facegender.model_sha256"
 
@@ -156,6 +158,13 @@ def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     mlflow.log_metrics(dict(metrics), step=epoch)
 
 
+def log_history(history: pd.DataFrame) -> None:
+    """Log a finished training's metrics, a row an epoch, to the open run."""
+    for row in history.to_dict("records"):
+        epoch = int(row.pop("epoch"))
+        log_epoch(epoch, {str(key): value for key, value in row.items()})
+
+
 def log_temperature(temperature: float) -> None:
     """Log the temperature of the calibration to the open run."""
     mlflow.log_metric("temperature", temperature)
@@ -229,9 +238,7 @@ def evaluation_run(
         },
         manifests=manifests,
     ) as run:
-        for row in history.to_dict("records"):
-            epoch = int(row.pop("epoch"))
-            log_epoch(epoch, {str(key): value for key, value in row.items()})
+        log_history(history)
         yield run, f"logged to a new MLflow run {run.info.run_id}, for {why}"
 
 
@@ -240,7 +247,7 @@ def log_evaluation(
 ) -> None:
     """Log test metrics, under `test_` and their names, and files to the open run."""
     _log_datasets({"test": test_manifest})
-    mlflow.log_metrics({f"test_{name}": value for name, value in _numbers(metrics)})
+    log_numbers("test", metrics)
     for path in files:
         if path.is_dir():
             mlflow.log_artifacts(str(path), f"metrics/{path.name}")
@@ -276,7 +283,7 @@ def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_fil
     """
     if mlflow.active_run() is None:
         return
-    mlflow.log_metrics({f"export_{name}": value for name, value in _numbers(report)})
+    log_numbers("export", report)
     for path in models:
         mlflow.log_artifact(str(path), "export")
     mlflow.log_artifact(str(metrics_file), "metrics")
@@ -297,16 +304,67 @@ def log_failure(
     Returns:
         The run's id.
     """
-    client = MlflowClient()
     run = mlflow.last_active_run()
     if run is None:
-        run = _new_run(name, tags)
-        with suppress(MlflowException):  # bad input may be what failed
-            for key, value in params.items():
-                client.log_param(run.info.run_id, key, value)
-    client.log_text(run.info.run_id, log, f"log/{stage}.txt")
-    client.set_terminated(run.info.run_id, "FAILED")
+        return failed_run(log, stage=stage, name=name, params=params, tags=tags)
+    return _fail(run, log, stage)
+
+
+def failed_run(
+    log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Log a run that failed before it could log itself; the arguments are `log_failure`'s."""
+    run = _new_run(name, tags)
+    with suppress(MlflowException):  # bad input may be what failed
+        for key, value in params.items():
+            MlflowClient().log_param(run.info.run_id, key, value)
+    return _fail(run, log, stage)
+
+
+def _fail(run: Run, log: str, stage: str) -> str:
+    MlflowClient().log_text(run.info.run_id, log, f"log/{stage}.txt")
+    MlflowClient().set_terminated(run.info.run_id, "FAILED")
     return run.info.run_id
+
+
+@contextmanager
+def sweep_run(name: str, grid: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Open a run for a sweep, the parent of its experiments' runs, and yield its id."""
+    with _open(_new_run(name, {_SWEEP: "true"})) as run:
+        mlflow.log_params({key: ", ".join(map(str, values)) for key, values in grid.items()})
+        yield run.info.run_id
+
+
+def find_child(parent: str, experiment: str) -> str | None:
+    """Return the id of the run that an experiment of a sweep logged, if it did."""
+    runs = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.`mlflow.parentRunId` = '{parent}' "
+        f"and tags.`dvc.exp_name` = '{experiment}'",
+        output_format="list",
+    )
+    return runs[0].info.run_id if runs else None
+
+
+def validation_loss(run_id: str) -> float | None:
+    """Return a run's validation loss at the epoch whose weights it kept; None without an epoch."""
+    losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
+    if not losses:
+        return None
+    keep = mlflow.get_run(run_id).data.params["train.keep"]
+    return min(losses) if keep == "best" else losses[-1]
+
+
+def mark_best(run_id: str, name: str, loss: float) -> None:
+    """Mark the best run of the sweep that is open, and name it there."""
+    MlflowClient().set_tag(run_id, _BEST, "true")
+    mlflow.set_tag(_BEST, name)
+    mlflow.log_metric("best_val_loss", loss)
+
+
+def log_numbers(prefix: str, metrics: Mapping[str, Any]) -> None:
+    """Log every number in a metrics file to the open run, as `<prefix>_` and its dotted name."""
+    mlflow.log_metrics({f"{prefix}_{name}": value for name, value in _numbers(metrics)})
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
