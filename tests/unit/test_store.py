@@ -240,7 +240,7 @@ def start() -> Callable[..., subprocess.Popen]:
     yield begin
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 # A stage in small: what the real ones do around their work.
@@ -326,16 +326,9 @@ def test_the_remotes_password_is_not_logged(filled: Path, tmp_path: Path) -> Non
     for words in (
         ["init", "--quiet"],
         ["remote", "add", "origin", address],
-        [
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@localhost",
-            "commit",
-            "--allow-empty",
-            "-qm",
-            "x",
-        ],
+        ["config", "user.name", "test"],
+        ["config", "user.email", "test@localhost"],
+        ["commit", "--quiet", "--allow-empty", "--message", "start"],
     ):
         subprocess.run(["git", *words], cwd=root, check=True)
     subprocess.run([sys.executable, script, root, "remote", "1"], cwd=root, check=True)
