@@ -144,13 +144,14 @@ def _sweep(args: argparse.Namespace) -> int:
     from facegender import tracking
     from facegender.sweep import read_grid, run_sweep
 
-    root = project_root()
+    root, environment = project_root(), dict(os.environ)
     if args.jobs < 1:
         raise UserError("--jobs must be 1 or more.")
     grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
     name = args.name or f"sweep-{secrets.token_hex(3)}"
     tracking.connect(root, tracking_uri())
-    return int(run_sweep(root, grid, name=name, jobs=args.jobs) > 0)
+    failed = run_sweep(root, grid, name=name, jobs=args.jobs, environment=environment)
+    return int(failed > 0)
 
 
 def _relocate(_: argparse.Namespace) -> int:

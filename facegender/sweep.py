@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,14 @@ def grid_points(grid: Mapping[str, Sequence[Any]], name: str) -> list[Point]:
     ]
 
 
-def run_sweep(root: Path, grid: Mapping[str, Sequence[Any]], *, name: str, jobs: int) -> int:
+def run_sweep(
+    root: Path,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    name: str,
+    jobs: int,
+    environment: Mapping[str, str],
+) -> int:
     """Run a grid's experiments, print how each ends, and mark the best.
 
     The best has the lowest validation loss at the epoch that it kept; the test part has no say.
@@ -91,6 +98,8 @@ def run_sweep(root: Path, grid: Mapping[str, Sequence[Any]], *, name: str, jobs:
         grid: values of each parameter.
         name: of the sweep; its experiments add their number.
         jobs: experiments at the same time.
+        environment: variables for the experiments, as they were before MLflow, once connected, set
+            some of its own.
 
     Returns:
         The number of experiments that failed.
@@ -101,20 +110,28 @@ def run_sweep(root: Path, grid: Mapping[str, Sequence[Any]], *, name: str, jobs:
     best: tuple[float, Point, str] | None = None
     failed = 0
     with tracking.sweep_run(name, grid) as parent:
-        for point, code, output in _run_all(root, points, parent, jobs):
-            run_id = _run_of(root, point, parent, code, output)
-            what = ", ".join(f"{key}={point.values[key]}" for key in varied)
-            loss = None if code else tracking.validation_loss(run_id)
-            if code:
-                failed += 1
-                end = f"FAILED: {_reason(output)}"
-            elif loss is None:
-                end = "no epoch, so no validation loss"
-            else:
-                end = f"validation loss {loss:.4f}"
-                if best is None or loss < best[0]:
-                    best = loss, point, run_id
-            print(f"{point.name}  {what}  {end}", flush=True)
+        handed_down = {
+            **environment,
+            PARENT_RUN: parent,
+            # Stages run `python`: the one that runs this.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
+        }
+        with closing(_run_all(root, points, jobs, handed_down)) as ended:
+            for point, code, printed in ended:
+                output = without_credentials(printed, secrets_of(environment))
+                run_id = _run_of(root, point, parent, code, output)
+                what = ", ".join(f"{key}={point.values[key]}" for key in varied)
+                loss = None if code else tracking.validation_loss(run_id)
+                if code:
+                    failed += 1
+                    end = f"FAILED: {_reason(output)}"
+                elif loss is None:
+                    end = "no epoch, so no validation loss"
+                else:
+                    end = f"validation loss {loss:.4f}"
+                    if best is None or loss < best[0]:
+                        best = loss, point, run_id
+                print(f"{point.name}  {what}  {end}", flush=True)
         if best is not None:
             tracking.mark_best(best[2], best[1].name, best[0])
     if best is not None:
@@ -123,15 +140,9 @@ def run_sweep(root: Path, grid: Mapping[str, Sequence[Any]], *, name: str, jobs:
 
 
 def _run_all(
-    root: Path, points: Sequence[Point], parent: str, jobs: int
-) -> Iterator[tuple[Point, int, str]]:
+    root: Path, points: Sequence[Point], jobs: int, environment: Mapping[str, str]
+) -> Generator[tuple[Point, int, str], None, None]:
     """Yield each experiment when it has ended, with its exit code and what it printed."""
-    environment = {
-        **os.environ,
-        PARENT_RUN: parent,
-        # Stages run `python`: the one that runs this.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
     waiting, running = list(points), dict[subprocess.Popen, tuple[Point, Path]]()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -181,7 +192,7 @@ def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> st
     tags = {"dvc.exp_name": point.name, "mlflow.parentRunId": parent}
     if code:
         return tracking.failed_run(
-            without_credentials(output, secrets_of(os.environ)),
+            output,
             stage="dvc",
             name=point.name,
             params=point.values,
@@ -223,5 +234,4 @@ def _word(value: Any) -> str:
 def _reason(output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()]
     said = [line for line in lines if line.lower().startswith("error")]
-    reason = (said or lines or ["it printed nothing"])[0 if said else -1]
-    return without_credentials(reason, secrets_of(os.environ))
+    return (said or lines[-1:] or ["it printed nothing"])[0]

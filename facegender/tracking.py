@@ -141,7 +141,11 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
 
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
-    with alive(run.info.artifact_uri), mlflow.start_run(run_id=run.info.run_id) as run:
+    # Nested, for a sweep's own run may be open.
+    with (
+        alive(run.info.artifact_uri),
+        mlflow.start_run(run_id=run.info.run_id, nested=True) as run,
+    ):
         yield run
 
 

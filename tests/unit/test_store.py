@@ -50,6 +50,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def environment() -> dict[str, str]:
+    """Return the variables for a process, without the store to which this one is connected."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+
+
 def _echo(model_input: list[str]) -> list[str]:
     return model_input
 
@@ -286,8 +291,8 @@ def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
     process = subprocess.Popen(
         [sys.executable, tmp_path / "train.py", how],
         cwd=root,
-        env={
-            **os.environ,
+        env=environment()
+        | {
             "DVC_EXP_NAME": f"exp-{code}-{how}",
             "KAGGLE_API_TOKEN": "s3cr3t-value",
             # What a shell may have left there is no run of this stage's.
