@@ -126,7 +126,7 @@ def run_sweep(
                     failed += 1
                     end = f"FAILED: {_reason(output)}"
                 elif loss is None:
-                    end = "no epoch, so no validation loss"
+                    end = "no validation loss"
                 else:
                     end = f"validation loss {loss:.4f}"
                     if best is None or loss < best[0]:

@@ -7,6 +7,7 @@ The run's id travels from train to evaluate, and on to export, in files.
 
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -351,12 +352,11 @@ def find_child(parent: str, experiment: str) -> str | None:
 
 
 def validation_loss(run_id: str) -> float | None:
-    """Return a run's validation loss at the epoch whose weights it kept; None without an epoch."""
+    """Return a run's validation loss at the epoch whose weights it kept; None if there is none."""
     losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
-    if not losses:
-        return None
-    keep = mlflow.get_run(run_id).data.params["train.keep"]
-    return min(losses) if keep == "best" else losses[-1]
+    if mlflow.get_run(run_id).data.params["train.keep"] == "last":
+        losses = losses[-1:]
+    return min((loss for loss in losses if not math.isnan(loss)), default=None)
 
 
 def mark_best(run_id: str, name: str, loss: float) -> None:
