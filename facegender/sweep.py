@@ -143,6 +143,8 @@ def _run_all(
     root: Path, points: Sequence[Point], jobs: int, environment: Mapping[str, str]
 ) -> Generator[tuple[Point, int, str], None, None]:
     """Yield each experiment when it has ended, with its exit code and what it printed."""
+    # A shell has its background jobs ignore SIGINT, and experiments that do could not be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     waiting, running = list(points), dict[subprocess.Popen, tuple[Point, Path]]()
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -127,6 +126,13 @@ def reproduced(new_clone: Callable[..., Clone]) -> Clone:
     return clone
 
 
+def write_grid(path: Path, epochs: list[int]) -> None:
+    """Write a sweep's grid: the small parameters, with different epochs."""
+    small = dict(item.split("=") for item in SMALL)
+    grid = {key: yaml.safe_load(value) for key, value in small.items()}
+    path.write_text(yaml.safe_dump(grid | {"train.epochs": epochs}))
+
+
 @pytest.fixture(scope="session")
 def swept(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone with a sweep of five, four at a time: three train, one need not, one fails.
@@ -134,10 +140,7 @@ def swept(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     Tests must leave its files as they found them.
     """
     clone = copy_of(reproduced, tmp_path_factory.mktemp("swept"))
-    grid: dict[str, Any] = dict(item.split("=") for item in SMALL)
-    grid = {key: yaml.safe_load(value) for key, value in grid.items()}
-    grid["train.epochs"] = [3, 4, 5, grid["train.epochs"], -1]
-    (clone.root.parent / "grid.yaml").write_text(yaml.safe_dump(grid))
+    write_grid(clone.root.parent / "grid.yaml", [3, 4, 5, 2, -1])
     done = clone.run(
         "facegender", "sweep", "../grid.yaml", "--jobs", "4", "--name", "sweep", check=False
     )

@@ -6,7 +6,9 @@ The sweep's experiments are `dvc exp run --temp`, started at the same time.
 import http.client
 import io
 import json
+import signal
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +22,7 @@ from mlflow.entities import Run
 
 from facegender.command import input_tags
 from facegender.params import Params, flatten
-from tests.pipeline.conftest import Clone, copy_of, served
+from tests.pipeline.conftest import Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow
 
@@ -166,6 +168,37 @@ def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
                 assert run.data.metrics[f"{part}_{metric}"] == value
         params = flatten(Params.model_validate(data["params"]["params.yaml"]["data"]))
         assert run.data.params == {key: str(value) for key, value in params.items()}
+
+
+def test_a_sweep_that_is_stopped_stops_its_experiments(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    write_grid(tmp_path / "grid.yaml", [100_000])
+    process = subprocess.Popen(
+        # As a background job of a script, which ignores Ctrl-C.
+        ["sh", "-c", "trap '' INT; exec facegender sweep ../grid.yaml --name stopped"],
+        cwd=clone.root,
+        env=clone.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while "val_loss" not in metrics(clone, "stopped-1"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143, output
+    every = runs(clone)
+    assert [every[name].info.status for name in ("stopped", "stopped-1")] == ["FAILED"] * 2
+    assert list((clone.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+
+
+def metrics(clone: Clone, name: str) -> dict[str, float]:
+    run = runs(clone).get(name)
+    return run.data.metrics if run else {}
 
 
 def get(address: str, place: str, **query: str) -> bytes:
