@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import secrets
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, fields
@@ -118,6 +119,28 @@ def _run(arguments: list[str]) -> int:
     )
     report.set_defaults(run=_report)
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a grid of parameters as DVC experiments, under one MLflow run",
+        description="Run every combination of a grid's values as a DVC experiment, and mark the "
+        "one with the lowest validation loss in MLflow. Exit code 1 when an experiment failed; "
+        "the others are run all the same.",
+    )
+    sweep.add_argument(
+        "grid", nargs="?", type=Path, help="YAML file (default: conf/sweep.yaml)", metavar="GRID"
+    )
+    sweep.add_argument("--jobs", type=int, default=1, help="experiments at the same time (1)")
+    sweep.add_argument("--name", help="of the sweep (default: sweep- and a random number)")
+    sweep.set_defaults(run=_sweep)
+
+    relocate = commands.add_parser(
+        "relocate",
+        help="have MLflow find its artifacts after this folder was moved or copied",
+        description="MLflow keeps where artifacts are as absolute paths. After this folder was "
+        "moved or copied, this rewrites them; so do `make ui` and every run of the pipeline.",
+    )
+    relocate.set_defaults(run=_relocate)
+
     args = parser.parse_args(arguments)
     return args.run(args)
 
@@ -225,6 +248,28 @@ def _report(args: argparse.Namespace) -> int:
         loss = json.loads(sources.test_metrics.read_text())["loss"]
         logged = tracking.log_report(tracking.read_run_id(run), [output], loss=loss, folder=None)
     print(f"{output}: {gate.verdict}, beside {gate.baseline or 'no baseline'}; {logged}")
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from facegender import tracking
+    from facegender.sweep import read_grid, run_sweep
+
+    root, environment = project_root(), dict(os.environ)
+    if args.jobs < 1:
+        raise UserError("--jobs must be 1 or more.")
+    grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
+    name = args.name or f"sweep-{secrets.token_hex(3)}"
+    tracking.connect(root, tracking_uri())
+    failed = run_sweep(root, grid, name=name, jobs=args.jobs, environment=environment)
+    return int(failed > 0)
+
+
+def _relocate(_: argparse.Namespace) -> int:
+    from facegender import tracking
+
+    moved = tracking.connect(project_root(), tracking_uri())
+    print(f"{moved} addresses rewritten" if moved else "nothing to do: the addresses are right")
     return 0
 
 

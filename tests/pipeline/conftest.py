@@ -1,12 +1,18 @@
+import http.client
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.compose import ROOT
@@ -20,6 +26,10 @@ SMALL = (
     "train.warmup_epochs=0",
     "evaluate.bootstrap_samples=200",
 )
+
+HOST = "127.0.0.1"
+# Two cores may have other work: the server is up in some 10 s.
+START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -128,3 +138,69 @@ def reproduced(new_clone: Callable[..., Clone]) -> Clone:
     clone.run("dvc", "repro")
     clone.commit("results")
     return clone
+
+
+def write_grid(path: Path, epochs: list[int]) -> None:
+    """Write a sweep's grid: the small parameters, with different epochs."""
+    small = dict(item.split("=") for item in SMALL)
+    grid = {key: yaml.safe_load(value) for key, value in small.items()}
+    path.write_text(yaml.safe_dump(grid | {"train.epochs": epochs}))
+
+
+@pytest.fixture(scope="session")
+def swept(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone with a sweep of five, four at a time: three train, one need not, one fails.
+
+    Tests must leave its files as they found them.
+    """
+    clone = copy_of(reproduced, tmp_path_factory.mktemp("swept"))
+    write_grid(clone.root.parent / "grid.yaml", [3, 4, 5, 2, -1])
+    done = clone.run(
+        "facegender", "sweep", "../grid.yaml", "--jobs", "4", "--name", "sweep", check=False
+    )
+    (clone.root.parent / "printed").write_text(done.stdout + done.stderr)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return clone
+
+
+@contextmanager
+def served(clone: Clone, log: Path) -> Iterator[str]:
+    """Run `mlflow ui`, as `make ui` does, at a free port."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["mlflow", "ui", "--host", HOST, "--port", str(port)],
+            cwd=clone.root,
+            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # It starts a dozen processes; a group of their own is what can be stopped for sure.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not answers(port):
+            assert process.poll() is None, f"mlflow ui ended\n{log.read_text()}"
+            assert time.monotonic() < end, f"mlflow ui does not answer\n{log.read_text()}"
+            time.sleep(0.2)
+        yield f"http://{HOST}:{port}"
+    finally:
+        # Politely, then for sure: some of its processes outlive the first.
+        for way in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, way)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()

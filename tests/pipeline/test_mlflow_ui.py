@@ -3,16 +3,10 @@
 With FACEGENDER_SCREENSHOTS=<folder> they are kept as pictures, too.
 """
 
-import http.client
 import json
 import os
 import re
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -23,13 +17,11 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.pipeline.conftest import Clone, copy_of
+from tests.pipeline.conftest import HOST, Clone, served
 
 pytestmark = pytest.mark.slow
 
-HOST = "127.0.0.1"
-# Two cores may have other work: the server is up in some 10 s, a page in 3 s.
-START_SECONDS = 120
+# Two cores may have other work: a page is up in some 3 s.
 PAGE_MS = 60_000
 
 # A first visit opens an assistant beside the page and the menu for GenAI; neither is wanted here.
@@ -41,10 +33,11 @@ localStorage.setItem("mlflow.workflowType_v1", JSON.stringify("machine_learning"
 
 @dataclass(frozen=True)
 class Ui:
-    """A running `mlflow ui`, and the runs in its store: first the one of 2 epochs, then of 3."""
+    """A running `mlflow ui`, and in its store a sweep: runs of 3, 4 and 5 epochs, their parent."""
 
     address: str
     runs: list[Run]
+    parent: Run
 
     def page(self, place: str, **query: object) -> str:
         encoded = urlencode(
@@ -61,7 +54,7 @@ class Ui:
         return [run.info.run_name for run in self.runs]
 
     @property
-    def both(self) -> dict[str, list[str]]:
+    def all_three(self) -> dict[str, list[str]]:
         """What the pages for several runs want to know."""
         return {
             "runs": [run.info.run_id for run in self.runs],
@@ -70,63 +63,16 @@ class Ui:
 
 
 @pytest.fixture(scope="module")
-def ui(
-    browser: Browser, reproduced: Clone, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ui]:
+def ui(browser: Browser, swept: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     # `browser` comes first: without one, nothing here needs to run.
-    folder = tmp_path_factory.mktemp("ui")
-    clone = copy_of(reproduced, folder)
-    clone.experiment("train.epochs=3", options=("--name", "three-epochs"))
-    client = MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{swept.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("facegender")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    assert [run.data.params["train.epochs"] for run in runs] == ["2", "3"]
-    with served(clone, folder / "ui.log") as address:
-        yield Ui(address, runs)
-
-
-@contextmanager
-def served(clone: Clone, log: Path) -> Iterator[str]:
-    """Run `mlflow ui`, as `make ui` does, at a free port."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["mlflow", "ui", "--host", HOST, "--port", str(port)],
-            cwd=clone.root,
-            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # It starts a dozen processes; a group of their own is what can be stopped for sure.
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not answers(port):
-            assert process.poll() is None, f"mlflow ui ended\n{log.read_text()}"
-            assert time.monotonic() < end, f"mlflow ui does not answer\n{log.read_text()}"
-            time.sleep(0.2)
-        yield f"http://{HOST}:{port}"
-    finally:
-        # Politely, then for sure: some of its processes outlive the first.
-        for way in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, way)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-
-
-def answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    every = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    runs = [every[f"sweep-{number}"] for number in (1, 2, 3)]
+    assert [run.data.params["train.epochs"] for run in runs] == ["3", "4", "5"]
+    with served(swept, tmp_path_factory.mktemp("ui") / "ui.log") as address:
+        yield Ui(address, runs, every["sweep"])
 
 
 @pytest.fixture
@@ -175,11 +121,13 @@ def number(place: Locator) -> float:
     return float(place.inner_text())
 
 
-def test_the_list_shows_both_runs_with_their_accuracy(
+def test_the_list_shows_a_sweeps_runs_with_their_accuracy(
     ui: Ui, page: Page, keep: Callable[[str], None]
 ) -> None:
     experiment = ui.runs[0].info.experiment_id
     page.goto(ui.page(f"experiments/{experiment}/runs", workflowType="machine_learning"))
+    parent = page.locator(f'[row-id="{ui.parent.info.run_id}"]')
+    expect(parent.get_by_role("link", name="sweep", exact=True)).to_be_visible()
     for name in ui.names:
         expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
     # Metrics are not among the columns at first. The two taken away make room for them.
@@ -197,17 +145,17 @@ def test_the_list_shows_both_runs_with_their_accuracy(
     keep("mlflow-runs")
 
 
-def test_two_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], None]) -> None:
-    page.goto(ui.page("compare-runs", **ui.both))
-    expect(page.get_by_role("heading", name="Comparing 2 Runs")).to_be_visible()
+def test_three_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], None]) -> None:
+    page.goto(ui.page("compare-runs", **ui.all_three))
+    expect(page.get_by_role("heading", name="Comparing 3 Runs")).to_be_visible()
 
     def row(name: str) -> Locator:
         head = page.get_by_role("rowheader", name=name, exact=True)
         return page.get_by_role("row").filter(has=head)
 
     expect(row("Run Name:").get_by_role("cell")).to_have_text(ui.names)
-    expect(row("train.epochs").get_by_role("cell")).to_have_text(["2", "3"])
-    expect(row("train.seed").get_by_role("cell")).to_have_text(["42", "42"])
+    expect(row("train.epochs").get_by_role("cell")).to_have_text(["3", "4", "5"])
+    expect(row("train.seed").get_by_role("cell")).to_have_text(["42"] * 3)
     # Metrics are no table but a column of names and, beside it, a grid with a column for each run.
     columns = page.get_by_role("grid")
     expect(columns).to_have_count(2)
@@ -224,16 +172,18 @@ def test_two_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], None
     page.get_by_role("switch").nth(0).click()
     page.get_by_role("switch").nth(1).click()
     expect(row("train.seed")).to_be_hidden()
-    expect(row("train.epochs").get_by_role("cell")).to_have_text(["2", "3"])
+    expect(row("train.epochs").get_by_role("cell")).to_have_text(["3", "4", "5"])
     page.get_by_role("button", name="Run details").evaluate("head => head.scrollIntoView()")
     keep("mlflow-compare")
 
 
-def test_two_runs_curves_are_in_one_chart(ui: Ui, page: Page, keep: Callable[[str], None]) -> None:
+def test_three_runs_curves_are_in_one_chart(
+    ui: Ui, page: Page, keep: Callable[[str], None]
+) -> None:
     page.goto(
         ui.page(
             "metric",
-            **ui.both,
+            **ui.all_three,
             metric='"val_loss"',
             plot_metric_keys=["val_loss"],
             x_axis="step",
@@ -243,7 +193,7 @@ def test_two_runs_curves_are_in_one_chart(ui: Ui, page: Page, keep: Callable[[st
     for name in ui.names:
         expect(page.get_by_text(f"{name} (val_loss)", exact=True)).to_be_visible()
     for run in ui.runs:
-        # A point for each epoch, no more. Not by colour: two runs may get the same one.
+        # A point for each epoch, no more. Not by colour: runs may get the same one.
         last = f".points > path:nth-child({run.data.params['train.epochs']}):last-child"
         line = page.locator(f".js-plotly-plot .scatterlayer .trace:has({last})")
         expect(line.locator("path.js-line").first).to_be_visible()

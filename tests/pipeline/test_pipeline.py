@@ -217,16 +217,6 @@ def test_a_model_from_elsewhere_gets_a_run_of_its_own_once(
     assert [point.step for point in history] == [1, 2]
 
 
-def test_experiments_log_to_the_repositorys_store(reproduced: Clone, tmp_path: Path) -> None:
-    clone = copy_of(reproduced, tmp_path)
-    clone.experiment("train.learning_rate=0.0001", options=("--temp", "--name", "slower"))
-    names = {run.info.run_name: run for run in runs(clone)}
-    assert set(names) == {"repro", "slower"}
-    assert names["slower"].data.tags["dvc.exp_name"] == "slower"
-    assert names["slower"].data.params["train.learning_rate"] == "0.0001"
-    assert "slower" in clone.run("dvc", "exp", "show", "--csv").stdout
-
-
 def test_the_folder_source_and_its_metadata(
     new_clone: Callable[..., Clone], make_images: Callable[..., Path]
 ) -> None:

@@ -1,0 +1,275 @@
+"""Every way to run the pipeline logs to one store, which DVC and MLflow tell alike.
+
+The sweep's experiments are `dvc exp run --temp`, started at the same time.
+"""
+
+import http.client
+import io
+import json
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+
+from facegender.command import input_tags
+from facegender.params import Params, flatten
+from tests.pipeline.conftest import Clone, copy_of, served, write_grid
+
+pytestmark = pytest.mark.slow
+
+TRAINED = ("sweep-1", "sweep-2", "sweep-3")
+STAGES = ("download", "split", "preprocess", "train")
+
+
+def runs(clone: Clone) -> dict[str, Run]:
+    """Return the runs in a clone's store by their names, of which none may come twice."""
+    mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
+    every = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
+    named = {run.info.run_name: run for run in every}
+    assert len(named) == len(every)
+    return named
+
+
+def shown(clone: Clone) -> dict[str, dict[str, Any]]:
+    """Return what `dvc exp show` knows of each experiment, by its name."""
+    (commit,) = json.loads(clone.run("dvc", "exp", "show", "--json").stdout)[1:]
+    return {one["name"]: one["revs"][0]["data"] for one in commit["experiments"]}
+
+
+def numbers(value: object, prefix: str = "") -> dict[str, float]:
+    if isinstance(value, dict):
+        found: dict[str, float] = {}
+        for key, child in value.items():
+            found |= numbers(child, f"{prefix}.{key}" if prefix else key)
+        return found
+    return {prefix: float(value)} if isinstance(value, int | float) else {}
+
+
+def test_the_store_has_every_run_once(swept: Clone) -> None:
+    assert set(runs(swept)) == {"repro", "sweep", *(f"sweep-{number}" for number in range(1, 6))}
+    assert [path.name for path in swept.root.rglob("mlflow.db")] == ["mlflow.db"]
+    assert [path.name for path in swept.root.rglob("mlruns")] == ["mlruns"]
+    assert list(swept.root.rglob("running.lock")) == []
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_experiments_at_the_same_time_log_all_they_have(swept: Clone, name: str) -> None:
+    run = runs(swept)[name]
+    client = mlflow.MlflowClient()
+    epochs = {"sweep-1": 3, "sweep-2": 4, "sweep-3": 5}[name]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == str(epochs)
+    assert run.data.params["train.seed"] == "42"
+    text = swept.run("git", "show", f"{ref(swept, name)}:metrics/history.csv").stdout
+    history = pd.read_csv(io.StringIO(text))
+    for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
+        logged = client.get_metric_history(run.info.run_id, metric)
+        assert [point.step for point in logged] == list(range(1, epochs + 1))
+        assert [point.value for point in logged] == pytest.approx(history[metric].tolist())
+    folder = swept.root / "mlruns" / "facegender" / run.info.run_id / "artifacts"
+    assert run.info.artifact_uri == folder.as_uri()
+    for path in ("metrics/test.json", "metrics/test/roc.png", "export/model.tflite"):
+        assert (folder / path).is_file()
+    (model,) = mlflow.search_logged_models(
+        [run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}'",
+        output_format="list",
+    )
+    assert model.artifact_location.startswith((swept.root / "mlruns").as_uri())
+
+
+def ref(clone: Clone, name: str) -> str:
+    """Return the commit of an experiment."""
+    lines = clone.run("git", "for-each-ref", "--format", "%(objectname) %(refname)").stdout
+    (commit,) = [line.split()[0] for line in lines.splitlines() if line.endswith(f"/{name}")]
+    return commit
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_tags_tie_a_run_to_commit_experiment_and_inputs(
+    swept: Clone, tmp_path: Path, name: str
+) -> None:
+    tags = runs(swept)[name].data.tags
+    head = swept.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert tags["mlflow.source.git.commit"] == head
+    assert tags["dvc.exp_baseline_rev"] == head
+    assert tags["dvc.exp_name"] == name
+    lock = tmp_path / "dvc.lock"
+    lock.write_text(swept.run("git", "show", f"{ref(swept, name)}:dvc.lock").stdout)
+    expected = input_tags(lock, STAGES)
+    assert set(expected) == {"dvc.data", "dvc.lock"}
+    assert {key: tags[key] for key in expected} == expected
+    assert tags["dvc.data"] in lock.read_text()
+    others = {runs(swept)[other].data.tags["dvc.lock"] for other in TRAINED}
+    assert len(others) == len(TRAINED)
+
+
+def test_a_sweep_nests_its_runs_and_marks_the_best_by_validation_loss(swept: Clone) -> None:
+    every = runs(swept)
+    parent = every["sweep"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["train.epochs"] == "3, 4, 5, 2, -1"
+    children = {name: run for name, run in every.items() if name.startswith("sweep-")}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {
+        parent.info.run_id
+    }
+    client = mlflow.MlflowClient()
+    losses = {
+        name: min(point.value for point in client.get_metric_history(run.info.run_id, "val_loss"))
+        for name, run in children.items()
+        if run.info.status == "FINISHED"
+    }
+    assert set(losses) == {*TRAINED, "sweep-4"}
+    best = min(losses, key=lambda name: losses[name])
+    marked = [name for name, run in children.items() if "facegender.best" in run.data.tags]
+    assert marked == [best]
+    assert parent.data.tags["facegender.best"] == best
+    assert parent.data.metrics["best_val_loss"] == pytest.approx(losses[best])
+
+
+def test_results_that_dvc_had_are_logged_without_training(swept: Clone) -> None:
+    restored = runs(swept)["sweep-4"]
+    assert restored.data.tags["dvc.restored"] == "true"
+    repro = runs(swept)["repro"]
+    assert restored.data.params == repro.data.params
+    assert restored.data.metrics.items() <= repro.data.metrics.items()
+
+
+def test_a_failed_experiment_stops_nothing_and_leaves_its_log(swept: Clone) -> None:
+    failed = runs(swept)["sweep-5"]
+    assert failed.info.status == "FAILED"
+    log = mlflow.artifacts.load_text(f"{failed.info.artifact_uri}/log/train.txt")
+    assert "train.epochs" in log
+    printed = (swept.root.parent / "printed").read_text()
+    assert "sweep-5  train.epochs=-1  FAILED: " in printed
+    assert printed.count("validation loss 0.") == 4
+    assert "locked" not in printed
+    assert list((swept.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+
+
+def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
+    every, experiments = runs(swept), shown(swept)
+    assert set(experiments) == {*TRAINED, "sweep-4"}
+    for name, data in experiments.items():
+        run = every[name]
+        for part in ("test", "export"):
+            told = numbers(data["metrics"][f"metrics/{part}.json"]["data"])
+            assert len(told) > 3
+            for metric, value in told.items():
+                assert run.data.metrics[f"{part}_{metric}"] == value
+        params = flatten(Params.model_validate(data["params"]["params.yaml"]["data"]))
+        assert run.data.params == {key: str(value) for key, value in params.items()}
+
+
+def test_a_sweep_that_is_stopped_stops_its_experiments(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    write_grid(tmp_path / "grid.yaml", [100_000])
+    process = subprocess.Popen(
+        # As a background job of a script, which ignores Ctrl-C.
+        ["sh", "-c", "trap '' INT; exec facegender sweep ../grid.yaml --name stopped"],
+        cwd=clone.root,
+        env=clone.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while "val_loss" not in metrics(clone, "stopped-1"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 143, output
+    every = runs(clone)
+    assert [every[name].info.status for name in ("stopped", "stopped-1")] == ["FAILED"] * 2
+    assert list((clone.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+
+
+def metrics(clone: Clone, name: str) -> dict[str, float]:
+    run = runs(clone).get(name)
+    return run.data.metrics if run else {}
+
+
+def get(address: str, place: str, **query: str) -> bytes:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    try:
+        connection.request("GET", f"{place}?{urlencode(query)}")
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == http.client.OK, content
+        return content
+    finally:
+        connection.close()
+
+
+def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) -> None:
+    clone = copy_of(swept, tmp_path / "another place")
+    run = runs(swept)["sweep-1"]
+    path = f"mlruns/facegender/{run.info.run_id}/artifacts/metrics/test.json"
+    # Nothing may be read from the place where the clone was.
+    (clone.root / path).write_text("at the new place")
+    assert "addresses rewritten" in clone.run("facegender", "relocate").stdout
+    assert "nothing to do" in clone.run("facegender", "relocate").stdout
+    (model,) = mlflow.search_logged_models(
+        [run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}'",
+        output_format="list",
+    )
+    with served(clone, tmp_path / "ui.log") as address:
+        content = get(address, "/get-artifact", path="metrics/test.json", run_uuid=run.info.run_id)
+        assert content == b"at the new place"
+        place = f"/ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files"
+        assert b"python_function" in get(address, place, artifact_file_path="MLmodel")
+    with closing(sqlite3.connect(clone.root / "mlflow.db")) as connection:
+        addresses = connection.execute("SELECT artifact_uri FROM runs").fetchall()
+    assert all(address.startswith(clone.root.as_uri()) for (address,) in addresses)
+
+
+def test_a_queued_experiment_and_a_stage_run_by_hand_log_to_the_same_store(
+    swept: Clone, tmp_path: Path
+) -> None:
+    clone = copy_of(swept, tmp_path)
+    clone.experiment("train.epochs=1", options=("--queue", "--name", "queued"))
+    # The worker goes on by itself; `dvc exp run --run-all` would wait for it without end.
+    clone.run("dvc", "queue", "start")
+    end = time.monotonic() + 900
+    while "queued" not in shown_finished(clone):
+        assert time.monotonic() < end, clone.run("dvc", "queue", "status").stdout
+        time.sleep(2)
+    queued = runs(clone)["queued"]
+    assert queued.info.status == "FINISHED"
+    assert queued.data.tags["dvc.exp_name"] == "queued"
+    assert "test_accuracy" in queued.data.metrics
+
+    before = runs(clone)["repro"].info.end_time
+    folder = clone.root / "docs"
+    options = {
+        "params": "params.yaml",
+        "processed": "data/processed",
+        "model": "models/model.keras",
+        "run": "models/evaluation_run.json",
+        "float32": "models/model.tflite",
+        "int8": "models/model_int8.tflite",
+        "metrics": "metrics/export.json",
+    }
+    words = (word for key, path in options.items() for word in (f"--{key}", f"../{path}"))
+    Clone(folder).run("python", "../stages/export.py", *words)
+    assert runs(clone)["repro"].info.end_time > before
+    assert list(folder.glob("ml*")) == []
+
+
+def shown_finished(clone: Clone) -> str:
+    lines = clone.run("dvc", "queue", "status").stdout.splitlines()
+    assert not any("Failed" in line for line in lines), lines
+    return "\n".join(line for line in lines if "Success" in line)
