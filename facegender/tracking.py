@@ -1,8 +1,7 @@
 """MLflow: where runs are kept, and the life of a run. No other module knows its addresses.
 
 One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it.
-`log_export` adds to it.
-The run's id travels from train to evaluate, and on to export, in files.
+The run's id travels from train to evaluate, and on to what comes after, in files.
 """
 
 import hashlib
@@ -21,8 +20,9 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.labels import LABELS
 
@@ -30,6 +30,8 @@ EXPERIMENT = "facegender"
 MODEL_NAME = "model"
 
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
+# What `serving` imports; TensorFlow is not among it.
+_SERVING_PACKAGES = ("ai-edge-litert", "mlflow", "numpy", "pandas", "pillow")
 _EVALUATION = "facegender.evaluation"
 _TRAINED_BY = "facegender.trained_by"
 _TRAINED_MODEL = "facegender.model_sha256"
@@ -183,28 +185,44 @@ def log_evaluation(
             mlflow.log_artifact(str(path), "metrics")
 
 
-def log_export(
-    run_id: str, report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path
-) -> str:
-    """Log exported models, and their metrics under `export_` and their names, to an ended run.
+def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
+    """Log the models' files, and metrics of the export under `export_` and their names.
 
     Args:
-        run_id: of the run that holds the evaluation of the model.
         report: the metrics.
-        models: files, logged under `export`.
+        models: the trained model and what it was exported to, logged under `export`.
         metrics_file: the report's file.
+    """
+    mlflow.log_metrics({f"export_{name}": value for name, value in _numbers(report)})
+    for path in models:
+        mlflow.log_artifact(str(path), "export")
+    mlflow.log_artifact(str(metrics_file), "metrics")
+
+
+def fetch_results(run_id: str, folder: Path) -> Path:
+    """Copy what a run logged of its evaluation and its export to a folder.
 
     Returns:
-        A sentence that says where it went: nowhere, if this store has not seen the run.
+        A directory with `test.json`, `predictions.csv`, `export.json` and the plots.
+
+    Raises:
+        UserError: the run is not there, or has no results.
     """
-    if _find(run_id) is None:
-        return "not logged: this store has no run of the model's evaluation"
-    with mlflow.start_run(run_id=run_id):
-        mlflow.log_metrics({f"export_{name}": value for name, value in _numbers(report)})
-        for path in models:
-            mlflow.log_artifact(str(path), "export")
-        mlflow.log_artifact(str(metrics_file), "metrics")
-    return f"logged to MLflow run {run_id}, which holds the evaluation"
+    folder.mkdir(parents=True)
+    try:
+        path = Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path="metrics", dst_path=str(folder)
+            )
+        )
+    except (MlflowException, OSError) as error:
+        raise UserError(f"Cannot read the results of the MLflow run {run_id}: {error}") from error
+    if not (path / "test.json").is_file():
+        raise UserError(
+            f"The MLflow run {run_id} has no test metrics: its evaluation did not end. `dvc repro` "
+            "makes a run that has."
+        )
+    return path
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -228,13 +246,13 @@ def log_model(
     threshold: float,
     input_example: Any,
 ) -> None:
-    """Log a saved model to the open run as a `pyfunc` model that takes image bytes or arrays.
+    """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
     The model carries this package's code, so that it loads where facegender is not installed, and
     no pickle. A run that holds the same model already is left as it is.
 
     Args:
-        model: a `.keras` file.
+        model: a `.tflite` file.
         code: the package's directory.
         threshold: P(male) from which the label is `male`.
         input_example: what `serving` takes, shown with the model.
@@ -259,9 +277,10 @@ def log_model(
         # No schema of the inputs: MLflow would turn every input into a table first, and an array of
         # images is none. `serving` checks each image itself.
         signature=ModelSignature(
-            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")])
+            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
+            params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
         ),
-        pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "pandas")],
+        pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
         tags={_TRAINED_MODEL: digest},
     )
 

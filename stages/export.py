@@ -1,11 +1,11 @@
-"""Stage 6: the model in LiteRT's format, as float32 and int8, compared with what Keras says."""
+"""Stage 5: the model in LiteRT's format, as float32 and int8, compared with what Keras says."""
 
 import argparse
 import json
 import logging
 from pathlib import Path
 
-from facegender.command import project_root, run_command, tracking_uri
+from facegender.command import run_command
 from facegender.errors import UserError
 from facegender.params import load_params
 
@@ -17,7 +17,6 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--model", type=Path, required=True, help="the trained model")
-    parser.add_argument("--run", type=Path, required=True, help="the MLflow run of its evaluation")
     parser.add_argument("--float32", type=Path, required=True, help="file to write (.tflite)")
     parser.add_argument("--int8", type=Path, required=True, help="file to write (.tflite)")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
@@ -25,7 +24,7 @@ def main() -> None:
     params = load_params(args.params)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender import export, tracking
+    from facegender import export
     from facegender.litert import load_litert
     from facegender.model import load_model
     from facegender.prediction import predict_arrays
@@ -81,19 +80,11 @@ def main() -> None:
             100 * export.MAX_INT8_LOSS,
         )
 
-    tracking.connect(project_root(), tracking_uri())
-    logged = tracking.log_export(
-        tracking.read_run_id(args.run),
-        report,
-        models=[args.float32, args.int8],
-        metrics_file=args.metrics,
-    )
     for name, result in results.items():
         print(
             f"{name}: {result['size_bytes'] / 1e6:.2f} MB, test accuracy {result['accuracy']:.4f}, "
             f"{result['latency_ms']:.2f} ms an image with one thread"
         )
-    print(logged)
 
 
 if __name__ == "__main__":
