@@ -1,14 +1,23 @@
+import http.client
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.compose import ROOT
+
+HOST = "127.0.0.1"
+# Two cores may have other work: a server is up in some 10 s.
+START_SECONDS = 300
 
 # The pipeline in small: seconds, not minutes, and every stage for real.
 SMALL = (
@@ -78,6 +87,49 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
     copied = Clone(tmp_path / "copy")
     shutil.copytree(clone.root, copied.root, symlinks=True)
     return copied
+
+
+@contextmanager
+def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
+    """Run a server of MLflow's at a free port, which is yielded, until the block ends."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", HOST, "--port", str(port)],
+            cwd=clone.root,
+            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # It starts a dozen processes; a group of their own is what can be stopped for sure.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not answers(port):
+            assert process.poll() is None, f"it ended\n{log.read_text()}"
+            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
+            time.sleep(0.2)
+        yield port
+    finally:
+        # Politely, then for sure: some of its processes outlive the first.
+        for way in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, way)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="session")

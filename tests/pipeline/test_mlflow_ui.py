@@ -3,17 +3,11 @@
 With FACEGENDER_SCREENSHOTS=<folder> they are kept as pictures, too.
 """
 
-import http.client
 import json
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -24,13 +18,11 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
-from tests.pipeline.conftest import Clone, copy_of
+from tests.pipeline.conftest import HOST, Clone, copy_of, served
 
 pytestmark = pytest.mark.slow
 
-HOST = "127.0.0.1"
-# Two cores may have other work: the server is up in some 10 s, a page in 3 s.
-START_SECONDS = 120
+# Two cores may have other work: a page is up in some 3 s.
 PAGE_MS = 60_000
 
 # A first visit opens an assistant beside the page and the menu for GenAI; neither is wanted here.
@@ -95,51 +87,8 @@ def ui(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     assert [run.data.params["train.epochs"] for run in runs] == ["2", "3"]
-    with served(clone, folder / "ui.log") as address:
-        yield Ui(address, runs)
-
-
-@contextmanager
-def served(clone: Clone, log: Path) -> Iterator[str]:
-    """Run `mlflow ui`, as `make ui` does, at a free port."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["mlflow", "ui", "--host", HOST, "--port", str(port)],
-            cwd=clone.root,
-            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # It starts a dozen processes; a group of their own is what can be stopped for sure.
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not answers(port):
-            assert process.poll() is None, f"mlflow ui ended\n{log.read_text()}"
-            assert time.monotonic() < end, f"mlflow ui does not answer\n{log.read_text()}"
-            time.sleep(0.2)
-        yield f"http://{HOST}:{port}"
-    finally:
-        # Politely, then for sure: some of its processes outlive the first.
-        for way in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, way)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-
-
-def answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    with served(clone, ("mlflow", "ui"), folder / "ui.log") as port:
+        yield Ui(f"http://{HOST}:{port}", runs)
 
 
 @pytest.fixture
