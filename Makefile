@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast lint format params lock ui bench clean
+.PHONY: help install repro test test-fast lint format params lock ui serve bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,10 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 
 ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
 	mlflow ui --host 127.0.0.1 --port 5000
+
+serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5001
+	mlflow models serve -m models:/facegender@champion --env-manager local \
+	  --host 127.0.0.1 --port 5001
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline

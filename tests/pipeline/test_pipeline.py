@@ -95,6 +95,10 @@ def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
     assert inputs["train"] == digest[:32]
     logged = {item.path for item in client.list_artifacts(run.info.run_id, "metrics")}
     assert {"metrics/test.json", "metrics/predictions.csv", "metrics/test"} <= logged
+    export = json.loads((reproduced.root / "metrics/export.json").read_text())
+    assert run.data.metrics["export_int8.accuracy"] == export["int8"]["accuracy"]
+    models = {item.path for item in client.list_artifacts(run.info.run_id, "export")}
+    assert models == {"export/model.keras", "export/model.tflite", "export/model_int8.tflite"}
 
 
 def test_a_bare_mlflow_finds_the_store(reproduced: Clone) -> None:
