@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro report gate sweep test test-fast lint format params lock ui bench clean
+.PHONY: help install repro report gate sweep test test-fast lint format params lock ui serve bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,10 @@ sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file
 ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
 	facegender relocate
 	mlflow ui --host 127.0.0.1 --port 5000
+
+serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5001
+	mlflow models serve -m models:/facegender@champion --env-manager local \
+	  --host 127.0.0.1 --port 5001
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline

@@ -6,11 +6,15 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import yaml
 from tqdm import tqdm
@@ -39,7 +43,7 @@ def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="facegender",
         description="Label face photos by perceived gender with the model of `dvc repro`; judge "
-        "that model.",
+        "models, and choose the one that is served.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict = commands.add_parser(
@@ -141,8 +145,49 @@ def _run(arguments: list[str]) -> int:
     )
     relocate.set_defaults(run=_relocate)
 
+    _add_registry(commands)
     args = parser.parse_args(arguments)
     return args.run(args)
+
+
+def _add_registry(commands: Any) -> None:
+    promote = commands.add_parser(
+        "promote",
+        help="make a run's model the champion, which is served, if it passes the gate",
+        description="Register the model of a run and have it judged, beside the champion if there "
+        "is one. It gets the alias `challenger`, and if it passes `champion`: what `mlflow models "
+        "serve -m models:/facegender@champion` serves when it starts next. Exit code 1 when it "
+        "does not pass; the champion then stays.",
+    )
+    promote.add_argument(
+        "mlflow_run", metavar="RUN", help="id of an MLflow run, its beginning, or a run's name"
+    )
+    promote.add_argument(
+        "--force", action="store_true", help="promote it even if it fails; needs --reason"
+    )
+    promote.add_argument(
+        "--reason", type=_reason, metavar="TEXT", help="why, which is kept with the version"
+    )
+    promote.set_defaults(run=_promote, parser=promote)
+    rollback = commands.add_parser(
+        "rollback",
+        help="put the former champion back",
+        description="Put the former champion back. Once more puts back the one before it.",
+    )
+    rollback.set_defaults(run=_rollback)
+    models = commands.add_parser(
+        "models",
+        help="list the registered models, and which is the champion",
+        description="List the versions that were registered by `facegender promote`.",
+    )
+    models.add_argument("--json", action="store_true", help="one JSON object a line")
+    models.set_defaults(run=_models)
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text.strip()
 
 
 def _confidence(text: str) -> float:
@@ -298,6 +343,85 @@ def _csv_line(values: Iterable[object]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="").writerow(values)
     return buffer.getvalue()
+
+
+def _promote(args: argparse.Namespace) -> int:
+    if args.force != (args.reason is not None):
+        args.parser.error("--force and --reason need each other")
+    with _registry() as (registry, lock):
+        from facegender.gate_report import as_markdown
+        from facegender.params import load_params
+        from facegender.results import judge_folders
+
+        params = load_params(project_root() / "params.yaml")
+
+        def judge(candidate: Path, champion: Path | None) -> Any:
+            report = judge_folders(candidate, champion, params)
+            # The first champion has nothing before it: it must reach the floors.
+            passed = report.exit_code == 0 if champion else not report.failures
+            return registry.Verdict(passed, as_markdown(report))
+
+        run = registry.find_run(args.mlflow_run)
+        done = registry.promote(run, judge, lock=lock, force_reason=args.reason)
+    name = f"version {done.version} (run {run.info.run_id[:12]}, {run.info.run_name})"
+    if done.verdict is None:
+        print(f"{name} is the champion already")
+        return 0
+    print(done.verdict.report)
+    before = f"version {done.former} stays the champion" if done.former else "there is no champion"
+    if not done.champion:
+        raise UserError(
+            f"{name} does not pass: {before}. To promote it all the same, say why: `facegender "
+            f"promote {args.mlflow_run} --force --reason TEXT`."
+        )
+    how = "passes and" if done.verdict.passed else "does not pass, but by force"
+    after = f", after version {done.former}, which `facegender rollback` puts back"
+    print(f"{name} {how} is the champion now{after if done.former else ''}")
+    return 0
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    with _registry() as (registry, lock):
+        before, now = registry.rollback(lock=lock)
+    print(f"version {now} is the champion again, version {before} no longer")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    with _registry() as (registry, _):
+        versions = registry.list_versions()
+    for item in versions:
+        if args.json:
+            print(json.dumps(asdict(item)))
+            continue
+        accuracy = "" if item.test_accuracy is None else f"  test accuracy {item.test_accuracy:.4f}"
+        forced = f"  by force: {item.forced_reason}" if item.forced_reason else ""
+        state = f"{', '.join(item.aliases):<10}  gate: {item.gate or 'none':<6}"
+        run = f"run {item.run_id[:12]} ({item.run_name})"
+        print(f"version {item.version:<3}  {state}{accuracy}  {run}{forced}")
+    if not versions:
+        print("no model is registered: `facegender promote RUN` does it", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _registry() -> Iterator[tuple[ModuleType, Path]]:
+    """Give the registry, connected, and the place of its lock; MLflow's errors become UserError."""
+    # MLflow takes seconds to import, and predicting needs none of it.
+    from mlflow.exceptions import MlflowException
+
+    from facegender import registry, tracking
+
+    root = project_root()
+    try:
+        tracking.connect(root, tracking_uri())
+        yield registry, root / ".dvc" / "tmp" / "registry.lock"
+    except MlflowException as error:
+        # An address may hold a password.
+        reason = re.sub(r"//[^/@\s]*@", "//", str(error))
+        raise UserError(
+            f"MLflow does not do it: {reason}. `facegender models` shows how things stand."
+        ) from None
 
 
 def _sources(arguments: list[str]) -> list[tuple[str, bytes | Path]]:

@@ -79,6 +79,20 @@ def keras_predictor(model: keras.Model) -> Predictor:
     return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
 
 
+def label_of(probability: float, *, threshold: float, abstain_below: float) -> str:
+    """Return the label of an image.
+
+    Args:
+        probability: P(male).
+        threshold: P(male) from which the label is `male`.
+        abstain_below: the label is `uncertain` when the likelier label has a lower probability
+            than this; 0.5 never abstains.
+    """
+    if max(probability, 1 - probability) < abstain_below:
+        return UNCERTAIN
+    return NAMES[int(probability >= threshold)]
+
+
 def predict_images(
     predictors: Sequence[Predictor],
     sources: Sequence[tuple[str, bytes | Path]],
@@ -96,9 +110,8 @@ def predict_images(
     Args:
         predictors: the same model, once for each thread.
         sources: a name, and the bytes or the path of an image.
-        threshold: P(male) from which the label is `male`.
-        abstain_below: the label is `uncertain` when the likelier label has a lower probability
-            than this; 0.5 never abstains.
+        threshold: as in `label_of`.
+        abstain_below: as in `label_of`.
         batch_size: images decoded and predicted at a time.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
@@ -137,8 +150,7 @@ def _predict_batch(
             predictions.append(Prediction(name, None, None, item))
             continue
         probability = float(next(probabilities))
-        unsure = max(probability, 1 - probability) < abstain_below
-        label = UNCERTAIN if unsure else NAMES[int(probability >= threshold)]
+        label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
         predictions.append(Prediction(name, label, probability))
     return predictions
 

@@ -47,6 +47,37 @@ def judge_work_tree(
     )
 
 
+def judge_folders(candidate: Path, champion: Path | None, params: Params) -> Report:
+    """Judge results in a folder beside those in another.
+
+    Args:
+        candidate: with `test.json` and, if there are, `predictions.csv` and `export.json`.
+        champion: the same of the model before, or None: only the floors are then judged.
+        params: of the gate.
+
+    Raises:
+        UserError: a file is not what its stage writes.
+    """
+    return judge(
+        _read_folder(candidate, "the run"),
+        None if champion is None else _read_folder(champion, "the champion"),
+        params.gate,
+        min_group_size=params.evaluate.min_group_size,
+        undecided=["there is no champion to compare with"] if champion is None else [],
+    )
+
+
+def _read_folder(folder: Path, name: str) -> Results:
+    predictions, export = folder / "predictions.csv", folder / "export.json"
+    return parse_results(
+        name,
+        test_metrics=(folder / "test.json").read_text(encoding="utf-8"),
+        predictions=predictions.read_text(encoding="utf-8") if predictions.is_file() else None,
+        export_metrics=export.read_text(encoding="utf-8") if export.is_file() else None,
+        speed=None,
+    )
+
+
 def commit_of(root: Path) -> str | None:
     """Return the commit of the repository, and whether anything differs from it."""
     commit = _git(root, "rev-parse", "HEAD")

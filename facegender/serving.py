@@ -2,51 +2,90 @@
 
 It takes what a user has: the bytes of image files, their base64 text, or uint8 RGB arrays; one, a
 list, an array of them, or a DataFrame with one column. It gives a DataFrame with a row an image:
-`label` (female or male, as perceived) and `probability` (of the label male).
+`label` (female or male, as perceived, or uncertain) and `probability` (of the label male).
 """
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
 from facegender.images import InvalidImage, decode_image
-from facegender.labels import NAMES
+from facegender.litert import load_litert
+from facegender.prediction import label_of
+
+# Images computed at a time: the layers' outputs are all that grows with it.
+_BATCH_SIZE = 32
+
+
+class BadInput(MlflowException):
+    """Input that cannot be used: the server answers 400 with the message."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message."""
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    def serialize_as_json(self) -> str:
+        """Return the server's answer: the message alone.
+
+        MLflow's server puts all of the input before it, which can be megabytes of base64.
+        """
+        self.message = str(self)
+        return super().serialize_as_json()
 
 
 class FaceGender(PythonModel):
-    """A saved model behind MLflow's `pyfunc` interface."""
+    """An exported model behind MLflow's `pyfunc` interface."""
 
     def load_context(self, context: Any) -> None:
-        """Load the Keras model of a logged model."""
-        # Imported here, for TensorFlow takes seconds to import and logging needs none of it.
-        from facegender.model import load_model
-
-        self._model = load_model(Path(context.artifacts["model"]))
+        """Load the LiteRT model of a logged model."""
+        self._predictor = load_litert(Path(context.artifacts["model"]), threads=os.cpu_count() or 1)
         self._threshold = float(context.model_config["threshold"])
+        # The server answers each request in a thread of its own, and the runtime allows one.
+        self._one_at_a_time = Lock()
 
     # No type hint for the input: MLflow would read one as a schema and refuse arrays.
     def predict(self, context: Any, model_input, params: Any = None) -> pd.DataFrame:  # type: ignore[no-untyped-def]  # noqa: ANN001
         """Return label and probability for each image.
 
-        Raises:
-            MlflowException: (a client error) an image cannot be read.
-        """
-        from facegender.prediction import image_size, predict_arrays
+        Args:
+            context: MLflow's, unused.
+            model_input: see the module.
+            params: `abstain_below`, as in `prediction.label_of`.
 
-        size = image_size(self._model)
-        images = [_to_array(item, size, place) for place, item in enumerate(_items(model_input))]
-        batches = (np.stack(images[start : start + 32]) for start in range(0, len(images), 32))
-        probabilities = predict_arrays(self._model, batches)
-        labels = [NAMES[int(p >= self._threshold)] for p in probabilities]
+        Raises:
+            BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
+        """
+        abstain_below = float((params or {}).get("abstain_below", 0.5))
+        if not 0.5 <= abstain_below <= 1:
+            raise BadInput(f"abstain_below is a probability from 0.5 to 1, not {abstain_below}.")
+        items = _items(model_input)
+        if not items:
+            raise BadInput("There is no image in the input.")
+        size = self._predictor.size
+        images = [_to_array(item, size, place) for place, item in enumerate(items)]
+        with self._one_at_a_time:
+            probabilities = np.concatenate(
+                [
+                    self._predictor.predict(np.stack(images[start : start + _BATCH_SIZE]))
+                    for start in range(0, len(images), _BATCH_SIZE)
+                ]
+            )
+        labels = [
+            label_of(probability, threshold=self._threshold, abstain_below=abstain_below)
+            for probability in probabilities
+        ]
         return pd.DataFrame({"label": labels, "probability": probabilities})
 
 
@@ -54,21 +93,23 @@ def _items(model_input: Any) -> list[Any]:
     """Return one item an image."""
     if isinstance(model_input, pd.DataFrame):
         if len(model_input.columns) != 1:
-            raise MlflowException.invalid_parameter_value(
-                f"One column of images is expected, not {list(model_input.columns)}."
-            )
+            raise BadInput(f"One column of images is expected, not {list(model_input.columns)}.")
         return model_input.iloc[:, 0].tolist()
     if isinstance(model_input, Mapping):
-        if len(model_input) != 1:
-            raise MlflowException.invalid_parameter_value(
-                f"One field of images is expected, not {list(model_input)}."
-            )
-        return _items(next(iter(model_input.values())))
+        return _items(_only_field(model_input))
     if isinstance(model_input, bytes | str):
         return [model_input]
-    if isinstance(model_input, np.ndarray) and model_input.ndim == 3:
-        return [model_input]
-    return list(model_input)
+    if isinstance(model_input, np.ndarray) and model_input.ndim in {0, 3}:
+        return [model_input[()]]
+    if isinstance(model_input, list | tuple | np.ndarray | pd.Series):
+        return [_only_field(item) if isinstance(item, Mapping) else item for item in model_input]
+    raise BadInput(f"A list of images is expected, not {type(model_input).__name__}.")
+
+
+def _only_field(record: Mapping) -> Any:
+    if len(record) != 1:
+        raise BadInput(f"One field of images is expected, not {list(record)}.")
+    return next(iter(record.values()))
 
 
 def _to_array(item: Any, size: int, place: int) -> np.ndarray:
@@ -80,7 +121,10 @@ def _to_array(item: Any, size: int, place: int) -> np.ndarray:
             return decode_image(item, size)
         array = np.asarray(item)
         if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-            raise InvalidImage(f"an array of shape (height, width, 3) is expected: {array.shape}")
+            raise InvalidImage(
+                "base64 text, bytes, or an array of shape (height, width, 3) is expected, not "
+                f"{type(item).__name__} of shape {array.shape}"
+            )
         if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
             raise InvalidImage("an array holds whole numbers from 0 to 255")
         pixels = array.astype(np.uint8)
@@ -88,8 +132,10 @@ def _to_array(item: Any, size: int, place: int) -> np.ndarray:
             resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
             pixels = np.asarray(resized)
         return pixels
-    except (InvalidImage, binascii.Error, ValueError) as error:
-        raise MlflowException.invalid_parameter_value(f"Image {place}: {error}") from None
+    except binascii.Error as error:
+        raise BadInput(f"Image {place}: no base64 text: {error}") from None
+    except (InvalidImage, ValueError) as error:
+        raise BadInput(f"Image {place}: {error}") from None
 
 
 mlflow.models.set_model(FaceGender())

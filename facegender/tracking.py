@@ -1,7 +1,7 @@
 """MLflow: where runs are kept, and the life of a run. No other module knows its addresses.
 
 One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it,
-`export_run` and `log_report` add to it. A stage that fails leaves its run FAILED, with its log.
+`log_export` and `log_report` add to it. A stage that fails leaves its run FAILED, with its log.
 The run's id travels from train to evaluate, and on to what follows, in files.
 """
 
@@ -25,7 +25,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
-from mlflow.types import ColSpec, Schema
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
 
 from facegender.errors import UserError
@@ -38,6 +38,8 @@ MODEL_NAME = "model"
 
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
 _BEST = "facegender.best"
+# What `serving` imports; TensorFlow is not among it.
+_SERVING_PACKAGES = ("ai-edge-litert", "mlflow", "numpy", "pandas", "pillow")
 _EVALUATION = "facegender.evaluation"
 _SWEEP = "facegender.sweep"
 _TRAINED_BY = "facegender.trained_by"
@@ -265,34 +267,14 @@ def log_evaluation(
             mlflow.log_artifact(str(path), "metrics")
 
 
-@contextmanager
-def export_run(run_id: str) -> Iterator[str]:
-    """Open the run that an export belongs to, if this store has seen it.
-
-    Args:
-        run_id: of the run that holds the evaluation of the model.
-
-    Yields:
-        A sentence that says where `log_export` logs to.
-    """
-    run = _find(run_id)
-    if run is None:
-        yield "not logged: this store has no run of the model's evaluation"
-        return
-    with _open(run):
-        yield f"logged to MLflow run {run_id}, which holds the evaluation"
-
-
 def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
-    """Log exported models, and their metrics under `export_` and their names, to the open run.
+    """Log the models' files, and metrics of the export under `export_` and their names.
 
     Args:
         report: the metrics.
-        models: files, logged under `export`.
+        models: the trained model and what it was exported to, logged under `export`.
         metrics_file: the report's file.
     """
-    if mlflow.active_run() is None:
-        return
     log_numbers("export", report)
     for path in models:
         mlflow.log_artifact(str(path), "export")
@@ -400,6 +382,32 @@ def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str |
     return f"logged to MLflow run {run_id}, which holds the evaluation"
 
 
+def fetch_results(run_id: str, folder: Path) -> Path:
+    """Copy what a run logged of its evaluation and its export to a folder.
+
+    Returns:
+        A directory with `test.json`, `predictions.csv`, `export.json` and the plots.
+
+    Raises:
+        UserError: the run is not there, or has no results.
+    """
+    folder.mkdir(parents=True)
+    try:
+        path = Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path="metrics", dst_path=str(folder)
+            )
+        )
+    except (MlflowException, OSError) as error:
+        raise UserError(f"Cannot read the results of the MLflow run {run_id}: {error}") from error
+    if not (path / "test.json").is_file():
+        raise UserError(
+            f"The MLflow run {run_id} has no test metrics: its evaluation did not end. `dvc repro` "
+            "makes a run that has."
+        )
+    return path
+
+
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in metrics.items():
         if isinstance(value, Mapping):
@@ -421,13 +429,13 @@ def log_model(
     threshold: float,
     input_example: Any,
 ) -> None:
-    """Log a saved model to the open run as a `pyfunc` model that takes image bytes or arrays.
+    """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
     The model carries this package's code, so that it loads where facegender is not installed, and
     no pickle. A run that holds the same model already is left as it is.
 
     Args:
-        model: a `.keras` file.
+        model: a `.tflite` file.
         code: the package's directory.
         threshold: P(male) from which the label is `male`.
         input_example: what `serving` takes, shown with the model.
@@ -453,9 +461,10 @@ def log_model(
         # No schema of the inputs: MLflow would turn every input into a table first, and an array of
         # images is none. `serving` checks each image itself.
         signature=ModelSignature(
-            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")])
+            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
+            params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
         ),
-        pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "pandas")],
+        pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
         tags={**_repository_without_credentials(), _TRAINED_MODEL: digest},
     )
 

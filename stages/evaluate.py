@@ -1,7 +1,8 @@
-"""Stage 5: the model judged on the test part: metrics, predictions, plots; ends the MLflow run."""
+"""Stage 6: the model judged on the test part: metrics, predictions, plots; ends the MLflow run."""
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from facegender.command import (
     tracking_uri,
 )
 from facegender.images import encode_png
+from facegender.litert import load_litert
 from facegender.manifest import write_manifest
 from facegender.params import flatten, load_params
 from facegender.processed import Part
@@ -32,9 +34,12 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
-    parser.add_argument("--model", type=Path, required=True, help="the trained model")
+    parser.add_argument("--model", type=Path, required=True, help="the exported model (.tflite)")
     parser.add_argument("--run", type=Path, required=True, help="the MLflow run that trained it")
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
+    parser.add_argument("--keras", type=Path, required=True, help="the trained model, to log")
+    parser.add_argument("--int8", type=Path, required=True, help="the int8 model, to log")
+    parser.add_argument("--export-metrics", type=Path, required=True, help="JSON of the export")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
     parser.add_argument("--plots", type=Path, required=True, help="directory to make")
@@ -43,10 +48,8 @@ def main() -> None:
     params = load_params(args.params)
     threshold = params.evaluate.threshold
 
-    # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
+    # After the arguments, so that --help and a bad parameter need not wait for MLflow.
     from facegender import tracking
-    from facegender.model import load_model
-    from facegender.prediction import predict_arrays
 
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
@@ -66,9 +69,10 @@ def main() -> None:
         history=history,
     ) as (run, which):
         test = Part(args.processed / "test")
-        probabilities = predict_arrays(
-            load_model(args.model), test.batches(params.evaluate.batch_size)
-        )
+        # What is judged is what will be used: the server and `facegender predict` run this file.
+        predictor = load_litert(args.model, threads=os.cpu_count() or 1)
+        batches = test.batches(params.evaluate.batch_size)
+        probabilities = np.concatenate([predictor.predict(batch) for batch in batches])
         metrics = evaluation.classification_metrics(
             test.labels,
             probabilities,
@@ -98,6 +102,11 @@ def main() -> None:
             metrics,
             test_manifest=args.splits / "test.csv",
             files=[args.metrics, args.predictions, args.plots],
+        )
+        tracking.log_export(
+            json.loads(args.export_metrics.read_text()),
+            models=[args.keras, args.model, args.int8],
+            metrics_file=args.export_metrics,
         )
         tracking.log_model(
             args.model,

@@ -1,11 +1,11 @@
-"""Stage 6: the model in LiteRT's format, as float32 and int8, compared with what Keras says."""
+"""Stage 5: the model in LiteRT's format, as float32 and int8, compared with what Keras says."""
 
 import argparse
 import json
 import logging
 from pathlib import Path
 
-from facegender.command import project_root, run_stage, tracking_uri
+from facegender.command import run_stage
 from facegender.errors import UserError
 from facegender.params import load_params
 
@@ -17,7 +17,6 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--model", type=Path, required=True, help="the trained model")
-    parser.add_argument("--run", type=Path, required=True, help="the MLflow run of its evaluation")
     parser.add_argument("--float32", type=Path, required=True, help="file to write (.tflite)")
     parser.add_argument("--int8", type=Path, required=True, help="file to write (.tflite)")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
@@ -25,72 +24,67 @@ def main() -> None:
     params = load_params(args.params)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender import export, tracking
+    from facegender import export
     from facegender.litert import load_litert
     from facegender.model import load_model
     from facegender.prediction import predict_arrays
     from facegender.processed import Part
 
-    tracking.connect(project_root(), tracking_uri())
-    with tracking.export_run(tracking.read_run_id(args.run)) as logged:
-        model, test = load_model(args.model), Part(args.processed / "test")
-        calibration = export.calibration_images(
-            Part(args.processed / "train"), params.export.calibration_images, params.export.seed
+    model, test = load_model(args.model), Part(args.processed / "test")
+    calibration = export.calibration_images(
+        Part(args.processed / "train"), params.export.calibration_images, params.export.seed
+    )
+    for path, content in zip(
+        (args.float32, args.int8), export.convert(model, calibration), strict=True
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
+    results = {
+        name: export.exported_metrics(
+            path,
+            load_litert(path, threads=1),
+            test,
+            expected,
+            threshold=params.evaluate.threshold,
+            batch_size=params.evaluate.batch_size,
         )
-        for path, content in zip(
-            (args.float32, args.int8), export.convert(model, calibration), strict=True
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
-        results = {
-            name: export.exported_metrics(
-                path,
-                load_litert(path, threads=1),
-                test,
-                expected,
-                threshold=params.evaluate.threshold,
-                batch_size=params.evaluate.batch_size,
-            )
-            for name, path in (("float32", args.float32), ("int8", args.int8))
-        }
-        # Rounded, or a loss of just one point would come out as 0.010000000000000009.
-        loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
-        report = {
-            "n": len(test),
-            "latency_threads": 1,
-            **results,
-            "int8_accuracy_loss": loss,
-            "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,
-        }
-        args.metrics.parent.mkdir(parents=True, exist_ok=True)
-        args.metrics.write_text(json.dumps(report, indent=2) + "\n")
-        difference = results["float32"]["max_abs_difference"]
-        # Written this way round, NaN fails too.
-        if not difference <= export.MAX_FLOAT_DIFFERENCE:
-            raise UserError(
-                "The float32 export is not the model that was trained: P(male) differs by up to "
-                f"{difference:.2g} on the test part, and {export.MAX_FLOAT_DIFFERENCE:g} is "
-                "allowed. The converter and the runtime may not fit each other: install "
-                "requirements.lock."
-            )
-        if loss > export.MAX_INT8_LOSS:
-            _log.warning(
-                "int8 loses %.1f points of accuracy on the test part (%.4f, float32 %.4f), more "
-                "than the %.0f allowed: use the float32 model, or raise export.calibration_images",
-                100 * loss,
-                results["int8"]["accuracy"],
-                results["float32"]["accuracy"],
-                100 * export.MAX_INT8_LOSS,
-            )
+        for name, path in (("float32", args.float32), ("int8", args.int8))
+    }
+    # Rounded, or a loss of just one point would come out as 0.010000000000000009.
+    loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
+    report = {
+        "n": len(test),
+        "latency_threads": 1,
+        **results,
+        "int8_accuracy_loss": loss,
+        "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,
+    }
+    args.metrics.parent.mkdir(parents=True, exist_ok=True)
+    args.metrics.write_text(json.dumps(report, indent=2) + "\n")
+    difference = results["float32"]["max_abs_difference"]
+    # Written this way round, NaN fails too.
+    if not difference <= export.MAX_FLOAT_DIFFERENCE:
+        raise UserError(
+            f"The float32 export is not the model that was trained: P(male) differs by up to "
+            f"{difference:.2g} on the test part, and {export.MAX_FLOAT_DIFFERENCE:g} is allowed. "
+            "The converter and the runtime may not fit each other: install requirements.lock."
+        )
+    if loss > export.MAX_INT8_LOSS:
+        _log.warning(
+            "int8 loses %.1f points of accuracy on the test part (%.4f, float32 %.4f), more than "
+            "the %.0f allowed: use the float32 model, or raise export.calibration_images",
+            100 * loss,
+            results["int8"]["accuracy"],
+            results["float32"]["accuracy"],
+            100 * export.MAX_INT8_LOSS,
+        )
 
-        tracking.log_export(report, models=[args.float32, args.int8], metrics_file=args.metrics)
     for name, result in results.items():
         print(
             f"{name}: {result['size_bytes'] / 1e6:.2f} MB, test accuracy {result['accuracy']:.4f}, "
             f"{result['latency_ms']:.2f} ms an image with one thread"
         )
-    print(logged)
 
 
 if __name__ == "__main__":

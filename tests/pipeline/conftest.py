@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,10 @@ import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.compose import ROOT
+
+HOST = "127.0.0.1"
+# Two cores may have other work: a server is up in some 10 s.
+START_SECONDS = 300
 
 # The pipeline in small: seconds, not minutes, and every stage for real.
 SMALL = (
@@ -104,6 +108,49 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
     return copied
 
 
+@contextmanager
+def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
+    """Run a server of MLflow's at a free port, which is yielded, until the block ends."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", HOST, "--port", str(port)],
+            cwd=clone.root,
+            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # It starts a dozen processes; a group of their own is what can be stopped for sure.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not answers(port):
+            assert process.poll() is None, f"it ended\n{log.read_text()}"
+            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
+            time.sleep(0.2)
+        yield port
+    finally:
+        # Politely, then for sure: some of its processes outlive the first.
+        for way in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, way)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 @pytest.fixture(scope="session")
 def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
     """Return a function that clones the work tree, as it is, with small parameters committed."""
@@ -161,46 +208,3 @@ def swept(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     (clone.root.parent / "printed").write_text(done.stdout + done.stderr)
     assert done.returncode == 1, done.stdout + done.stderr
     return clone
-
-
-@contextmanager
-def served(clone: Clone, log: Path) -> Iterator[str]:
-    """Run `mlflow ui`, as `make ui` does, at a free port."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["mlflow", "ui", "--host", HOST, "--port", str(port)],
-            cwd=clone.root,
-            env=clone.environment(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true"),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # It starts a dozen processes; a group of their own is what can be stopped for sure.
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not answers(port):
-            assert process.poll() is None, f"mlflow ui ended\n{log.read_text()}"
-            assert time.monotonic() < end, f"mlflow ui does not answer\n{log.read_text()}"
-            time.sleep(0.2)
-        yield f"http://{HOST}:{port}"
-    finally:
-        # Politely, then for sure: some of its processes outlive the first.
-        for way in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, way)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-
-
-def answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()

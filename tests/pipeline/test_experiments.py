@@ -18,11 +18,12 @@ from urllib.parse import urlencode
 import mlflow
 import pandas as pd
 import pytest
+import yaml
 from mlflow.entities import Run
 
 from facegender.command import input_tags
 from facegender.params import Params, flatten
-from tests.pipeline.conftest import Clone, copy_of, served, write_grid
+from tests.pipeline.conftest import HOST, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow
 
@@ -226,7 +227,8 @@ def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) ->
         filter_string=f"source_run_id = '{run.info.run_id}'",
         output_format="list",
     )
-    with served(clone, tmp_path / "ui.log") as address:
+    with served(clone, ("mlflow", "ui"), tmp_path / "ui.log") as port:
+        address = f"http://{HOST}:{port}"
         content = get(address, "/get-artifact", path="metrics/test.json", run_uuid=run.info.run_id)
         assert content == b"at the new place"
         place = f"/ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files"
@@ -254,17 +256,10 @@ def test_a_queued_experiment_and_a_stage_run_by_hand_log_to_the_same_store(
 
     before = runs(clone)["repro"].info.end_time
     folder = clone.root / "docs"
-    options = {
-        "params": "params.yaml",
-        "processed": "data/processed",
-        "model": "models/model.keras",
-        "run": "models/evaluation_run.json",
-        "float32": "models/model.tflite",
-        "int8": "models/model_int8.tflite",
-        "metrics": "metrics/export.json",
-    }
-    words = (word for key, path in options.items() for word in (f"--{key}", f"../{path}"))
-    Clone(folder).run("python", "../stages/export.py", *words)
+    lock = yaml.safe_load((clone.root / "dvc.lock").read_text())
+    _, _, _, *options = lock["stages"]["evaluate"]["cmd"].split()
+    words = (word if word.startswith("--") else f"../{word}" for word in options)
+    Clone(folder).run("python", "../stages/evaluate.py", "--params", "../params.yaml", *words)
     assert runs(clone)["repro"].info.end_time > before
     assert list(folder.glob("ml*")) == []
 

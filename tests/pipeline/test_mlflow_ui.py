@@ -71,8 +71,9 @@ def ui(browser: Browser, swept: Clone, tmp_path_factory: pytest.TempPathFactory)
     every = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     runs = [every[f"sweep-{number}"] for number in (1, 2, 3)]
     assert [run.data.params["train.epochs"] for run in runs] == ["3", "4", "5"]
-    with served(swept, tmp_path_factory.mktemp("ui") / "ui.log") as address:
-        yield Ui(address, runs, every["sweep"])
+    log = tmp_path_factory.mktemp("ui") / "ui.log"
+    with served(swept, ("mlflow", "ui"), log) as port:
+        yield Ui(f"http://{HOST}:{port}", runs, every["sweep"])
 
 
 @pytest.fixture

@@ -37,14 +37,10 @@ def processed(exported: Exported, tmp_path: Path) -> Path:
 def run_stage(
     processed: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict:
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
     arguments = {
         "params": ROOT / "params.yaml",
         "processed": processed,
         "model": exported.keras,
-        "run": tmp_path / "run.json",
         "float32": tmp_path / "models" / "a.tflite",
         "int8": tmp_path / "models" / "b.tflite",
         "metrics": tmp_path / "metrics" / "export.json",

@@ -1,0 +1,168 @@
+"""The champion behind a real `mlflow models serve`, over HTTP."""
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from facegender.model import load_model
+from facegender.prediction import predict_arrays
+from facegender.processed import Part
+from tests.pipeline.conftest import HOST, Clone, copy_of, served
+
+pytestmark = pytest.mark.slow
+
+SERVE = ("mlflow", "models", "serve", "-m", "models:/facegender@champion", "--env-manager", "local")
+Post = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def champion(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose only run is the champion, though two epochs do not make it fit for that."""
+    clone = copy_of(reproduced, tmp_path_factory.mktemp("champion"))
+    done = clone.run("facegender", "promote", "repro", "--force", "--reason", "to be served")
+    assert "is the champion now" in done.stdout
+    return clone
+
+
+@pytest.fixture(scope="module")
+def post(champion: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Post]:
+    """Return a function that sends a body to the server, and gives its status and answer."""
+    log = tmp_path_factory.mktemp("serve") / "serve.log"
+    with served(champion, SERVE, log) as port:
+
+        def send(body: Any, content_type: str = "application/json") -> tuple[int, Any]:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            connection = HTTPConnection(HOST, port, timeout=120)
+            connection.request("POST", "/invocations", data, {"Content-Type": content_type})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
+        yield send
+
+
+@pytest.fixture(scope="module")
+def expected(champion: Clone) -> pd.DataFrame:
+    return pd.read_csv(champion.root / "metrics/predictions.csv")
+
+
+@pytest.fixture(scope="module")
+def content(champion: Clone, expected: pd.DataFrame) -> list[bytes]:
+    return [(champion.root / "data/raw" / path).read_bytes() for path in expected["path"]]
+
+
+def said(answer: tuple[int, Any]) -> list[float]:
+    status, body = answer
+    assert status == 200, body
+    return [item["probability"] for item in body["predictions"]]
+
+
+def test_the_same_bytes_give_the_same_probability_everywhere(
+    champion: Clone, post: Post, expected: pd.DataFrame, content: list[bytes]
+) -> None:
+    test = Part(champion.root / "data/processed/test")
+    text = [base64.b64encode(item).decode() for item in content]
+    paths = [f"data/raw/{path}" for path in expected["path"]]
+    lines = champion.run("facegender", "predict", "--json", *paths).stdout.splitlines()
+    # All with each other, not only with `evaluate`: what differs by 1e-6 from it may by 2e-6.
+    everywhere = {
+        "train": predict_arrays(load_model(champion.root / "models/model.keras"), test.batches(32)),
+        "evaluate": expected["probability"],
+        "predict": [json.loads(line)["probability"] for line in lines],
+        "server, bytes": said(post({"inputs": text})),
+        "server, bytes in a table": said(
+            post({"dataframe_split": {"columns": ["image"], "data": [[item] for item in text]}})
+        ),
+        "server, one by one": [said(post({"instances": [item]}))[0] for item in text],
+        "server, arrays": said(post({"inputs": test.images[test.rows].tolist()})),
+    }
+    table = pd.DataFrame({place: np.array(values) for place, values in everywhere.items()})
+    assert (table.max(axis=1) - table.min(axis=1)).max() <= 1e-6
+    # Else all of this could be true of a model that says the same of every image.
+    assert table["evaluate"].nunique() > 10
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Return a PNG of a few bytes that says that it has so many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_bad_input_is_refused_and_the_server_lives_on(post: Post, content: list[bytes]) -> None:
+    good = base64.b64encode(content[0]).decode()
+    cut = base64.b64encode(content[0][: len(content[0]) // 2]).decode()
+    before = said(post({"inputs": [good]}))
+    for body, reason in [
+        ({"inputs": [cut]}, "Image 0: cannot be decoded"),
+        ({"inputs": [base64.b64encode(b"?").decode()]}, "Image 0: not an image"),
+        ({"inputs": [base64.b64encode(bomb(60_000, 60_000)).decode()]}, "Image 0: too large"),
+        ({"inputs": [base64.b64encode(bomb(12_000, 12_000)).decode()]}, "Image 0: too large"),
+        ({"inputs": []}, "There is no image"),
+        ({"inputs": 7}, "Image 0"),
+        ({"inputs": np.zeros((1, 32, 32), int).tolist()}, "of shape (32, 32)"),
+        ({"inputs": np.zeros((1, 32, 32, 3)).tolist()}, "whole numbers from 0 to 255"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[good, good]]}}, "One column"),
+        ({"inputs": [good], "params": {"abstain_below": 2}}, "from 0.5 to 1"),
+        (b"no JSON", "valid JSON"),
+        (b"\xff", "valid JSON"),
+        (b"", "valid JSON"),
+    ]:
+        status, answer = post(body)
+        assert status == 400, answer
+        assert reason in answer["message"]
+        assert "stack_trace" not in answer
+        assert "Traceback" not in str(answer)
+        assert len(str(answer)) < 1000
+    assert said(post({"inputs": [good]})) == before
+
+
+def test_the_server_abstains_when_asked(post: Post, content: list[bytes]) -> None:
+    body = {
+        "inputs": [base64.b64encode(content[0]).decode()],
+        "params": {"abstain_below": 0.999999},
+    }
+    _, answer = post(body)
+    assert [item["label"] for item in answer["predictions"]] == ["uncertain"]
+
+
+def test_a_tracking_server_promotes_and_rolls_back_alike(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    serve = (
+        *("mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"),
+        *("--artifacts-destination", (tmp_path / "artifacts").as_uri(), "--workers", "1"),
+    )
+    with served(clone, serve, tmp_path / "server.log") as port:
+        remote = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{port}"}
+        # Runs that the server has not seen: evaluation logs them anew.
+        for threshold in ("0.5", "0.4"):
+            text = (clone.root / "params.yaml").read_text()
+            changed = text.replace("threshold: 0.5", f"threshold: {threshold}")
+            (clone.root / "params.yaml").write_text(changed)
+            clone.run("dvc", "repro", "--force", "--single-item", "evaluate", **remote)
+            run_id = json.loads((clone.root / "models/evaluation_run.json").read_text())["run_id"]
+            force = ("--force", "--reason", "a trial")
+            done = clone.run("facegender", "promote", run_id[:12], *force, **remote)
+            assert "is the champion now" in done.stdout
+        done = clone.run("facegender", "rollback", **remote)
+        assert "version 1 is the champion again" in done.stdout
+        listed = clone.run("facegender", "models", "--json", **remote).stdout.splitlines()
+        assert [json.loads(line)["aliases"] for line in listed] == [[], ["champion"]]
+    assert "no model is registered" in clone.run("facegender", "models").stderr

@@ -1,0 +1,89 @@
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import facegender
+from facegender import tracking
+from facegender.evaluation import classification_metrics
+from facegender.images import encode_png
+from facegender.manifest import write_manifest
+from tests.compose import ROOT
+from tests.conftest import Exported
+
+# Whether each of 40 test images is predicted rightly, the first 20 of them female.
+RUNS = {
+    "good": [True] * 38 + [False] * 2,
+    "better": [True] * 40,
+    "worse": [True] * 12 + [False] * 8 + [True] * 20,
+}
+
+
+@dataclass(frozen=True)
+class Store:
+    """A repository's root with an MLflow store that has a run for each of RUNS, evaluated."""
+
+    root: Path
+    runs: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def filled(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    root = tmp_path_factory.mktemp("store")
+    return Store(root, {name: log_run(root, exported, name, right) for name, right in RUNS.items()})
+
+
+def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str:
+    """Log a run as the pipeline does: its evaluation, its export and its model."""
+    labels = np.repeat([0, 1], 20)
+    predicted = np.where(right, labels, 1 - labels)
+    probabilities = np.where(predicted == 1, 0.9, 0.1)
+    paths = [f"{number:02}.png" for number in range(40)]
+    manifest = pd.DataFrame({"path": paths, "label": labels, "sha256": paths})
+    files = root / "files" / name
+    files.mkdir(parents=True)
+    write_manifest(manifest, files / "manifest.csv")
+    predictions = manifest.assign(probability=probabilities, predicted=predicted)
+    write_manifest(predictions, files / "predictions.csv")
+    metrics = classification_metrics(
+        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
+    )
+    (files / "test.json").write_text(pd.Series(metrics).to_json())
+    tracking.connect(root)
+    with tracking.training_run(name=name, params={}, tags={}, manifests={}) as run:
+        tracking.log_evaluation(
+            metrics,
+            test_manifest=files / "manifest.csv",
+            files=[files / "test.json", files / "predictions.csv"],
+        )
+        tracking.log_model(
+            exported.float32,
+            code=Path(facegender.__file__).parent,
+            threshold=0.5,
+            input_example=pd.DataFrame({"image": [encode_png(exported.images[0])]}),
+        )
+    return run.info.run_id
+
+
+@pytest.fixture
+def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The filled store, to change: a copy, chosen as the commands would choose it."""
+    root = shutil.copytree(filled.root, tmp_path / "root")
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["gate"]["floors"] = {"accuracy": {"at_least": 0.5}}
+    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    tracking.connect(root)
+    return Store(root, filled.runs)
+
+
+@pytest.fixture
+def another_run(exported: Exported, store: Store) -> Callable[[str], str]:
+    """Return a function that logs one more good run, by name."""
+    return lambda name: log_run(store.root, exported, name, RUNS["good"])

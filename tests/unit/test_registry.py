@@ -1,0 +1,315 @@
+"""Promotion, in a real store of MLflow's."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from facegender import registry
+from facegender.cli import _run
+from facegender.errors import UserError
+from facegender.registry import Promotion, Verdict, find_run
+from tests.compose import ROOT
+from tests.unit.conftest import Store
+
+
+def passes(candidate: Path, champion: Path | None) -> Verdict:
+    return Verdict(True, "fit")
+
+
+def fails(candidate: Path, champion: Path | None) -> Verdict:
+    return Verdict(False, "unfit")
+
+
+def promote(
+    store: Store, name: str, judge: registry.Judge = passes, reason: str | None = None
+) -> Promotion:
+    run = mlflow.get_run(store.runs[name])
+    return registry.promote(run, judge, lock=store.root / "lock", force_reason=reason)
+
+
+def rollback(store: Store) -> tuple[int, int]:
+    return registry.rollback(lock=store.root / "lock")
+
+
+def aliases() -> dict[str, int]:
+    model = MlflowClient().get_registered_model("facegender")
+    return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def version(number: int) -> mlflow.entities.model_registry.ModelVersion:
+    return MlflowClient().get_model_version("facegender", str(number))
+
+
+def test_a_run_that_passes_is_the_champion_with_its_report(store: Store) -> None:
+    assert promote(store, "good") == Promotion(1, None, Verdict(True, "fit"), champion=True)
+    assert aliases() == {"champion": 1}
+    assert version(1).description == "fit"
+    assert version(1).tags["gate"] == "passed"
+    assert version(1).run_id == store.runs["good"]
+    model = mlflow.pyfunc.load_model("models:/facegender@champion")
+    assert model.metadata.run_id == store.runs["good"]
+
+
+def test_the_gate_gets_the_results_of_both(store: Store) -> None:
+    seen = []
+
+    def look(candidate: Path, champion: Path | None) -> Verdict:
+        folders = [folder for folder in (candidate, champion) if folder]
+        accuracies = [
+            json.loads((folder / "test.json").read_text())["accuracy"] for folder in folders
+        ]
+        seen.append(accuracies)
+        assert all(len(pd.read_csv(folder / "predictions.csv")) == 40 for folder in folders)
+        return Verdict(True, "")
+
+    promote(store, "good", look)
+    promote(store, "better", look)
+    assert seen == [[0.95], [1.0, 0.95]]
+
+
+def test_a_run_is_registered_once(store: Store) -> None:
+    promote(store, "good", fails)
+    assert promote(store, "good", passes).version == 1
+    again = promote(store, "good", fails)
+    assert again == Promotion(1, 1, None, champion=True)
+    assert [item.version for item in registry.list_versions()] == [1]
+    assert aliases() == {"champion": 1}
+    assert version(1).description == "fit"
+
+
+def test_a_run_that_fails_stays_challenger(store: Store) -> None:
+    promote(store, "good")
+    done = promote(store, "worse", fails)
+    assert done == Promotion(2, 1, Verdict(False, "unfit"), champion=False)
+    assert aliases() == {"champion": 1, "challenger": 2}
+    assert version(2).description == "unfit"
+    assert version(2).tags["gate"] == "failed"
+
+
+def test_force_is_recorded_until_the_run_passes(store: Store) -> None:
+    promote(store, "good")
+    assert promote(store, "worse", fails, "the fair is tomorrow").champion
+    assert aliases() == {"champion": 2}
+    assert version(2).tags["forced_reason"] == "the fair is tomorrow"
+    assert version(2).description == "**Promoted by force.** the fair is tomorrow\n\nunfit"
+    promote(store, "better", passes, "not needed")
+    assert "forced_reason" not in version(3).tags
+    promote(store, "worse", passes)
+    assert "forced_reason" not in version(2).tags
+    assert version(2).description == "fit"
+
+
+def test_rollback_goes_back_one_champion_at_a_time(store: Store) -> None:
+    for name in ("good", "worse", "better"):
+        promote(store, name)
+    assert rollback(store) == (3, 2)
+    assert aliases() == {"champion": 2}
+    assert rollback(store) == (2, 1)
+    with pytest.raises(UserError, match="Version 1 is the champion, and there is none before it"):
+        rollback(store)
+    assert aliases() == {"champion": 1}
+    # And forward again.
+    assert promote(store, "better") == Promotion(3, 1, Verdict(True, "fit"), champion=True)
+    assert rollback(store) == (3, 1)
+
+
+def test_rollback_passes_over_deleted_versions(store: Store) -> None:
+    for name in ("good", "worse", "better"):
+        promote(store, name)
+    MlflowClient().delete_model_version("facegender", "2")
+    assert rollback(store) == (3, 1)
+
+
+def test_there_is_nothing_to_roll_back_at_first(store: Store) -> None:
+    with pytest.raises(UserError, match="no champion to roll back"):
+        rollback(store)
+    assert registry.list_versions() == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "create_registered_model",
+        "create_model_version",
+        "set_registered_model_alias",
+        "log_text",
+        "update_model_version",
+        "set_model_version_tag",
+        "set_registered_model_tag",
+    ],
+)
+def test_a_promotion_that_breaks_off_leaves_the_champion(
+    store: Store, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    promote(store, "good")
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise MlflowException("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, write, broken)
+        with pytest.raises(MlflowException, match="the disk is full"):
+            promote(store, "better")
+    assert aliases()["champion"] == 1
+    with pytest.raises(UserError, match="none before it"):
+        rollback(store)
+    assert promote(store, "better").version == 2
+    assert aliases() == {"champion": 2}
+    assert rollback(store) == (2, 1)
+
+
+def test_a_gate_that_breaks_off_leaves_the_champion(store: Store) -> None:
+    promote(store, "good")
+
+    def broken(candidate: Path, champion: Path | None) -> Verdict:
+        raise UserError("no power")
+
+    with pytest.raises(UserError, match="no power"):
+        promote(store, "better", broken)
+    assert aliases()["champion"] == 1
+
+
+def test_a_champion_that_changes_meanwhile_is_left(store: Store) -> None:
+    promote(store, "good")
+    promote(store, "worse", fails)
+
+    def slow(candidate: Path, champion: Path | None) -> Verdict:
+        MlflowClient().set_registered_model_alias("facegender", "champion", "2")
+        return Verdict(True, "fit")
+
+    with pytest.raises(UserError, match="Somebody else changed the champion"):
+        promote(store, "better", slow)
+    assert aliases()["champion"] == 2
+
+
+def test_a_champion_without_its_results_needs_force(
+    store: Store, another_run: Callable[[str], str]
+) -> None:
+    doomed = mlflow.get_run(another_run("doomed"))
+    registry.promote(doomed, passes, lock=store.root / "lock")
+    shutil.rmtree(Path(urlsplit(doomed.info.artifact_uri).path) / "metrics")
+    done = promote(store, "better")
+    assert not done.champion
+    assert done.verdict is not None
+    assert "Version 1, the champion, cannot be judged" in done.verdict.report
+    assert promote(store, "better", reason="its results are lost").champion
+
+
+def test_a_long_report_is_cut_and_kept_whole(store: Store) -> None:
+    report = "flipped: face\n" * 1000
+    promote(store, "good", lambda candidate, champion: Verdict(True, report))
+    description = version(1).description or ""
+    assert len(description) == 5000
+    assert "`gate.md` of the run" in description
+    assert mlflow.artifacts.load_text(f"runs:/{store.runs['good']}/gate.md") == report
+
+
+def test_a_run_is_found_by_id_beginning_or_name(store: Store) -> None:
+    run_id = store.runs["good"]
+    for wanted in (run_id, run_id[:12], "good"):
+        assert find_run(wanted).info.run_id == run_id
+
+
+def test_what_is_ambiguous_is_listed(store: Store, another_run: Callable[[str], str]) -> None:
+    second = another_run("good")
+    with pytest.raises(UserError, match="'good' is ambiguous, 2 runs") as error:
+        find_run("good")
+    for run_id in (second, store.runs["good"]):
+        assert f"{run_id[:12]} (good, 20" in str(error.value)
+    assert "test accuracy 0.9500" in str(error.value)
+    assert find_run(second).info.run_id == second
+
+
+@pytest.mark.parametrize("wanted", ["best", "", "' or 1=1"])
+def test_an_unknown_run_names_those_there_are(store: Store, wanted: str) -> None:
+    with pytest.raises(UserError, match="no run with the id or name") as error:
+        find_run(wanted)
+    assert all(run_id[:12] in str(error.value) for run_id in store.runs.values())
+
+
+def test_a_run_without_results_or_model_registers_nothing(store: Store, tmp_path: Path) -> None:
+    with mlflow.start_run(run_name="broken off") as run:
+        pass
+    with pytest.raises(UserError, match="results"):
+        registry.promote(find_run("broken off"), passes, lock=tmp_path / "lock")
+    (tmp_path / "test.json").write_text("{}")
+    MlflowClient().log_artifact(run.info.run_id, str(tmp_path / "test.json"), "metrics")
+    with pytest.raises(UserError, match=r"broken off.*has logged no model"):
+        registry.promote(find_run("broken off"), passes, lock=tmp_path / "lock")
+    assert registry.list_versions() == []
+
+
+def test_the_commands(store: Store, capsys: pytest.CaptureFixture) -> None:
+    assert _run(["models"]) == 0
+    assert "no model is registered" in capsys.readouterr().err
+    assert _run(["promote", "good"]) == 0
+    assert f"(run {store.runs['good'][:12]}, good) passes" in capsys.readouterr().out
+    assert _run(["promote", "good"]) == 0
+    assert "is the champion already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"version 1 stays the champion.*--force --reason"):
+        _run(["promote", "worse"])
+    assert "**Failed.**" in capsys.readouterr().out
+    assert _run(["promote", "worse", "--force", "--reason", "a trial"]) == 0
+    assert "by force is the champion now, after version 1" in capsys.readouterr().out
+    assert _run(["models", "--json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(item["version"], item["aliases"], item["gate"]) for item in listed] == [
+        (2, ["champion"], "failed"),
+        (1, [], "passed"),
+    ]
+    assert listed[0]["forced_reason"] == "a trial"
+    assert listed[0]["test_accuracy"] == 0.8
+    assert _run(["rollback"]) == 0
+    assert "version 1 is the champion again, version 2 no longer" in capsys.readouterr().out
+    assert _run(["models"]) == 0
+    assert "champion    gate: passed  test accuracy 0.9500" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["--force"], ["--reason", "because"], ["--force", "--reason", " "]]
+)
+def test_force_and_a_reason_need_each_other(
+    store: Store, capsys: pytest.CaptureFixture, words: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _run(["promote", "good", *words])
+    assert stop.value.code == 2
+    assert "reason" in capsys.readouterr().err
+    assert registry.list_versions() == []
+
+
+def test_a_server_that_refuses_is_one_paragraph_without_the_password(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="MLflow does not do it") as error:
+        _run(["promote", "good"])
+    assert "secret" not in str(error.value)
+
+
+def test_the_gate_judges_beside_the_champion(
+    store: Store, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenient = (store.root / "params.yaml").read_text()
+    shutil.copy(ROOT / "params.yaml", store.root)
+    with pytest.raises(UserError, match="does not pass"):
+        _run(["promote", "worse"])  # below the floors, with nothing to compare with
+    assert "Gate: fail" in capsys.readouterr().out
+    assert "champion" not in aliases()
+    (store.root / "params.yaml").write_text(lenient)
+    assert _run(["promote", "better"]) == 0
+    with pytest.raises(UserError, match="does not pass: version 2 stays"):
+        _run(["promote", "worse"])
+    assert "which is significant" in capsys.readouterr().out
+    assert aliases()["champion"] == 2
+    assert _run(["promote", "worse", "--force", "--reason", "a test"]) == 0
+    assert "which is significant" in version(aliases()["champion"]).description

@@ -1,0 +1,179 @@
+"""What the scoring server of MLflow answers, without the server."""
+
+import base64
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
+from mlflow.pyfunc.scoring_server import invocations
+
+from facegender import images
+from facegender.images import encode_png
+from facegender.litert import load_litert
+from tests.conftest import Exported
+from tests.unit.conftest import Store
+
+Ask = Callable[[Any], tuple[int, Any]]
+
+
+@pytest.fixture(scope="module")
+def model(filled: Store) -> PyFuncModel:
+    mlflow.set_tracking_uri(f"sqlite:///{filled.root / 'mlflow.db'}")
+    (logged,) = mlflow.search_logged_models(
+        filter_string=f"source_run_id = '{filled.runs['good']}'", output_format="list"
+    )
+    return mlflow.pyfunc.load_model(logged.model_uri)
+
+
+@pytest.fixture(scope="module")
+def ask(model: PyFuncModel) -> Ask:
+    """Return a function that gives the server's status and answer for a body."""
+
+    def post(body: Any) -> tuple[int, Any]:
+        try:
+            # What the server does with a request.
+            answer = invocations(json.dumps(body), "application/json", model, None)
+        except MlflowException as error:
+            return error.get_http_status_code(), json.loads(error.serialize_as_json())
+        return answer.status, json.loads(answer.response)
+
+    return post
+
+
+@pytest.fixture(scope="module")
+def expected(exported: Exported) -> np.ndarray:
+    return load_litert(exported.float32).predict(exported.images)
+
+
+def base64_png(image: np.ndarray) -> str:
+    return base64.b64encode(encode_png(image)).decode()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda items: {"inputs": items},
+        lambda items: {"inputs": {"image": items}},
+        lambda items: {"inputs": [{"image": item} for item in items]},
+        lambda items: {"instances": items},
+        lambda items: {"instances": [{"image": item} for item in items]},
+        lambda items: {"dataframe_records": [{"image": item} for item in items]},
+        lambda items: {"dataframe_split": {"data": [[item] for item in items]}},
+        lambda items: {
+            "dataframe_split": {"columns": ["image"], "data": [[item] for item in items]}
+        },
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kind", ["base64", "array"])
+def test_every_way_to_send_images(
+    ask: Ask, exported: Exported, expected: np.ndarray, wrap: Callable, count: int, kind: str
+) -> None:
+    sent = exported.images[:count]
+    items = [base64_png(image) if kind == "base64" else image.tolist() for image in sent]
+    status, answer = ask(wrap(items))
+    assert status == 200, answer
+    said = [item["probability"] for item in answer["predictions"]]
+    np.testing.assert_array_equal(said, expected[:count])
+    names = ["male" if probability >= 0.5 else "female" for probability in said]
+    assert [item["label"] for item in answer["predictions"]] == names
+
+
+def test_images_of_other_sizes_and_one_alone(ask: Ask, exported: Exported) -> None:
+    large = np.kron(exported.images[0], np.ones((2, 2, 1), np.uint8))
+    status, by_pixels = ask({"inputs": large.tolist()})
+    assert status == 200
+    assert ask({"inputs": base64_png(large)}) == (200, by_pixels)
+
+
+def test_it_abstains_when_asked(ask: Ask, exported: Exported, expected: np.ndarray) -> None:
+    items = [base64_png(image) for image in exported.images]
+    _, answer = ask({"inputs": items, "params": {"abstain_below": 0.8}})
+    labels = np.array([item["label"] for item in answer["predictions"]])
+    unsure = np.maximum(expected, 1 - expected) < 0.8
+    assert 0 < unsure.sum() < 64
+    np.testing.assert_array_equal(labels == "uncertain", unsure)
+    _, answer = ask({"inputs": items, "params": {"abstain_below": 1}})
+    assert {item["label"] for item in answer["predictions"]} == {"uncertain"}
+
+
+BROKEN = base64.b64encode(b"GIF89a and no more").decode()
+GOOD = base64_png(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"inputs": [GOOD, BROKEN]}, "Image 1: not an image in a known format"),
+        ({"inputs": [GOOD[: len(GOOD) // 2 // 4 * 4]]}, "Image 0: cannot be decoded"),
+        ({"inputs": ["photo.jpg"]}, "Image 0: no base64 text"),
+        ({"inputs": ["ünlesbar"]}, "Image 0"),
+        ({"inputs": [""]}, "Image 0: not an image"),
+        ({"inputs": []}, "There is no image"),
+        ({"instances": []}, "There is no image"),
+        ({"dataframe_split": {"columns": ["image"], "data": []}}, "There is no image"),
+        ({"dataframe_records": []}, "One column of images is expected, not"),
+        (
+            {"dataframe_split": {"columns": ["a", "b"], "data": [[GOOD, GOOD]]}},
+            "One column of images is expected, not ['a', 'b']",
+        ),
+        ({"inputs": {"a": [GOOD], "b": [GOOD]}}, "One field of images is expected"),
+        ({"inputs": [{"a": GOOD, "b": GOOD}]}, "One field of images is expected"),
+        ({"dataframe_records": [{"image": None}]}, "Image 0: base64 text, bytes, or an array"),
+        ({"inputs": 5}, "Image 0: base64 text, bytes, or an array"),
+        ({"inputs": None}, "A list of images is expected"),
+        ({"inputs": [1, 2, 3]}, "of shape ()"),
+        ({"inputs": [[[1, 2], [3, 4]]]}, "of shape (2,)"),
+        ({"inputs": np.zeros((1, 8, 8, 4), int).tolist()}, "of shape (8, 8, 4)"),
+        ({"inputs": np.zeros((1, 8, 8, 3)).tolist()}, "whole numbers from 0 to 255"),
+        ({"inputs": np.full((1, 8, 8, 3), 256).tolist()}, "whole numbers from 0 to 255"),
+        ({"inputs": np.full((1, 8, 8, 3), -1).tolist()}, "whole numbers from 0 to 255"),
+        ({"inputs": [[[[1, 2, 3]], [[1, 2]]]]}, ""),
+        ({"inputs": [GOOD], "params": {"abstain_below": 0.2}}, "from 0.5 to 1, not 0.2"),
+        ({"inputs": [GOOD], "params": {"abstain_below": "much"}}, "abstain_below"),
+        ({"images": [GOOD]}, "exactly one of the input fields"),
+        ({"messages": [GOOD]}, "Image 0"),
+        ([GOOD], "Received a list"),
+        (None, ""),
+    ],
+)
+def test_bad_input_is_a_400_with_a_clear_text(ask: Ask, body: Any, reason: str) -> None:
+    status, answer = ask(body)
+    assert status == 400, answer
+    assert reason in answer["message"]
+    assert "stack_trace" not in answer
+    assert "Traceback" not in answer["message"]
+
+
+def test_the_answer_to_a_large_broken_image_is_short(ask: Ask) -> None:
+    status, answer = ask({"inputs": [base64.b64encode(bytes(10**6)).decode()]})
+    assert status == 400
+    assert answer["message"] == "Image 0: not an image in a known format"
+
+
+def test_a_decompression_bomb_is_refused(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 63)
+    status, answer = ask({"inputs": [GOOD]})
+    assert (status, answer["message"]) == (400, "Image 0: too large: 8x8 pixels")
+
+
+def test_requests_at_once_do_not_mix(ask: Ask, exported: Exported, expected: np.ndarray) -> None:
+    def one(place: int) -> float:
+        _, answer = ask({"inputs": [exported.images[place].tolist()] * (1 + place % 3)})
+        assert len({item["probability"] for item in answer["predictions"]}) == 1
+        return answer["predictions"][0]["probability"]
+
+    with ThreadPoolExecutor(8) as pool:
+        np.testing.assert_array_equal(list(pool.map(one, range(64))), expected)
+
+
+def test_bytes_in_a_table(model: PyFuncModel, exported: Exported, expected: np.ndarray) -> None:
+    table = pd.DataFrame({"image": [encode_png(image) for image in exported.images]})
+    np.testing.assert_array_equal(model.predict(table)["probability"], expected)
