@@ -256,7 +256,7 @@ def test_the_commands(store: Store, capsys: pytest.CaptureFixture) -> None:
     assert "is the champion already" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"version 1 stays the champion.*--force --reason"):
         _run(["promote", "worse"])
-    assert "**Failed.**" in capsys.readouterr().out
+    assert "Gate: fail" in capsys.readouterr().out
     assert _run(["promote", "worse", "--force", "--reason", "a trial"]) == 0
     assert "by force is the champion now, after version 1" in capsys.readouterr().out
     assert _run(["models", "--json"]) == 0
