@@ -11,7 +11,7 @@ import math
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,16 @@ def connect(root: Path, uri: str | None = None) -> int:
         UserError: the experiment was deleted from the store.
     """
     home = store_home(root)
-    mlflow.set_tracking_uri(uri or f"sqlite:///{home / 'mlflow.db'}")
-    artifacts = None if uri else (home / "mlruns" / EXPERIMENT).as_uri()
+    own = f"sqlite:///{home / 'mlflow.db'}"
+    local = uri in {None, own}
+    mlflow.set_tracking_uri(uri or own)
+    artifacts = (home / "mlruns" / EXPERIMENT).as_uri() if local else None
     # Two pipelines that start together must not both create the database's tables.
     lock = root / ".dvc" / "tmp" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        moved = 0 if uri else relocate(home, EXPERIMENT)
+    # In `home`, for of a new database the working directory becomes the default place of artifacts.
+    with FileLock(lock), chdir(home):
+        moved = relocate(home, EXPERIMENT) if local else 0
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
@@ -95,7 +98,7 @@ def connect(root: Path, uri: str | None = None) -> int:
                 "Restore it with `mlflow experiments restore --experiment-id "
                 f"{experiment.experiment_id}`, or remove it for good with `mlflow gc`."
             )
-        if not uri:
+        if local:
             _end_dead_runs()
     mlflow.set_experiment(EXPERIMENT)
     return moved

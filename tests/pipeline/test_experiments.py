@@ -141,7 +141,9 @@ def test_results_that_dvc_had_are_logged_without_training(swept: Clone) -> None:
     restored = runs(swept)["sweep-4"]
     assert restored.data.tags["dvc.restored"] == "true"
     repro = runs(swept)["repro"]
-    assert restored.data.params == repro.data.params
+    # (MLflow adds the threshold of the logged model to the parameters.)
+    assert restored.data.params.items() <= repro.data.params.items()
+    assert restored.data.params["train.epochs"] == "2"
     assert restored.data.metrics.items() <= repro.data.metrics.items()
 
 
@@ -168,7 +170,9 @@ def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
             for metric, value in told.items():
                 assert run.data.metrics[f"{part}_{metric}"] == value
         params = flatten(Params.model_validate(data["params"]["params.yaml"]["data"]))
-        assert run.data.params == {key: str(value) for key, value in params.items()}
+        told = {key: str(value) for key, value in params.items()}
+        assert len(told) > 50
+        assert told.items() <= run.data.params.items()
 
 
 def test_a_sweep_that_is_stopped_stops_its_experiments(reproduced: Clone, tmp_path: Path) -> None:

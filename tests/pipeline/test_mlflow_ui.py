@@ -129,6 +129,9 @@ def test_the_list_shows_a_sweeps_runs_with_their_accuracy(
     page.goto(ui.page(f"experiments/{experiment}/runs", workflowType="machine_learning"))
     parent = page.locator(f'[row-id="{ui.parent.info.run_id}"]')
     expect(parent.get_by_role("link", name="sweep", exact=True)).to_be_visible()
+    # Its experiments are folded under it.
+    expect(page.get_by_role("link", name=ui.names[0], exact=True)).to_be_hidden()
+    parent.get_by_role("button").first.click()
     for name in ui.names:
         expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
     # Metrics are not among the columns at first. The two taken away make room for them.

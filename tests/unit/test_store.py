@@ -146,6 +146,22 @@ def test_addresses_elsewhere_are_left_alone(filled: Path, tmp_path: Path) -> Non
     assert [address for (address,) in rows] == others
 
 
+def test_a_new_store_keeps_all_artifacts_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is made from, and also when the environment names it, as MLflow does itself."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    root = tmp_path / "root"
+    root.mkdir()
+    tracking.connect(root, f"sqlite:///{root / 'mlflow.db'}")
+    locations = {one.name: one.artifact_location for one in mlflow.search_experiments()}
+    assert locations == {
+        "Default": str(root / "mlruns" / "0"),
+        "facegender": (root / "mlruns" / "facegender").as_uri(),
+    }
+
+
 def test_no_store_or_an_empty_one_is_nothing_to_relocate(tmp_path: Path) -> None:
     assert relocate(tmp_path, "facegender") == 0
     sqlite3.connect(tmp_path / "mlflow.db").close()
