@@ -100,7 +100,7 @@ def _items(model_input: Any) -> list[Any]:
     if isinstance(model_input, bytes | str):
         return [model_input]
     if isinstance(model_input, np.ndarray) and model_input.ndim in {0, 3}:
-        return [model_input[()]]
+        return [model_input]
     if isinstance(model_input, list | tuple | np.ndarray | pd.Series):
         return [_only_field(item) if isinstance(item, Mapping) else item for item in model_input]
     raise BadInput(f"A list of images is expected, not {type(model_input).__name__}.")
@@ -114,6 +114,8 @@ def _only_field(record: Mapping) -> Any:
 
 def _to_array(item: Any, size: int, place: int) -> np.ndarray:
     """Return one image as uint8 (size, size, 3)."""
+    if isinstance(item, np.ndarray) and item.ndim == 0:
+        item = item.item()  # what MLflow makes of the text in a record
     try:
         if isinstance(item, str):
             item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap

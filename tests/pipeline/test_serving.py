@@ -117,7 +117,7 @@ def test_bad_input_is_refused_and_the_server_lives_on(post: Post, content: list[
         ({"inputs": [base64.b64encode(bomb(12_000, 12_000)).decode()]}, "Image 0: too large"),
         ({"inputs": []}, "There is no image"),
         ({"inputs": 7}, "Image 0"),
-        ({"inputs": np.zeros((1, 32, 32), int).tolist()}, "of shape (32, 32)"),
+        ({"inputs": np.zeros((1, 32, 32), int).tolist()}, "of shape (1, 32, 32)"),
         ({"inputs": np.zeros((1, 32, 32, 3)).tolist()}, "whole numbers from 0 to 255"),
         ({"dataframe_split": {"columns": ["a", "b"], "data": [[good, good]]}}, "One column"),
         ({"inputs": [good], "params": {"abstain_below": 2}}, "from 0.5 to 1"),

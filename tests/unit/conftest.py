@@ -20,7 +20,7 @@ from tests.conftest import Exported
 RUNS = {
     "good": [True] * 38 + [False] * 2,
     "better": [True] * 40,
-    "worse": [True] * 12 + [False] * 8 + [True] * 20,
+    "worse": [True] * 8 + [False] * 12 + [True] * 20,
 }
 
 
@@ -46,7 +46,7 @@ def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str
     paths = [f"{number:02}.png" for number in range(40)]
     manifest = pd.DataFrame({"path": paths, "label": labels, "sha256": paths})
     files = root / "files" / name
-    files.mkdir(parents=True)
+    files.mkdir(parents=True, exist_ok=True)
     write_manifest(manifest, files / "manifest.csv")
     predictions = manifest.assign(probability=probabilities, predicted=predicted)
     write_manifest(predictions, files / "predictions.csv")

@@ -266,7 +266,7 @@ def test_the_commands(store: Store, capsys: pytest.CaptureFixture) -> None:
         (1, [], "passed"),
     ]
     assert listed[0]["forced_reason"] == "a trial"
-    assert listed[0]["test_accuracy"] == 0.8
+    assert listed[0]["test_accuracy"] == 0.7
     assert _run(["rollback"]) == 0
     assert "version 1 is the champion again, version 2 no longer" in capsys.readouterr().out
     assert _run(["models"]) == 0
