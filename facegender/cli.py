@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from facegender.command import project_root, run_command
+from facegender.command import escape_controls, project_root, run_command
 from facegender.errors import UserError
 from facegender.files import find_images
 from facegender.prediction import (
@@ -99,6 +99,8 @@ def _predict(args: argparse.Namespace) -> int:
     )
     failed = 0
     if args.csv:
+        # A name whose bytes are no text is written as it is.
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         print(_csv_line(field.name for field in fields(Prediction)))
     with tqdm(
         total=len(sources),
@@ -137,9 +139,10 @@ def _load(path: Path, images: int) -> list[Predictor]:
 
 
 def _text(prediction: Prediction) -> str:
+    image = escape_controls(prediction.image)
     if prediction.error is not None:
-        return f"{prediction.image}: {prediction.error}"
-    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {prediction.image}"
+        return f"{image}: {escape_controls(prediction.error)}"
+    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {image}"
 
 
 def _csv_line(values: Iterable[object]) -> str:

@@ -3,31 +3,72 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from facegender.credentials import (
+    move_tracking_credentials,
+    secrets_of,
+    without_credentials,
+)
 from facegender.errors import UserError
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit with its code: 1 and one paragraph for a UserError, 130 for Ctrl-C."""
+    """Run `main` and exit with its code: 1 and one paragraph for a UserError, 130 for Ctrl-C.
+
+    Logs and errors, tracebacks of bugs included, go through `presentable`.
+    """
+    move_tracking_credentials(os.environ)
     # TensorFlow greets with pages of notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # MLflow's hints on how to call it are for whoever writes the code, not for who runs it.
     warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PresentableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("facegender").setLevel(logging.INFO)
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(presentable(f"error: {error}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; what earlier stages made is kept", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        print(presentable(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
+
+
+def presentable(text: str) -> str:
+    """Return the text as it may be shown: without credentials, and nothing in it moves a cursor.
+
+    Error messages of libraries hold addresses with passwords; names of files that came in an
+    archive hold what their maker liked, escape sequences of terminals too.
+    """
+    return "\n".join(map(escape_controls, without_credentials(text, secrets_of(os.environ)).split("\n")))
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with characters that are not printable written as escapes, such as `\\x1b`.
+
+    Among them are line breaks, marks that turn the direction of writing, and bytes of a file's
+    name that are no text.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+class _PresentableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return presentable(super().format(record))
 
 
 def project_root() -> Path:

@@ -8,6 +8,7 @@ The run's id travels from train to evaluate, and on to export, in files.
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,7 +22,9 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
 
 from facegender.files import file_sha256
 from facegender.labels import LABELS
@@ -81,12 +84,21 @@ def training_run(
         manifests: the CSV of each part, logged as the run's datasets with their digests.
     """
     versions = {f"version.{package}": version(package) for package in _PACKAGES}
+    versions["version.python"] = platform.python_version()
     with mlflow.start_run(
-        run_name=name, tags={**versions, "version.python": platform.python_version(), **tags}
+        run_name=name, tags={**_repository_without_credentials(), **versions, **tags}
     ) as run:
         mlflow.log_params(dict(params))
         _log_datasets(manifests)
         yield run
+
+
+def _repository_without_credentials() -> dict[str, str]:
+    """Return MLflow's tag for the address of the git remote, in which a password may stand."""
+    address = resolve_tags().get(MLFLOW_GIT_REPO_URL)
+    if address is None:
+        return {}
+    return {MLFLOW_GIT_REPO_URL: re.sub(r"(?<=://)[^/@]*@", "", address)}
 
 
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -262,7 +274,8 @@ def log_model(
             outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")])
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "pandas")],
-        tags={_TRAINED_MODEL: digest},
+        # A logged model gets the tags of a run once more.
+        tags={**_repository_without_credentials(), _TRAINED_MODEL: digest},
     )
 
 
