@@ -28,6 +28,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # By default it tells its makers how it is used.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     handler = logging.StreamHandler()
     handler.setFormatter(_PresentableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -51,7 +53,8 @@ def presentable(text: str) -> str:
     Error messages of libraries hold addresses with passwords; names of files that came in an
     archive hold what their maker liked, escape sequences of terminals too.
     """
-    return "\n".join(map(escape_controls, without_credentials(text, secrets_of(os.environ)).split("\n")))
+    blanked = without_credentials(text, secrets_of(os.environ))
+    return "\n".join(escape_controls(line) for line in blanked.split("\n"))
 
 
 def escape_controls(text: str) -> str:

@@ -142,16 +142,16 @@ def _mobilenet(
         return keras.applications.MobileNet(
             input_shape=shape, alpha=alpha, include_top=False, weights=source, pooling="avg"
         )
-    except (ValueError, OSError) as error:
+    # Keras wraps whatever goes wrong in a download in a bare Exception, and a file that is no
+    # weights file makes it raise what it likes.
+    except Exception as error:
+        if weights == "imagenet" and not isinstance(error, ValueError | OSError):
+            reason = str(error).splitlines()[0]
+            raise UserError(_IMAGENET_TROUBLE.format(reason=reason)) from error
         raise UserError(
             f"The weights {weights!r} do not fit MobileNet v1 with alpha {alpha}: {error} "
             "Keras has ImageNet weights for alpha 0.25, 0.5, 0.75 and 1.0."
         ) from error
-    except Exception as error:
-        # Keras wraps whatever goes wrong in a download in a bare Exception.
-        if weights != "imagenet":
-            raise
-        raise UserError(_IMAGENET_TROUBLE.format(reason=str(error).splitlines()[0])) from error
 
 
 def set_trainable(trunk: keras.Model, fine_tune_from: str) -> None:
