@@ -123,7 +123,8 @@ def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, fo
     flags = [] if form == "text" else [f"--{form}"]
     done = subprocess.run(
         ["facegender", "predict", "--model", exported.float32, *flags, name],
-        env=os.environ | {"PYTHONUTF8": "1", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        env=os.environ
+        | {"PYTHONUTF8": "1", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
         capture_output=True,
         check=False,
     )

@@ -60,7 +60,10 @@ def test_a_secret_within_another_leaves_no_rest() -> None:
         ("https://ada:p@ss@host", "https://***@host"),
         ("postgresql://ada:pw@host/db", "postgresql://***@host/db"),
         ("https://h/f?a=1&X-Goog-Signature=abc&b=2", "https://h/f?a=1&X-Goog-Signature=***&b=2"),
-        ("https://h/f?AWSAccessKeyId=abc&Signature=d", "https://h/f?AWSAccessKeyId=***&Signature=***"),
+        (
+            "https://h/f?AWSAccessKeyId=abc&Signature=d",
+            "https://h/f?AWSAccessKeyId=***&Signature=***",
+        ),
         ("{'Authorization': 'Bearer abc.def1'}", "{'Authorization': 'Bearer ***'}"),
         ("Authorization: Basic YWRhOnB3", "Authorization: Basic ***"),
     ],

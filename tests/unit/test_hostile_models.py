@@ -51,20 +51,29 @@ class Touch:
         return (Path.touch, (self.path,))
 
 
-def test_a_lambda_is_not_run(exported: Exported, tmp_path: Path) -> None:
+@pytest.fixture
+def with_code(tmp_path: Path) -> Path:
+    """A model that makes the file `mark` when its code is run."""
     mark = str(tmp_path / "mark")
+    # Where it is loaded there is no Path.
+    touch = keras.layers.Lambda(
+        lambda x: open(mark, "w").close() or x,  # noqa: PTH123
+        output_shape=(8, 8, 3),
+    )
     images = keras.Input((8, 8, 3))
-    layer = keras.layers.Lambda(lambda x: open(mark, "w").close() or x, output_shape=(8, 8, 3))
-    path = tmp_path / "hostile.keras"
-    keras.Model(images, layer(images)).save(path)
+    keras.Model(images, touch(images)).save(tmp_path / "hostile.keras")
     Path(mark).unlink()
+    return tmp_path / "hostile.keras"
+
+
+def test_a_lambda_is_not_run(with_code: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Lambda") as caught:
-        load_model(path)
-    assert not Path(mark).exists()
+        load_model(with_code)
+    assert not (tmp_path / "mark").exists()
     assert "safe_mode" not in str(caught.value)  # no advice to run it after all
     # It would have been: the file is what it is meant to be.
-    keras.saving.load_model(path, safe_mode=False)
-    assert Path(mark).exists()
+    keras.saving.load_model(with_code, safe_mode=False)
+    assert (tmp_path / "mark").exists()
 
 
 def test_pickled_weights_are_not_read(exported: Exported, tmp_path: Path) -> None:
@@ -175,12 +184,7 @@ def test_what_are_no_weights_is_refused(tmp_path: Path, name: str) -> None:
         small_network(weights=str(tmp_path / name))
 
 
-def test_a_model_with_code_lends_its_weights_at_most(exported: Exported, tmp_path: Path) -> None:
-    mark = str(tmp_path / "mark")
-    images = keras.Input((8, 8, 3))
-    layer = keras.layers.Lambda(lambda x: open(mark, "w").close() or x, output_shape=(8, 8, 3))
-    keras.Model(images, layer(images)).save(tmp_path / "hostile.keras")
-    Path(mark).unlink()
+def test_a_model_with_code_lends_its_weights_at_most(with_code: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="do not fit"):
-        small_network(weights=str(tmp_path / "hostile.keras"))
-    assert not Path(mark).exists()
+        small_network(weights=str(with_code))
+    assert not (tmp_path / "mark").exists()

@@ -56,6 +56,8 @@ def test_the_name_of_a_pickle_is_enough(name: str) -> None:
     assert is_pickle(name, b"")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80", b"\x80\x04 no", b"\x89PNG", b"text", b"\x80\x60."])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"\x80\x04 no", b"\x89PNG", b"text", b"\x80\x60."]
+)
 def test_what_is_none_is_passed_over(content: bytes) -> None:
     assert not is_pickle("file", content)

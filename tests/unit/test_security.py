@@ -106,7 +106,8 @@ def servers(text: str) -> list[str]:
     joined = text.replace("\\\n", " ")
     return re.findall(
         r"(?:mlflow[ \t]+(?:ui|server|models[ \t]+serve|gateway[ \t]+start)"
-        r"|facegender[ \t]+serve|python3?[ \t]+-m[ \t]+http\.server|uvicorn|gunicorn|waitress-serve)"
+        r"|facegender[ \t]+serve|python3?[ \t]+-m[ \t]+http\.server"
+        r"|uvicorn|gunicorn|waitress-serve)"
         r"\b[^`#\n|;&]*",
         joined,
     )
