@@ -147,8 +147,9 @@ def _text(prediction: Prediction) -> str:
 
 def _csv_line(values: Iterable[object]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(values)
-    return buffer.getvalue()
+    # Within values it quotes what its lines end in, and nothing else that would end a line.
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)
+    return buffer.getvalue().removesuffix("\r\n")
 
 
 def _sources(arguments: list[str]) -> list[tuple[str, bytes | Path]]:

@@ -83,7 +83,7 @@ def test_a_broken_file_is_named_and_the_others_are_answered(
     assert captured.err == f"{folder / '01.png'}: not an image in a known format\n"
 
 
-ESCAPES = "=cmd|\x1b]0;owned\x07\x1b[2J\n\u202egnp.png"
+ESCAPES = "=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png"
 
 
 def test_names_cannot_play_with_the_terminal(
@@ -93,7 +93,7 @@ def test_names_cannot_play_with_the_terminal(
     (folder / f"broken{ESCAPES}").write_bytes(b"?")
     predict(exported.float32, folder / ESCAPES, folder / f"broken{ESCAPES}")
     captured = capsys.readouterr()
-    shown = r"=cmd|\x1b]0;owned\x07\x1b[2J\n\u202egnp.png"
+    shown = r"=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png"
     assert captured.out.endswith(f"/{shown}\n")
     assert f"/broken{shown}: " in captured.err
     for text in (captured.out, captured.err):
@@ -121,10 +121,12 @@ def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, fo
     name = os.fsencode(folder) + b"/\xff.png"
     (folder / "00.png").rename(os.fsdecode(name))
     flags = [] if form == "text" else [f"--{form}"]
+    code = "from facegender.cli import main; main()"
     done = subprocess.run(
-        ["facegender", "predict", "--model", exported.float32, *flags, name],
-        env=os.environ
-        | {"PYTHONUTF8": "1", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags, name],
+        cwd=ROOT,
+        # As in a locale like en_US.UTF-8.
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
         capture_output=True,
         check=False,
     )

@@ -56,10 +56,7 @@ def with_code(tmp_path: Path) -> Path:
     """A model that makes the file `mark` when its code is run."""
     mark = str(tmp_path / "mark")
     # Where it is loaded there is no Path.
-    touch = keras.layers.Lambda(
-        lambda x: open(mark, "w").close() or x,  # noqa: PTH123
-        output_shape=(8, 8, 3),
-    )
+    touch = keras.layers.Lambda(lambda x: open(mark, "w").close() or x)  # noqa: PTH123
     images = keras.Input((8, 8, 3))
     keras.Model(images, touch(images)).save(tmp_path / "hostile.keras")
     Path(mark).unlink()
