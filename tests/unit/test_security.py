@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.compose import ROOT
 
@@ -99,6 +100,14 @@ def test_the_rule_finds_what_it_forbids(source: str) -> None:
 )
 def test_the_rule_passes_over_what_is_safe(source: str) -> None:
     assert list(forbidden(source)) == []
+
+
+def test_no_parameter_gets_into_a_shell() -> None:
+    # DVC has a shell run the commands. Paths are written in dvc.yaml; parameters anybody may set.
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    used = {name for stage in stages.values() for name in re.findall(r"\$\{(.*?)\}", stage["cmd"])}
+    assert "path.raw" in used
+    assert [name for name in sorted(used) if not name.startswith("path.")] == []
 
 
 def servers(text: str) -> list[str]:
