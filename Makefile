@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro report gate sweep test test-fast lint format params lock ui serve bench clean
+.PHONY: help install repro report gate sweep test test-fast lint audit format params lock ui serve bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ lint: $(INSTALLED) ## ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
+
+audit: $(INSTALLED) ## look requirements.lock up among known vulnerabilities (REQUIRED=1: or fail)
+	python -m tests.audit $(if $(REQUIRED),--required)
 
 format: $(INSTALLED) ## format the code
 	ruff check --fix .

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from facegender.command import project_root, run_command, tracking_uri
+from facegender.command import escape_controls, project_root, run_command, tracking_uri
 from facegender.errors import UserError
 from facegender.files import find_images
 from facegender.prediction import (
@@ -211,6 +211,8 @@ def _predict(args: argparse.Namespace) -> int:
     )
     failed = 0
     if args.csv:
+        # A name whose bytes are no text is written as it is.
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         print(_csv_line(field.name for field in fields(Prediction)))
     with tqdm(
         total=len(sources),
@@ -334,15 +336,17 @@ def _load(path: Path, images: int) -> list[Predictor]:
 
 
 def _text(prediction: Prediction) -> str:
+    image = escape_controls(prediction.image)
     if prediction.error is not None:
-        return f"{prediction.image}: {prediction.error}"
-    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {prediction.image}"
+        return f"{image}: {escape_controls(prediction.error)}"
+    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {image}"
 
 
 def _csv_line(values: Iterable[object]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(values)
-    return buffer.getvalue()
+    # Within values it quotes what its lines end in, and nothing else that would end a line.
+    csv.writer(buffer, lineterminator="\r\n").writerow(values)
+    return buffer.getvalue().removesuffix("\r\n")
 
 
 def _promote(args: argparse.Namespace) -> int:

@@ -12,8 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from facegender.credentials import (
+    move_tracking_credentials,
+    secrets_of,
+    without_credentials,
+)
 from facegender.errors import UserError
-from facegender.logs import keep_output, secrets_of, without_credentials
+from facegender.logs import keep_output
 
 # A sweep names its own run in it to the stages of its experiments.
 PARENT_RUN = "FACEGENDER_PARENT_RUN"
@@ -34,21 +39,27 @@ def _terminate(*_: object) -> None:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code.
 
-    It is 1 after one paragraph for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
+    It is 1 after one paragraph for a UserError, 130 for Ctrl-C, 143 for SIGTERM. Logs and errors,
+    tracebacks of bugs included, go through `presentable`.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    move_tracking_credentials(os.environ)
     # TensorFlow greets with pages of notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # MLflow's hints on how to call it are for whoever writes the code, not for who runs it.
     warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # By default it tells its makers how it is used.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PresentableFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("facegender").setLevel(logging.INFO)
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(presentable(f"error: {error}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; what earlier stages made is kept", file=sys.stderr)
@@ -56,6 +67,9 @@ def run_command(main: Callable[[], int | None]) -> None:
     except _Terminated:
         print("terminated; what earlier stages made is kept", file=sys.stderr)
         sys.exit(143)
+    except Exception:
+        print(presentable(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
 
 
 def run_stage(main: Callable[[], None]) -> None:
@@ -102,6 +116,33 @@ def _params_here() -> dict[str, Any]:
         return dict(flatten(load_params(Path("params.yaml"))))
     except UserError:
         return {}
+
+
+def presentable(text: str) -> str:
+    """Return the text as it may be shown: without credentials, and nothing in it moves a cursor.
+
+    Error messages of libraries hold addresses with passwords; names of files that came in an
+    archive hold what their maker liked, escape sequences of terminals too.
+    """
+    blanked = without_credentials(text, secrets_of(os.environ))
+    return "\n".join(escape_controls(line) for line in blanked.split("\n"))
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with characters that are not printable written as escapes, such as `\\x1b`.
+
+    Among them are line breaks, marks that turn the direction of writing, and bytes of a file's
+    name that are no text.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+class _PresentableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return presentable(super().format(record))
 
 
 def project_root() -> Path:

@@ -1,30 +1,11 @@
-"""What a stage prints, kept for MLflow in case it fails, without credentials."""
+"""What a stage prints, kept for MLflow in case it fails."""
 
-import re
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 # The end of a longer log: there stands what went wrong.
 KEPT_CHARACTERS = 1_000_000
-
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
-_SHORTEST_SECRET = 6  # characters; blanking a shorter value would garble the text
-_CREDENTIALS = (
-    # https://user:password@host
-    (re.compile(r"(://)[^/\s@]+@"), r"\1***@"),
-    # https://host/file?X-Goog-Signature=...
-    (
-        re.compile(
-            r"([?&][\w.-]*(?:token|key|secret|sig|password|credential)[\w.-]*=)[^&\s\"\']+",
-            re.IGNORECASE,
-        ),
-        r"\1***",
-    ),
-    # Authorization: Bearer ...
-    (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]+"), r"\1 ***"),
-)
 
 
 class KeptOutput:
@@ -67,22 +48,3 @@ def keep_output() -> KeptOutput:
     sys.stdout = _Tee(sys.stdout, kept)  # type: ignore[assignment]
     sys.stderr = _Tee(sys.stderr, kept)  # type: ignore[assignment]
     return kept
-
-
-def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Return the values of variables whose names say that they are secret."""
-    return [
-        value
-        for name, value in environment.items()
-        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET
-    ]
-
-
-def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return the text with secrets blanked: those given, and what addresses and headers hold."""
-    # The longest first, for one may be part of another.
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    for pattern, blank in _CREDENTIALS:
-        text = pattern.sub(blank, text)
-    return text

@@ -173,16 +173,16 @@ def _mobilenet(
         return keras.applications.MobileNet(
             input_shape=shape, alpha=alpha, include_top=False, weights=source, pooling="avg"
         )
-    except (ValueError, OSError) as error:
+    # Keras wraps whatever goes wrong in a download in a bare Exception, and a file that is no
+    # weights file makes it raise what it likes.
+    except Exception as error:
+        if weights == "imagenet" and not isinstance(error, ValueError | OSError):
+            reason = str(error).splitlines()[0]
+            raise UserError(_IMAGENET_TROUBLE.format(reason=reason)) from error
         raise UserError(
             f"The weights {weights!r} do not fit MobileNet v1 with alpha {alpha}: {error} "
             "Keras has ImageNet weights for alpha 0.25, 0.5, 0.75 and 1.0."
         ) from error
-    except Exception as error:
-        # Keras wraps whatever goes wrong in a download in a bare Exception.
-        if weights != "imagenet":
-            raise
-        raise UserError(_IMAGENET_TROUBLE.format(reason=str(error).splitlines()[0])) from error
 
 
 def set_trainable(trunk: keras.Model, fine_tune_from: str) -> None:
@@ -247,12 +247,17 @@ def load_model(path: Path) -> keras.Model:
     """Load a saved model with stock Keras; code inside the file is never run.
 
     Raises:
-        UserError: the file is missing or is no Keras model.
+        UserError: the file is missing, is no `.keras` file, or asks for what a model of stock
+            layers needs not: code, other classes, other files.
     """
+    remedy = "`dvc repro` trains it, `dvc pull` fetches it from a remote."
+    if path.suffix != ".keras":
+        # Keras goes by the ending, and has no safe mode for the older formats.
+        raise UserError(f"The model {path.name} is no .keras file. {remedy}")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot load the model {path.name}: {error}. `dvc repro` trains it, `dvc pull` "
-            "fetches it from a remote."
-        ) from error
+    # Files that nobody vouches for make Keras raise what it likes.
+    except Exception as error:
+        # Its advice on how to run the code after all is not passed on.
+        reason = str(error).partition(" If you trust")[0].rstrip(".")
+        raise UserError(f"Cannot load the model {path.name}: {reason}. {remedy}") from error

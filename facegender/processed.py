@@ -34,7 +34,9 @@ class Part:
             UserError: the directory holds no processed part.
         """
         try:
-            self.images: np.memmap = np.load(directory / "images.npy", mmap_mode="r")
+            self.images: np.memmap = np.load(
+                directory / "images.npy", mmap_mode="r", allow_pickle=False
+            )
             self.index = read_manifest(directory / "index.csv")
             self._descriptor = os.open(directory / "images.npy", os.O_RDONLY)
         except (OSError, ValueError) as error:

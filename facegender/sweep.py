@@ -25,8 +25,8 @@ import yaml
 
 from facegender import tracking
 from facegender.command import PARENT_RUN
+from facegender.credentials import secrets_of, without_credentials
 from facegender.errors import UserError
-from facegender.logs import secrets_of, without_credentials
 
 _POLL_SECONDS = 0.5
 

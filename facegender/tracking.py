@@ -5,6 +5,7 @@ One execution of the pipeline is one run: `training_run` opens it, `evaluation_r
 The run's id travels from train to evaluate, and on to what follows, in files.
 """
 
+import getpass
 import hashlib
 import json
 import math
@@ -26,7 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL, MLFLOW_USER
 
 from facegender.errors import UserError
 from facegender.files import file_sha256
@@ -146,7 +147,7 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
     return MlflowClient().create_run(
         experiment.experiment_id,
         run_name=name,
-        tags=resolve_tags({**_repository_without_credentials(), **tags}),
+        tags=resolve_tags({**_tags_without_credentials(), **tags}),
     )
 
 
@@ -160,12 +161,20 @@ def _open(run: Run) -> Iterator[Run]:
         yield run
 
 
-def _repository_without_credentials() -> dict[str, str]:
-    """Return MLflow's tag for the address of the git remote, in which a password may stand."""
+def _tags_without_credentials() -> dict[str, str]:
+    """Return those of MLflow's own tags for a run that may hold credentials, without them.
+
+    They are the address of the git remote, in which a password may stand, and the user, for whom
+    MLflow takes the name that logs in to its server; here it is that of the account.
+    """
+    try:
+        tags = {MLFLOW_USER: getpass.getuser()}
+    except (KeyError, OSError):  # as in a container whose user has no name
+        tags = {MLFLOW_USER: "unknown"}
     address = resolve_tags().get(MLFLOW_GIT_REPO_URL)
-    if address is None:
-        return {}
-    return {MLFLOW_GIT_REPO_URL: re.sub(r"(?<=://)[^/@]*@", "", address)}
+    if address is not None:
+        tags[MLFLOW_GIT_REPO_URL] = re.sub(r"(?<=://)[^/]*@", "", address)
+    return tags
 
 
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -468,7 +477,8 @@ def log_model(
             params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
-        tags={**_repository_without_credentials(), _TRAINED_MODEL: digest},
+        # A logged model gets the tags of a run once more.
+        tags={**_tags_without_credentials(), _TRAINED_MODEL: digest},
     )
 
 

@@ -208,7 +208,7 @@ def _sign_in(timeout: float) -> "KaggleApi":
         requests.RequestException: Kaggle, which is asked about access tokens, cannot be reached.
     """
     trouble, advice = _NO_CREDENTIALS, _GET_TOKEN
-    with _silence():
+    with _silence(), _private_files():
         try:
             client = _make_client(timeout)
         except OSError:
@@ -279,6 +279,19 @@ def _no_requests() -> Iterator[None]:
         yield
     finally:
         KaggleHttpClient.call = call
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Let nobody else read files that are made meanwhile.
+
+    The client makes ~/.kaggle and credentials.json open to all and restricts the latter afterwards.
+    """
+    umask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(umask)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 import csv
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,58 @@ def test_a_broken_file_is_named_and_the_others_are_answered(
         "02.png",
     ]
     assert captured.err == f"{folder / '01.png'}: not an image in a known format\n"
+
+
+ESCAPES = "=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png"
+
+
+def test_names_cannot_play_with_the_terminal(
+    exported: Exported, folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (folder / "00.png").rename(folder / ESCAPES)
+    (folder / f"broken{ESCAPES}").write_bytes(b"?")
+    predict(exported.float32, folder / ESCAPES, folder / f"broken{ESCAPES}")
+    captured = capsys.readouterr()
+    shown = r"=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png"
+    assert captured.out.endswith(f"/{shown}\n")
+    assert f"/broken{shown}: " in captured.err
+    for text in (captured.out, captured.err):
+        assert text.removesuffix("\n").isprintable()
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_names_in_data_are_what_they_are(
+    exported: Exported, folder: Path, capsys: pytest.CaptureFixture, form: str
+) -> None:
+    # A quote before `=`, as for spreadsheets, would make it the name of no file.
+    (folder / "00.png").rename(folder / ESCAPES)
+    predict(exported.float32, f"--{form}", folder / ESCAPES)
+    text = capsys.readouterr().out
+    if form == "json":
+        assert text.removesuffix("\n").isprintable()
+        answer = json.loads(text)
+    else:
+        (answer,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert answer["image"] == str(folder / ESCAPES)
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, form: str) -> None:
+    name = os.fsencode(folder) + b"/\xff.png"
+    (folder / "00.png").rename(os.fsdecode(name))
+    flags = [] if form == "text" else [f"--{form}"]
+    code = "from facegender.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags, name],
+        cwd=ROOT,
+        # As in a locale like en_US.UTF-8.
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {"text": rb"\udcff.png", "json": rb"\udcff.png", "csv": b"\xff.png"}[form]
+    assert written in done.stdout
 
 
 def test_another_ending_is_a_clear_error(folder: Path) -> None:

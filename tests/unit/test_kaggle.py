@@ -644,6 +644,45 @@ def test_a_home_that_cannot_be_written_is_explained(run):
     assert "Set KAGGLE_CONFIG_DIR" in outcome.of(SLUG)
 
 
+def test_what_the_client_writes_is_for_the_user_alone(tmp_path):
+    # An expired login is renewed, and the client writes the new token where the old one was.
+    home = tmp_path / "home"
+    (home / ".kaggle").mkdir(parents=True)
+    login = home / ".kaggle" / "credentials.json"
+    login.write_text(FORMS["login that expired"].files[".kaggle/credentials.json"])
+    login.chmod(0o644)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("KAGGLE_", "XDG_"))}
+    with kaggle_server(
+        {SLUG: {3: OLD_FACES}}, tokens={TOKEN}, refresh_tokens={REFRESH: TOKEN}
+    ) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", "import os; os.umask(0o000)\n" + SCRIPT, str(home), SLUG],
+            env=environment | server.environment() | {"HOME": str(home)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert " 2 files" in json.loads(done.stdout)[SLUG]
+    assert TOKEN in login.read_text()
+    assert login.stat().st_mode & 0o777 == 0o600
+    # The images are no secrets: they have the permissions that the user's umask gives.
+    (image,) = (home / "target" / SLUG / "men").iterdir()
+    assert image.stat().st_mode & 0o777 == 0o666
+
+
+def test_the_clients_directory_is_for_the_user_alone(run, tmp_path_factory):
+    with kaggle_server({SLUG: {3: OLD_FACES}}, tokens={TOKEN}) as server:
+        run(server, [SLUG], {"KAGGLE_API_TOKEN": TOKEN}, {})
+    made = [
+        path
+        for path in (tmp_path_factory.getbasetemp()).glob("home*/.config/kaggle")
+        if not any(path.iterdir())
+    ]
+    assert made
+    assert {path.stat().st_mode & 0o077 for path in made} == {0}
+
+
 def test_logs_tell_of_attempts_but_no_secrets(setting, caplog):
     setting.server.faults["storage"] = [Fault(503), Fault(cut=HALF)]
     with caplog.at_level(logging.DEBUG):

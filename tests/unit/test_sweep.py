@@ -9,8 +9,9 @@ from dvc.utils.hydra import compose_and_dump
 
 from facegender.cli import _run
 from facegender.command import input_tags
+from facegender.credentials import secrets_of, without_credentials
 from facegender.errors import UserError
-from facegender.logs import KEPT_CHARACTERS, KeptOutput, secrets_of, without_credentials
+from facegender.logs import KEPT_CHARACTERS, KeptOutput
 from facegender.params import load_params
 from facegender.sweep import grid_points, read_grid
 from tests.compose import ROOT

@@ -1,0 +1,165 @@
+"""Rules of SECURITY.md that the text of the repository must keep."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.compose import ROOT
+
+LOOPBACK = {"127.0.0.1", "localhost"}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    ).stdout.decode()
+    return [ROOT / name for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()]
+
+
+# What runs on people's machines; tests make hostile files, with pickle among other things.
+SOURCES = tracked("facegender/*.py", "stages/*.py", "bench/*.py")
+
+
+def forbidden(source: str) -> Iterator[str]:
+    """Yield what a module does that can run code from data, or a shell."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+        modules = "pickle|cPickle|_pickle|cloudpickle|dill|shelve|marshal|jsonpickle|torch"
+        yield from (name for name in names if re.fullmatch(rf"({modules})(\..*)?", name))
+        if isinstance(node, ast.Attribute):
+            called = ast.unparse(node)
+            # joblib computes in processes here; it keeps nothing.
+            if re.search(
+                r"(\.|^)(read_pickle|to_pickle|unsafe_load|enable_unsafe_deserialization)$"
+                r"|^joblib\.(dump|load|Memory)$|^os\.(system|popen)$|^subprocess\.get\w*output$"
+                r"|^yaml\.(load|full_load)$",
+                called,
+            ):
+                yield called
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            options = {item.arg: ast.unparse(item.value) for item in node.keywords}
+            if called in {"eval", "exec"}:
+                yield called
+            if options.get("shell", "False") != "False":
+                yield f"{called}(shell=...)"
+            if called == "np.load" and options.get("allow_pickle") != "False":
+                yield "np.load without allow_pickle=False"
+            if called.endswith("load_model") and "keras" in called:
+                yield from () if options.get("safe_mode") == "True" else (f"{called}, not safe",)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_module_can_run_code_from_data_or_a_shell(path: Path) -> None:
+    assert list(forbidden(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import dump; import cloudpickle.x",
+        "joblib.load(x)",
+        "pd.read_pickle(x)",
+        "np.load(x)",
+        "np.load(x, allow_pickle=True)",
+        "keras.saving.load_model(x)",
+        "keras.saving.load_model(x, safe_mode=False)",
+        "keras.config.enable_unsafe_deserialization()",
+        "subprocess.run(x, shell=True)",
+        "os.system(x)",
+        "yaml.load(x)",
+        "eval(x)",
+    ],
+)
+def test_the_rule_finds_what_it_forbids(source: str) -> None:
+    assert list(forbidden(source)) != []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import joblib; joblib.Parallel(2)(joblib.delayed(f)(x) for x in y)",
+        "np.load(x, allow_pickle=False)",
+        "keras.saving.load_model(x, safe_mode=True); load_model(x); mlflow.pyfunc.load_model(x)",
+        "subprocess.run([x])",
+        "yaml.safe_load(x)",
+    ],
+)
+def test_the_rule_passes_over_what_is_safe(source: str) -> None:
+    assert list(forbidden(source)) == []
+
+
+def test_no_parameter_gets_into_a_shell() -> None:
+    # DVC has a shell run the commands. Paths are written in dvc.yaml; parameters anybody may set.
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    used = {name for stage in stages.values() for name in re.findall(r"\$\{(.*?)\}", stage["cmd"])}
+    assert "path.raw" in used
+    assert [name for name in sorted(used) if not name.startswith("path.")] == []
+
+
+def servers(text: str) -> list[str]:
+    """Return the commands in a text that start a server, each with its options."""
+    joined = text.replace("\\\n", " ")
+    return re.findall(
+        r"(?:mlflow[ \t]+(?:ui|server|models[ \t]+serve|gateway[ \t]+start)"
+        r"|facegender[ \t]+serve|python3?[ \t]+-m[ \t]+http\.server"
+        r"|uvicorn|gunicorn|waitress-serve)"
+        r"\b[^`#\n|;&]*",
+        joined,
+    )
+
+
+def host(command: str) -> str | None:
+    found = re.search(r"(?:--host|--bind|-h|-b)[ =]+(\S+)", command)
+    return found and found[1].partition(":")[0]
+
+
+def test_every_documented_server_is_for_this_machine_alone() -> None:
+    texts = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for path in tracked("*.md", "Makefile", ".ci/*", ".github/*", "*.yaml", "*.yml")
+    }
+    commands = [(name, command) for name, text in texts.items() for command in servers(text)]
+    assert ("Makefile", "mlflow ui --host 127.0.0.1 --port 5000") in commands
+    assert [item for item in commands if host(item[1]) not in LOOPBACK | {None}] == []
+    # MLflow alone may be left to its default, which the test below looks up.
+    bare = [item for item in commands if host(item[1]) is None]
+    assert [item for item in bare if not item[1].startswith("mlflow")] == []
+
+
+def test_servers_are_found_with_their_hosts() -> None:
+    text = "run `mlflow ui` or\n\n    mlflow server \\\n      --host 0.0.0.0 --port 1\nuvicorn a:b"
+    assert [host(command) for command in servers(text)] == [None, "0.0.0.0", None]
+    assert host("mlflow models serve -m x -h 127.0.0.1") == "127.0.0.1"
+    assert host("gunicorn -b 0.0.0.0:80 x") == "0.0.0.0"
+
+
+@pytest.mark.parametrize("words", [("server",), ("models", "serve")])
+def test_mlflow_by_itself_binds_to_this_machine(words: tuple[str, ...]) -> None:
+    from mlflow.cli import cli
+
+    command = cli
+    for word in words:
+        command = command.commands[word]
+    (option,) = [option for option in command.params if option.name == "host"]
+    assert option.default == "127.0.0.1"
+
+
+def test_mlflow_ui_is_mlflow_server() -> None:
+    from mlflow.cli import AliasedGroup, cli
+
+    assert isinstance(cli, AliasedGroup)
+    assert cli.get_command(None, "ui") is cli.commands["server"]
