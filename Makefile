@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast lint format params lock ui bench clean
+.PHONY: help install repro test test-fast lint format params lock sweep ui bench clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -52,7 +52,11 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
 
+sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
+	facegender sweep $(GRID) --jobs $(or $(JOBS),1)
+
 ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
+	facegender relocate
 	mlflow ui --host 127.0.0.1 --port 5000
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run

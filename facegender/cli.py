@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import secrets
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, fields
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from facegender.command import project_root, run_command
+from facegender.command import project_root, run_command, tracking_uri
 from facegender.errors import UserError
 from facegender.files import find_images
 from facegender.prediction import (
@@ -74,8 +75,26 @@ def _run(arguments: list[str]) -> int:
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object a line")
     form.add_argument("--csv", action="store_true", help="CSV with a header")
+    sweep = commands.add_parser(
+        "sweep",
+        help="run a grid of parameters as DVC experiments, under one MLflow run",
+        description="Run every combination of a grid's values as a DVC experiment, and mark the "
+        "one with the lowest validation loss in MLflow. Exit code 1 when an experiment failed; "
+        "the others are run all the same.",
+    )
+    sweep.add_argument(
+        "grid", nargs="?", type=Path, help="YAML file (default: conf/sweep.yaml)", metavar="GRID"
+    )
+    sweep.add_argument("--jobs", type=int, default=1, help="experiments at the same time (1)")
+    sweep.add_argument("--name", help="of the sweep (default: sweep- and a random number)")
+    commands.add_parser(
+        "relocate",
+        help="have MLflow find its artifacts after this folder was moved or copied",
+        description="MLflow keeps where artifacts are as absolute paths. After this folder was "
+        "moved or copied, this rewrites them; so do `make ui` and every run of the pipeline.",
+    )
     args = parser.parse_args(arguments)
-    return _predict(args)
+    return {"predict": _predict, "sweep": _sweep, "relocate": _relocate}[args.command](args)
 
 
 def _confidence(text: str) -> float:
@@ -119,6 +138,27 @@ def _predict(args: argparse.Namespace) -> int:
             plain_error = prediction.error is not None and not (args.json or args.csv)
             bar.write(line, file=sys.stderr if plain_error else sys.stdout)
     return int(failed > 0)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from facegender import tracking
+    from facegender.sweep import read_grid, run_sweep
+
+    root = project_root()
+    if args.jobs < 1:
+        raise UserError("--jobs must be 1 or more.")
+    grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
+    name = args.name or f"sweep-{secrets.token_hex(3)}"
+    tracking.connect(root, tracking_uri())
+    return int(run_sweep(root, grid, name=name, jobs=args.jobs) > 0)
+
+
+def _relocate(_: argparse.Namespace) -> int:
+    from facegender import tracking
+
+    moved = tracking.connect(project_root(), tracking_uri())
+    print(f"{moved} addresses rewritten" if moved else "nothing to do: the addresses are right")
+    return 0
 
 
 def _load(path: Path, images: int) -> list[Predictor]:

@@ -1,17 +1,42 @@
 """What every command of the project does: log plainly, and explain errors instead of crashing."""
 
+import hashlib
+import json
 import logging
 import os
+import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from facegender.errors import UserError
+from facegender.logs import keep_output, secrets_of, without_credentials
+
+# A sweep names its own run in it to the stages of its experiments.
+PARENT_RUN = "FACEGENDER_PARENT_RUN"
+
+_log = logging.getLogger("facegender")
+
+
+class _Terminated(BaseException):
+    """SIGTERM came. Not an Exception, so that nothing takes it for a failure to recover from."""
+
+
+def _terminate(*_: object) -> None:
+    # Once is enough: what is left to do is to say so.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit with its code: 1 and one paragraph for a UserError, 130 for Ctrl-C."""
+    """Run `main` and exit with its code.
+
+    It is 1 after one paragraph for a UserError, 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     # TensorFlow greets with pages of notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # MLflow's hints on how to call it are for whoever writes the code, not for who runs it.
@@ -28,6 +53,55 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; what earlier stages made is kept", file=sys.stderr)
         sys.exit(130)
+    except _Terminated:
+        print("terminated; what earlier stages made is kept", file=sys.stderr)
+        sys.exit(143)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage's `main` as a command. If it fails, MLflow keeps a run FAILED with its log.
+
+    DVC removes the folder of a temporary experiment that failed, and all that it printed.
+    """
+    output = keep_output()
+
+    def guarded() -> None:
+        try:
+            main()
+        except (Exception, KeyboardInterrupt, _Terminated) as error:
+            # Who presses Ctrl-C early does not want to wait for MLflow.
+            early = "facegender.tracking" not in sys.modules
+            if not (early and isinstance(error, KeyboardInterrupt)):
+                _keep_failure(output.text())
+            raise
+
+    run_command(guarded)
+
+
+def _keep_failure(printed: str) -> None:
+    """Log what was printed, and the exception that is being handled, to MLflow."""
+    secrets = secrets_of(os.environ)
+    log = without_credentials(printed + traceback.format_exc(), secrets)
+    try:
+        from facegender import tracking
+
+        tracking.connect(project_root(), tracking_uri())
+        name, tags = run_name_and_tags()
+        tracking.log_failure(
+            log, stage=Path(sys.argv[0]).stem, name=name, tags=tags, params=_params_here()
+        )
+    except Exception as problem:  # the stage's own error matters more
+        text = without_credentials(str(problem), secrets)
+        _log.warning("MLflow has no log of this failure: %s", text)
+
+
+def _params_here() -> dict[str, Any]:
+    from facegender.params import flatten, load_params
+
+    try:
+        return dict(flatten(load_params(Path("params.yaml"))))
+    except UserError:
+        return {}
 
 
 def project_root() -> Path:
@@ -56,12 +130,49 @@ def tracking_uri() -> str | None:
 def run_name_and_tags() -> tuple[str, dict[str, str]]:
     """Return a name for this execution's MLflow run, and tags that tie it to its experiment.
 
-    DVC names experiments, and their baseline commit, in the environment of the stages.
+    DVC names experiments, and their baseline commit, in the environment of the stages. (The commit
+    itself is a tag of MLflow's own.)
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
-    baseline = os.environ.get("DVC_EXP_BASELINE_REV", "")
-    tags = {"dvc.exp_name": experiment, "dvc.exp_baseline_rev": baseline}
+    tags = {
+        "dvc.exp_name": experiment,
+        "dvc.exp_baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "mlflow.parentRunId": os.environ.get(PARENT_RUN, ""),
+    }
     return experiment or "repro", {key: value for key, value in tags.items() if value}
+
+
+def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
+    """Return tags for what DVC knows of a run's inputs; none if there is no dvc.lock.
+
+    `dvc.data` is the digest of the raw images, as it stands in dvc.lock. `dvc.lock` is one SHA-256
+    of commands, inputs and parameters as dvc.lock has them. Outputs are left out, for some differ
+    from run to run; and so are other stages, whose entries change while the pipeline runs.
+
+    Args:
+        lock: the file dvc.lock.
+        stages: those that have run: DVC writes the entry of a stage when it has ended.
+    """
+    import yaml  # here, as other imports in this module: a quick command should not wait for them
+
+    if not lock.is_file():
+        return {}
+    entries = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    known = {stage: entries[stage] for stage in stages if stage in entries}
+    inputs = {
+        stage: {
+            "cmd": entry["cmd"],
+            "deps": {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])},
+            "params": entry.get("params", {}),
+        }
+        for stage, entry in known.items()
+    }
+    text = json.dumps(inputs, sort_keys=True)
+    tags = {"dvc.lock": hashlib.sha256(text.encode()).hexdigest()}
+    for out in known.get("download", {}).get("outs", []):
+        if out["md5"].endswith(".dir"):
+            tags["dvc.data"] = out["md5"]
+    return tags
 
 
 def fit_verbosity() -> int:

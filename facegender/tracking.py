@@ -1,15 +1,16 @@
 """MLflow: where runs are kept, and the life of a run. No other module knows its addresses.
 
-One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it.
-`log_export` adds to it.
+One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it,
+`export_run` adds to it. A stage that fails leaves its run FAILED, with its log.
 The run's id travels from train to evaluate, and on to export, in files.
 """
 
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,27 @@ from typing import Any
 import mlflow
 import pandas as pd
 from filelock import FileLock
+from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL
 
+from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.labels import LABELS
+from facegender.store import alive, is_dead, relocate, store_home
 
 EXPERIMENT = "facegender"
 MODEL_NAME = "model"
 
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
+_BEST = "facegender.best"
 _EVALUATION = "facegender.evaluation"
+_SWEEP = "facegender.sweep"
 _TRAINED_BY = "facegender.trained_by"
 _TRAINED_MODEL = "facegender.model_sha256"
 
@@ -45,23 +53,55 @@ def read_run_id(path: Path) -> str:
     return json.loads(path.read_text())["run_id"]
 
 
-def connect(root: Path, uri: str | None = None) -> None:
-    """Choose the store, and make the experiment in it if it is new.
+def connect(root: Path, uri: str | None = None) -> int:
+    """Choose the store, make the experiment in it if it is new, and mend what is out of date.
+
+    In the repository's own store, addresses of artifacts are rewritten if it was moved, and runs
+    whose process is gone (killed outright, or the machine went off) are marked KILLED.
 
     Args:
         root: the repository; without `uri` the store is its `mlflow.db`, with artifacts under its
             `mlruns/`: what a bare `mlflow ui` shows when started there.
         uri: another tracking server (MLFLOW_TRACKING_URI), or None.
+
+    Returns:
+        The number of addresses that were rewritten.
+
+    Raises:
+        UserError: the experiment was deleted from the store.
     """
-    mlflow.set_tracking_uri(uri or f"sqlite:///{root / 'mlflow.db'}")
-    artifacts = None if uri else (root / "mlruns" / EXPERIMENT).as_uri()
+    home = store_home(root)
+    mlflow.set_tracking_uri(uri or f"sqlite:///{home / 'mlflow.db'}")
+    artifacts = None if uri else (home / "mlruns" / EXPERIMENT).as_uri()
     # Two pipelines that start together must not both create the database's tables.
     lock = root / ".dvc" / "tmp" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+        moved = 0 if uri else relocate(home, EXPERIMENT)
+        experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
             mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        elif experiment.lifecycle_stage != "active":
+            raise UserError(
+                f"MLflow's experiment `{EXPERIMENT}` was deleted, so nothing can be logged to it. "
+                "Restore it with `mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}`, or remove it for good with `mlflow gc`."
+            )
+        if not uri:
+            _end_dead_runs()
     mlflow.set_experiment(EXPERIMENT)
+    return moved
+
+
+def _end_dead_runs() -> None:
+    running = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string="attributes.status = 'RUNNING'",
+        output_format="list",
+    )
+    for run in running:
+        if is_dead(run.info.artifact_uri):
+            MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 
 @contextmanager
@@ -81,17 +121,48 @@ def training_run(
         manifests: the CSV of each part, logged as the run's datasets with their digests.
     """
     versions = {f"version.{package}": version(package) for package in _PACKAGES}
-    with mlflow.start_run(
-        run_name=name, tags={**versions, "version.python": platform.python_version(), **tags}
-    ) as run:
+    run = _new_run(name, {**versions, "version.python": platform.python_version(), **tags})
+    with _open(run) as run:
         mlflow.log_params(dict(params))
         _log_datasets(manifests)
         yield run
 
 
+def _new_run(name: str, tags: Mapping[str, str]) -> Run:
+    """Make a run that waits to be opened."""
+    experiment = mlflow.set_experiment(EXPERIMENT)
+    # By the client, for `mlflow.start_run` would take up the run that MLFLOW_RUN_ID may name.
+    return MlflowClient().create_run(
+        experiment.experiment_id,
+        run_name=name,
+        tags=resolve_tags({**_repository_without_credentials(), **tags}),
+    )
+
+
+@contextmanager
+def _open(run: Run) -> Iterator[Run]:
+    with alive(run.info.artifact_uri), mlflow.start_run(run_id=run.info.run_id) as run:
+        yield run
+
+
+def _repository_without_credentials() -> dict[str, str]:
+    """Return MLflow's tag for the address of the git remote, in which a password may stand."""
+    address = resolve_tags().get(MLFLOW_GIT_REPO_URL)
+    if address is None:
+        return {}
+    return {MLFLOW_GIT_REPO_URL: re.sub(r"(?<=://)[^/@]*@", "", address)}
+
+
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
     """Log the metrics of an epoch to the open run while training goes on."""
     mlflow.log_metrics(dict(metrics), step=epoch)
+
+
+def log_history(history: pd.DataFrame) -> None:
+    """Log a finished training's metrics, a row an epoch, to the open run."""
+    for row in history.to_dict("records"):
+        epoch = int(row.pop("epoch"))
+        log_epoch(epoch, {str(key): value for key, value in row.items()})
 
 
 def log_temperature(temperature: float) -> None:
@@ -110,6 +181,7 @@ def evaluation_run(
     history: pd.DataFrame,
     name: str,
     tags: Mapping[str, str],
+    inputs: Mapping[str, str],
 ) -> Iterator[tuple[Run, str]]:
     """Open the run that an evaluation belongs to.
 
@@ -127,14 +199,15 @@ def evaluation_run(
         history: a row an epoch, for a run of its own.
         name: as in `training_run`, for a run of its own.
         tags: as in `training_run`, for a run of its own.
+        inputs: tags that tell the inputs, as known after training; for either run.
 
     Yields:
         The run, and a sentence that says which run it is and why.
     """
     trained = _find(trained_by)
     if trained is not None and trained.data.tags.get(_EVALUATION) in {None, evaluation}:
-        with mlflow.start_run(run_id=trained_by) as run:
-            mlflow.set_tag(_EVALUATION, evaluation)
+        with _open(trained) as run:
+            mlflow.set_tags({**inputs, _EVALUATION: evaluation})
             yield run, f"logged to MLflow run {run.info.run_id}, which trained the model"
         return
 
@@ -150,7 +223,7 @@ def evaluation_run(
         output_format="list",
     )
     if own:
-        with mlflow.start_run(run_id=own[0].info.run_id) as run:
+        with _open(own[0]) as run:
             yield run, f"logged to MLflow run {run.info.run_id} again, for {why}"
         return
     with training_run(
@@ -158,15 +231,14 @@ def evaluation_run(
         params=params,
         tags={
             **tags,
+            **inputs,
             _EVALUATION: evaluation,
             _TRAINED_BY: trained_by,
             _TRAINED_MODEL: file_sha256(model),
         },
         manifests=manifests,
     ) as run:
-        for row in history.to_dict("records"):
-            epoch = int(row.pop("epoch"))
-            log_epoch(epoch, {str(key): value for key, value in row.items()})
+        log_history(history)
         yield run, f"logged to a new MLflow run {run.info.run_id}, for {why}"
 
 
@@ -175,7 +247,7 @@ def log_evaluation(
 ) -> None:
     """Log test metrics, under `test_` and their names, and files to the open run."""
     _log_datasets({"test": test_manifest})
-    mlflow.log_metrics({f"test_{name}": value for name, value in _numbers(metrics)})
+    log_numbers("test", metrics)
     for path in files:
         if path.is_dir():
             mlflow.log_artifacts(str(path), f"metrics/{path.name}")
@@ -183,28 +255,116 @@ def log_evaluation(
             mlflow.log_artifact(str(path), "metrics")
 
 
-def log_export(
-    run_id: str, report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path
-) -> str:
-    """Log exported models, and their metrics under `export_` and their names, to an ended run.
+@contextmanager
+def export_run(run_id: str) -> Iterator[str]:
+    """Open the run that an export belongs to, if this store has seen it.
 
     Args:
         run_id: of the run that holds the evaluation of the model.
+
+    Yields:
+        A sentence that says where `log_export` logs to.
+    """
+    run = _find(run_id)
+    if run is None:
+        yield "not logged: this store has no run of the model's evaluation"
+        return
+    with _open(run):
+        yield f"logged to MLflow run {run_id}, which holds the evaluation"
+
+
+def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
+    """Log exported models, and their metrics under `export_` and their names, to the open run.
+
+    Args:
         report: the metrics.
         models: files, logged under `export`.
         metrics_file: the report's file.
+    """
+    if mlflow.active_run() is None:
+        return
+    log_numbers("export", report)
+    for path in models:
+        mlflow.log_artifact(str(path), "export")
+    mlflow.log_artifact(str(metrics_file), "metrics")
+
+
+def log_failure(
+    log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Log what a stage that failed had printed, as `log/<stage>.txt`, and mark its run FAILED.
+
+    Args:
+        log: the text, without credentials.
+        stage: its name.
+        name: as in `training_run`, for a run of its own: an early stage has opened none.
+        params: as in `training_run`, for a run of its own.
+        tags: as in `training_run`, for a run of its own.
 
     Returns:
-        A sentence that says where it went: nowhere, if this store has not seen the run.
+        The run's id.
     """
-    if _find(run_id) is None:
-        return "not logged: this store has no run of the model's evaluation"
-    with mlflow.start_run(run_id=run_id):
-        mlflow.log_metrics({f"export_{name}": value for name, value in _numbers(report)})
-        for path in models:
-            mlflow.log_artifact(str(path), "export")
-        mlflow.log_artifact(str(metrics_file), "metrics")
-    return f"logged to MLflow run {run_id}, which holds the evaluation"
+    run = mlflow.last_active_run()
+    if run is None:
+        return failed_run(log, stage=stage, name=name, params=params, tags=tags)
+    return _fail(run, log, stage)
+
+
+def failed_run(
+    log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+) -> str:
+    """Log a run that failed before it could log itself; the arguments are `log_failure`'s."""
+    run = _new_run(name, tags)
+    with suppress(MlflowException):  # bad input may be what failed
+        for key, value in params.items():
+            MlflowClient().log_param(run.info.run_id, key, value)
+    return _fail(run, log, stage)
+
+
+def _fail(run: Run, log: str, stage: str) -> str:
+    MlflowClient().log_text(run.info.run_id, log, f"log/{stage}.txt")
+    MlflowClient().set_terminated(run.info.run_id, "FAILED")
+    return run.info.run_id
+
+
+@contextmanager
+def sweep_run(name: str, grid: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Open a run for a sweep, the parent of its experiments' runs, and yield its id."""
+    with _open(_new_run(name, {_SWEEP: "true"})) as run:
+        mlflow.log_params({key: ", ".join(map(str, values)) for key, values in grid.items()})
+        yield run.info.run_id
+
+
+def find_child(parent: str, experiment: str) -> str | None:
+    """Return the id of the run that an experiment of a sweep logged, if it did."""
+    runs = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.`mlflow.parentRunId` = '{parent}' "
+        f"and tags.`dvc.exp_name` = '{experiment}'",
+        output_format="list",
+    )
+    return runs[0].info.run_id if runs else None
+
+
+def validation_loss(run_id: str) -> float | None:
+    """Return a run's validation loss at the epoch whose weights it kept; None without an epoch."""
+    losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
+    if not losses:
+        return None
+    keep = mlflow.get_run(run_id).data.params["train.keep"]
+    return min(losses) if keep == "best" else losses[-1]
+
+
+def mark_best(run_id: str, name: str, loss: float) -> None:
+    """Mark the best run of the sweep that is open, and name it there."""
+    MlflowClient().set_tag(run_id, _BEST, "true")
+    mlflow.set_tag(_BEST, name)
+    mlflow.log_metric("best_val_loss", loss)
+
+
+def log_numbers(prefix: str, metrics: Mapping[str, Any]) -> None:
+    """Log every number in a metrics file to the open run, as `<prefix>_` and its dotted name."""
+    mlflow.log_metrics({f"{prefix}_{name}": value for name, value in _numbers(metrics)})
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -247,7 +407,8 @@ def log_model(
         filter_string=f"source_run_id = '{run.info.run_id}'",
         output_format="list",
     )
-    if any(item.tags.get(_TRAINED_MODEL) == digest for item in logged):
+    ready = [item for item in logged if item.status == LoggedModelStatus.READY]
+    if any(item.tags.get(_TRAINED_MODEL) == digest for item in ready):
         return
     mlflow.pyfunc.log_model(
         name=MODEL_NAME,
@@ -262,7 +423,7 @@ def log_model(
             outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")])
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "pandas")],
-        tags={_TRAINED_MODEL: digest},
+        tags={**_repository_without_credentials(), _TRAINED_MODEL: digest},
     )
 
 

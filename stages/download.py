@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender.command import project_root, run_command
+from facegender.command import project_root, run_stage
 from facegender.datasets import fetch_dataset
 from facegender.datasets.archive import ArchiveLimits
 from facegender.params import load_params
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

@@ -10,12 +10,21 @@ import pandas as pd
 
 import facegender
 from facegender import evaluation, plots
-from facegender.command import project_root, run_command, run_name_and_tags, tracking_uri
+from facegender.command import (
+    input_tags,
+    project_root,
+    run_name_and_tags,
+    run_stage,
+    tracking_uri,
+)
 from facegender.images import encode_png
 from facegender.manifest import write_manifest
 from facegender.params import flatten, load_params
 from facegender.processed import Part
 from facegender.splits import SPLITS
+
+# The stages that a model comes from.
+TRAINED_BY = ("download", "split", "preprocess", "train")
 
 
 def main() -> None:
@@ -39,36 +48,9 @@ def main() -> None:
     from facegender.model import load_model
     from facegender.prediction import predict_arrays
 
-    test = Part(args.processed / "test")
-    probabilities = predict_arrays(load_model(args.model), test.batches(params.evaluate.batch_size))
-    metrics = evaluation.classification_metrics(
-        test.labels,
-        probabilities,
-        threshold=threshold,
-        bootstrap_samples=params.evaluate.bootstrap_samples,
-        seed=params.evaluate.seed,
-    )
-    predictions = test.index.drop(columns="row").assign(
-        probability=probabilities, predicted=(probabilities >= threshold).astype(int)
-    )
-    first = ["path", "label", "probability", "predicted"]
-    predictions = predictions[[*first, *predictions.columns.drop(first)]]
-    groups = evaluation.group_metrics(
-        predictions.drop(columns=["path", "sha256", "predicted"]),
-        threshold=threshold,
-        minimum=params.evaluate.min_group_size,
-    )
-
-    args.metrics.parent.mkdir(parents=True, exist_ok=True)
-    args.plots.mkdir(parents=True, exist_ok=True)
-    args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
-    write_manifest(predictions, args.predictions)
-    write_manifest(groups, args.plots / "groups.csv")
-    history = pd.read_csv(args.history)
-    draw(args.plots, test, probabilities, history, groups, metrics, threshold)
-
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
+    history = pd.read_csv(args.history)
     with tracking.evaluation_run(
         tracking.read_run_id(args.run),
         evaluation=tracking.digest(
@@ -79,9 +61,39 @@ def main() -> None:
         name=name,
         params=flatten(params),
         tags=tags,
+        inputs=input_tags(args.params.with_name("dvc.lock"), TRAINED_BY),
         manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
         history=history,
     ) as (run, which):
+        test = Part(args.processed / "test")
+        probabilities = predict_arrays(
+            load_model(args.model), test.batches(params.evaluate.batch_size)
+        )
+        metrics = evaluation.classification_metrics(
+            test.labels,
+            probabilities,
+            threshold=threshold,
+            bootstrap_samples=params.evaluate.bootstrap_samples,
+            seed=params.evaluate.seed,
+        )
+        predictions = test.index.drop(columns="row").assign(
+            probability=probabilities, predicted=(probabilities >= threshold).astype(int)
+        )
+        first = ["path", "label", "probability", "predicted"]
+        predictions = predictions[[*first, *predictions.columns.drop(first)]]
+        groups = evaluation.group_metrics(
+            predictions.drop(columns=["path", "sha256", "predicted"]),
+            threshold=threshold,
+            minimum=params.evaluate.min_group_size,
+        )
+
+        args.metrics.parent.mkdir(parents=True, exist_ok=True)
+        args.plots.mkdir(parents=True, exist_ok=True)
+        args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
+        write_manifest(predictions, args.predictions)
+        write_manifest(groups, args.plots / "groups.csv")
+        draw(args.plots, test, probabilities, history, groups, metrics, threshold)
+
         tracking.log_evaluation(
             metrics,
             test_manifest=args.splits / "test.csv",
@@ -151,4 +163,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

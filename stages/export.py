@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from facegender.command import project_root, run_command, tracking_uri
+from facegender.command import project_root, run_stage, tracking_uri
 from facegender.errors import UserError
 from facegender.params import load_params
 
@@ -31,63 +31,60 @@ def main() -> None:
     from facegender.prediction import predict_arrays
     from facegender.processed import Part
 
-    model, test = load_model(args.model), Part(args.processed / "test")
-    calibration = export.calibration_images(
-        Part(args.processed / "train"), params.export.calibration_images, params.export.seed
-    )
-    for path, content in zip(
-        (args.float32, args.int8), export.convert(model, calibration), strict=True
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
-    results = {
-        name: export.exported_metrics(
-            path,
-            load_litert(path, threads=1),
-            test,
-            expected,
-            threshold=params.evaluate.threshold,
-            batch_size=params.evaluate.batch_size,
-        )
-        for name, path in (("float32", args.float32), ("int8", args.int8))
-    }
-    # Rounded, or a loss of just one point would come out as 0.010000000000000009.
-    loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
-    report = {
-        "n": len(test),
-        "latency_threads": 1,
-        **results,
-        "int8_accuracy_loss": loss,
-        "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,
-    }
-    args.metrics.parent.mkdir(parents=True, exist_ok=True)
-    args.metrics.write_text(json.dumps(report, indent=2) + "\n")
-    difference = results["float32"]["max_abs_difference"]
-    # Written this way round, NaN fails too.
-    if not difference <= export.MAX_FLOAT_DIFFERENCE:
-        raise UserError(
-            f"The float32 export is not the model that was trained: P(male) differs by up to "
-            f"{difference:.2g} on the test part, and {export.MAX_FLOAT_DIFFERENCE:g} is allowed. "
-            "The converter and the runtime may not fit each other: install requirements.lock."
-        )
-    if loss > export.MAX_INT8_LOSS:
-        _log.warning(
-            "int8 loses %.1f points of accuracy on the test part (%.4f, float32 %.4f), more than "
-            "the %.0f allowed: use the float32 model, or raise export.calibration_images",
-            100 * loss,
-            results["int8"]["accuracy"],
-            results["float32"]["accuracy"],
-            100 * export.MAX_INT8_LOSS,
-        )
-
     tracking.connect(project_root(), tracking_uri())
-    logged = tracking.log_export(
-        tracking.read_run_id(args.run),
-        report,
-        models=[args.float32, args.int8],
-        metrics_file=args.metrics,
-    )
+    with tracking.export_run(tracking.read_run_id(args.run)) as logged:
+        model, test = load_model(args.model), Part(args.processed / "test")
+        calibration = export.calibration_images(
+            Part(args.processed / "train"), params.export.calibration_images, params.export.seed
+        )
+        for path, content in zip(
+            (args.float32, args.int8), export.convert(model, calibration), strict=True
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
+        results = {
+            name: export.exported_metrics(
+                path,
+                load_litert(path, threads=1),
+                test,
+                expected,
+                threshold=params.evaluate.threshold,
+                batch_size=params.evaluate.batch_size,
+            )
+            for name, path in (("float32", args.float32), ("int8", args.int8))
+        }
+        # Rounded, or a loss of just one point would come out as 0.010000000000000009.
+        loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
+        report = {
+            "n": len(test),
+            "latency_threads": 1,
+            **results,
+            "int8_accuracy_loss": loss,
+            "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,
+        }
+        args.metrics.parent.mkdir(parents=True, exist_ok=True)
+        args.metrics.write_text(json.dumps(report, indent=2) + "\n")
+        difference = results["float32"]["max_abs_difference"]
+        # Written this way round, NaN fails too.
+        if not difference <= export.MAX_FLOAT_DIFFERENCE:
+            raise UserError(
+                "The float32 export is not the model that was trained: P(male) differs by up to "
+                f"{difference:.2g} on the test part, and {export.MAX_FLOAT_DIFFERENCE:g} is "
+                "allowed. The converter and the runtime may not fit each other: install "
+                "requirements.lock."
+            )
+        if loss > export.MAX_INT8_LOSS:
+            _log.warning(
+                "int8 loses %.1f points of accuracy on the test part (%.4f, float32 %.4f), more "
+                "than the %.0f allowed: use the float32 model, or raise export.calibration_images",
+                100 * loss,
+                results["int8"]["accuracy"],
+                results["float32"]["accuracy"],
+                100 * export.MAX_INT8_LOSS,
+            )
+
+        tracking.log_export(report, models=[args.float32, args.int8], metrics_file=args.metrics)
     for name, result in results.items():
         print(
             f"{name}: {result['size_bytes'] / 1e6:.2f} MB, test accuracy {result['accuracy']:.4f}, "
@@ -97,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender.command import run_command
+from facegender.command import run_stage
 from facegender.errors import UserError
 from facegender.manifest import read_manifest
 from facegender.params import load_params
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from facegender import plots
-from facegender.command import run_command
+from facegender.command import run_stage
 from facegender.labels import LABELS
 from facegender.manifest import build_manifest, write_manifest
 from facegender.params import load_params
@@ -58,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

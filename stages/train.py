@@ -5,9 +5,10 @@ from pathlib import Path
 
 from facegender.command import (
     fit_verbosity,
+    input_tags,
     project_root,
-    run_command,
     run_name_and_tags,
+    run_stage,
     tracking_uri,
 )
 from facegender.params import flatten, load_params
@@ -31,25 +32,26 @@ def main() -> None:
     from facegender.prediction import predict_arrays
     from facegender.processed import Part
 
-    training.make_deterministic(params.train.seed)
-    network = model.build_network(
-        image_size=params.image.size,
-        alpha=params.model.alpha,
-        weights=params.model.weights,
-        weights_sha256=params.model.weights_sha256,
-        dropout=params.model.dropout,
-        batch_norm=params.train.batch_norm,
-        batch_norm_momentum=params.train.batch_norm_momentum,
-        seed=params.train.seed,
-    )
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
+    inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
     with tracking.training_run(
         name=name,
         params=flatten(params),
-        tags=tags,
+        tags={**tags, **inputs},
         manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
     ) as run:
+        training.make_deterministic(params.train.seed)
+        network = model.build_network(
+            image_size=params.image.size,
+            alpha=params.model.alpha,
+            weights=params.model.weights,
+            weights_sha256=params.model.weights_sha256,
+            dropout=params.model.dropout,
+            batch_norm=params.train.batch_norm,
+            batch_norm_momentum=params.train.batch_norm_momentum,
+            seed=params.train.seed,
+        )
         validation = Part(args.processed / "validation")
         result = training.train_network(
             network,
@@ -77,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

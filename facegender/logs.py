@@ -1,0 +1,88 @@
+"""What a stage prints, kept for MLflow in case it fails, without credentials."""
+
+import re
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+# The end of a longer log: there stands what went wrong.
+KEPT_CHARACTERS = 1_000_000
+
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SHORTEST_SECRET = 6  # characters; blanking a shorter value would garble the text
+_CREDENTIALS = (
+    # https://user:password@host
+    (re.compile(r"(://)[^/\s@]+@"), r"\1***@"),
+    # https://host/file?X-Goog-Signature=...
+    (
+        re.compile(
+            r"([?&][\w.-]*(?:token|key|secret|sig|password|credential)[\w.-]*=)[^&\s\"\']+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+    # Authorization: Bearer ...
+    (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]+"), r"\1 ***"),
+)
+
+
+class KeptOutput:
+    """The end of what was printed."""
+
+    def __init__(self) -> None:
+        self._parts: deque[str] = deque()
+        self._length = 0
+
+    def add(self, text: str) -> None:
+        """Keep a piece of text, and let go what is too old."""
+        self._parts.append(text)
+        self._length += len(text)
+        while self._length > KEPT_CHARACTERS:
+            self._length -= len(self._parts.popleft())
+
+    def text(self) -> str:
+        """Return what is kept."""
+        return "".join(self._parts)
+
+
+class _Tee:
+    """A stream that is another in all but that what is written to it is kept as well."""
+
+    def __init__(self, stream: TextIO, kept: KeptOutput) -> None:
+        self._stream = stream
+        self._kept = kept
+
+    def write(self, text: str) -> int:
+        self._kept.add(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def keep_output() -> KeptOutput:
+    """Keep, from now on, what Python prints to standard output and error besides printing it."""
+    kept = KeptOutput()
+    sys.stdout = _Tee(sys.stdout, kept)  # type: ignore[assignment]
+    sys.stderr = _Tee(sys.stderr, kept)  # type: ignore[assignment]
+    return kept
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """Return the values of variables whose names say that they are secret."""
+    return [
+        value
+        for name, value in environment.items()
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET
+    ]
+
+
+def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
+    """Return the text with secrets blanked: those given, and what addresses and headers hold."""
+    # The longest first, for one may be part of another.
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    for pattern, blank in _CREDENTIALS:
+        text = pattern.sub(blank, text)
+    return text

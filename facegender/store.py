@@ -1,0 +1,141 @@
+"""MLflow's local store on disk: its addresses after a move, and runs whose process is gone.
+
+The store is `mlflow.db` with the artifacts under `mlruns/` beside it. MLflow keeps each artifact's
+address in the database as an absolute path and has no way to change one, so SQL does it here.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock, Timeout
+
+# Every column that holds the address of artifacts; a test looks for others.
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("trace_tags", "value"),
+)
+_BUSY_SECONDS = 60
+
+
+def store_home(root: Path) -> Path:
+    """Return the folder that holds a repository's store: its root, unless mlflow.db is a link."""
+    return (root / "mlflow.db").resolve().parent
+
+
+def relocate(home: Path, experiment: str) -> int:
+    """Have the database in `home` name the artifacts' place as it is now.
+
+    Addresses under the place where the store was before are rewritten, in one transaction; where
+    that was, the address of `experiment` tells. One is left as it is if only the former place
+    still has the artifacts: somebody copied the database alone. A store that was not moved is not
+    written to.
+
+    Args:
+        home: the folder of `mlflow.db`, resolved.
+        experiment: name of the experiment whose artifacts are in `mlruns/<experiment>`.
+
+    Returns:
+        The number of addresses that were changed.
+    """
+    database = home / "mlflow.db"
+    if not database.is_file():
+        return 0
+    with closing(sqlite3.connect(database, timeout=_BUSY_SECONDS)) as connection:
+        former = _former_home(connection, experiment)
+        if former is None or former == home:
+            return 0
+        changed = 0
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for table, column in _ADDRESSES:
+                # Names from the constant above, no one's input.
+                rows = connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall()  # noqa: S608
+                for row, address in rows:
+                    new = _moved(address, former, home, always=table == "experiments")
+                    if new is not None:
+                        connection.execute(
+                            f"UPDATE {table} SET {column} = ? WHERE rowid = ?",  # noqa: S608
+                            (new, row),
+                        )
+                        changed += 1
+    return changed
+
+
+def _former_home(connection: sqlite3.Connection, experiment: str) -> Path | None:
+    try:
+        row = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)
+        ).fetchone()
+    except sqlite3.OperationalError:  # a database that MLflow has not yet filled
+        return None
+    place = _path(row[0]) if row else None
+    if place is None or place.parts[-2:] != ("mlruns", experiment):
+        return None
+    return place.parents[1]
+
+
+def _moved(address: str | None, former: Path, home: Path, *, always: bool) -> str | None:
+    old = _path(address or "")
+    if old is None or not old.is_relative_to(former):
+        return None
+    new = home / old.relative_to(former)
+    if not always and old.exists() and not new.exists():
+        return None
+    return new.as_uri() if (address or "").startswith("file:") else str(new)
+
+
+def _path(address: str) -> Path | None:
+    """Return the absolute path that an address is, or None: MLflow writes paths and file: URIs."""
+    if address.startswith("/"):
+        return Path(address)
+    parts = urlsplit(address)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
+        return Path(unquote(parts.path))
+    return None
+
+
+@contextmanager
+def alive(artifact_uri: str) -> Iterator[None]:
+    """Hold a lock beside a run's artifacts for as long as this process works on the run.
+
+    The system takes the lock away when the process ends, in whatever way, so `is_dead` can tell.
+    Runs on a tracking server have none.
+    """
+    path = _lock_path(artifact_uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_dead(artifact_uri: str) -> bool:
+    """Return whether the process that held a run's lock is gone, and remove what it left.
+
+    False as well if there never was a lock, as for a run from elsewhere.
+    """
+    path = _lock_path(artifact_uri)
+    if path is None or not path.is_file():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            path.unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
+
+
+def _lock_path(artifact_uri: str) -> Path | None:
+    artifacts = _path(artifact_uri)
+    return None if artifacts is None else artifacts.parent / "running.lock"

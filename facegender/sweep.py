@@ -1,0 +1,227 @@
+"""Sweeps: a grid of parameters, each point a DVC experiment, all under one MLflow run.
+
+The experiments are `dvc exp run --temp`, not DVC's queue: its workers keep the environment of
+whoever started them, so the sweep's run could not be handed down, and `dvc exp run --run-all` waits
+for ever when a worker dies (docs/experiments.md).
+"""
+
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from facegender import tracking
+from facegender.command import PARENT_RUN
+from facegender.errors import UserError
+from facegender.logs import secrets_of, without_credentials
+
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep: its name, and the parameters that it sets."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    @property
+    def overrides(self) -> list[str]:
+        """The parameters as `dvc exp run -S` takes them."""
+        return [f"{key}={_word(value)}" for key, value in self.values.items()]
+
+
+def read_grid(path: Path) -> dict[str, list[Any]]:
+    """Read a YAML file that lists values for parameters; a lone value counts as a list of one.
+
+    Raises:
+        UserError: it cannot be read, or is no such list.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Cannot read the grid {path}: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f"{path} is no grid: it must give values to parameters, one a line, such as "
+            "`train.learning_rate: [0.001, 0.003]`."
+        )
+    grid = {}
+    for key, values in content.items():
+        listed = values if isinstance(values, list) else [values]
+        if not listed or any(isinstance(value, list | dict) for value in listed):
+            raise UserError(
+                f"{path}: {key} must be a value or a list of values; a parameter within a group "
+                "has its dotted name, such as `train.learning_rate`."
+            )
+        grid[str(key)] = listed
+    return grid
+
+
+def grid_points(grid: Mapping[str, Sequence[Any]], name: str) -> list[Point]:
+    """Return every combination of a grid's values, the last parameter changing fastest."""
+    combinations = itertools.product(*grid.values())
+    return [
+        Point(f"{name}-{number}", dict(zip(grid, values, strict=True)))
+        for number, values in enumerate(combinations, start=1)
+    ]
+
+
+def run_sweep(root: Path, grid: Mapping[str, Sequence[Any]], *, name: str, jobs: int) -> int:
+    """Run a grid's experiments, print how each ends, and mark the best.
+
+    The best has the lowest validation loss at the epoch that it kept; the test part has no say.
+    A failed experiment stops nothing. Needs `tracking.connect`.
+
+    Args:
+        root: the repository.
+        grid: values of each parameter.
+        name: of the sweep; its experiments add their number.
+        jobs: experiments at the same time.
+
+    Returns:
+        The number of experiments that failed.
+    """
+    points = grid_points(grid, name)
+    varied = [key for key, values in grid.items() if len(values) > 1]
+    print(f"{name}: {len(points)} experiments", flush=True)
+    best: tuple[float, Point, str] | None = None
+    failed = 0
+    with tracking.sweep_run(name, grid) as parent:
+        for point, code, output in _run_all(root, points, parent, jobs):
+            run_id = _run_of(root, point, parent, code, output)
+            what = ", ".join(f"{key}={point.values[key]}" for key in varied)
+            loss = None if code else tracking.validation_loss(run_id)
+            if code:
+                failed += 1
+                end = f"FAILED: {_reason(output)}"
+            elif loss is None:
+                end = "no epoch, so no validation loss"
+            else:
+                end = f"validation loss {loss:.4f}"
+                if best is None or loss < best[0]:
+                    best = loss, point, run_id
+            print(f"{point.name}  {what}  {end}", flush=True)
+        if best is not None:
+            tracking.mark_best(best[2], best[1].name, best[0])
+    if best is not None:
+        print(f"best: {best[1].name}; `dvc exp apply {best[1].name}` brings it here")
+    return failed
+
+
+def _run_all(
+    root: Path, points: Sequence[Point], parent: str, jobs: int
+) -> Iterator[tuple[Point, int, str]]:
+    """Yield each experiment when it has ended, with its exit code and what it printed."""
+    environment = {
+        **os.environ,
+        PARENT_RUN: parent,
+        # Stages run `python`: the one that runs this.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    waiting, running = list(points), dict[subprocess.Popen, tuple[Point, Path]]()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    point = waiting.pop(0)
+                    log = Path(folder) / point.name
+                    running[_start(root, point, log, environment)] = point, log
+                time.sleep(_POLL_SECONDS)
+                for process in [one for one in running if one.poll() is not None]:
+                    point, log = running.pop(process)
+                    yield point, process.returncode, log.read_text(errors="replace")
+        finally:
+            # As Ctrl-C does: the stage ends, and DVC tidies up.
+            for process in running:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGINT)
+            for process in running:
+                process.wait()
+
+
+def _start(root: Path, point: Point, log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+    overrides = (word for override in point.overrides for word in ("-S", override))
+    # DVC locks the repository while it sets an experiment up, and would give up after 3 s.
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
+    command += ["--name", point.name, *overrides]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> str:
+    """Return the id of an experiment's MLflow run, and log one if its stages did not.
+
+    They do not when DVC cannot start them, or has their results already.
+    """
+    run_id = tracking.find_child(parent, point.name)
+    if run_id is not None:
+        return run_id
+    tags = {"dvc.exp_name": point.name, "mlflow.parentRunId": parent}
+    if code:
+        return tracking.failed_run(
+            without_credentials(output, secrets_of(os.environ)),
+            stage="dvc",
+            name=point.name,
+            params=point.values,
+            tags=tags,
+        )
+    return _log_restored(root, point, tags)
+
+
+def _log_restored(root: Path, point: Point, tags: Mapping[str, str]) -> str:
+    import dvc.api
+    import pandas as pd
+
+    from facegender.params import Params, flatten
+
+    paths = yaml.safe_load((root / "dvc.yaml").read_text())["vars"][0]["path"]
+
+    def read(path: str) -> str:
+        return dvc.api.read(path, repo=str(root), rev=point.name)
+
+    with tracking.training_run(
+        name=point.name,
+        params=flatten(Params.model_validate(yaml.safe_load(read("params.yaml")))),
+        tags={**tags, "dvc.restored": "true"},
+        manifests={},
+    ) as run:
+        tracking.log_history(pd.read_csv(io.StringIO(read(paths["history"]))))
+        for part in ("test", "export"):
+            tracking.log_numbers(part, json.loads(read(paths[f"{part}_metrics"])))
+    return run.info.run_id
+
+
+def _word(value: Any) -> str:
+    """Return a value as Hydra reads it in an override."""
+    if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value):
+        return value
+    return json.dumps(value)
+
+
+def _reason(output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if line.lower().startswith("error")]
+    reason = (said or lines or ["it printed nothing"])[0 if said else -1]
+    return without_credentials(reason, secrets_of(os.environ))

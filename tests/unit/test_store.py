@@ -1,0 +1,342 @@
+"""The local MLflow store: moved, shared by many processes, and left by one that was killed."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from facegender import tracking
+from facegender.errors import UserError
+from facegender.store import relocate
+
+# Runs in a process of its own, as each experiment does.
+LOG_HARD = """
+import sys
+from pathlib import Path
+from facegender import tracking
+root, name, epochs = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+tracking.connect(root)
+with tracking.training_run(
+    name=name, params={f"p{n}": n for n in range(50)}, tags={}, manifests={}
+):
+    for epoch in range(1, epochs + 1):
+        tracking.log_epoch(epoch, {metric: epoch for metric in ("loss", "accuracy", "val_loss")})
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a run, an artifact, a registered model and a trace. Tests use copies."""
+    root = tmp_path_factory.mktemp("store") / "clone with a space, and ü"
+    (root / ".dvc").mkdir(parents=True)
+    tracking.connect(root)
+    with tracking.training_run(name="first", params={"p": 1}, tags={}, manifests={}):
+        mlflow.log_text("kept", "note.txt")
+        model = mlflow.pyfunc.log_model(name="model", python_model=_echo, input_example=["a"])
+        mlflow.register_model(model.model_uri, "facegender")
+    with mlflow.start_span("span"):
+        pass
+    mlflow.flush_trace_async_logging()
+    return root
+
+
+def _echo(model_input: list[str]) -> list[str]:
+    return model_input
+
+
+def moved(filled: Path, to: Path) -> Path:
+    """Return a copy of the store at another place, with an artifact that tells it apart."""
+    shutil.copytree(filled, to)
+    (note,) = to.rglob("note.txt")
+    note.write_text("moved")
+    return to
+
+
+def note() -> str:
+    """Return the artifact of the first run in the store that is connected."""
+    (run,) = mlflow.search_runs(
+        experiment_names=["facegender"],
+        filter_string="attributes.run_name = 'first'",
+        output_format="list",
+    )
+    return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/note.txt")
+
+
+def places(database: Path, text: str) -> set[tuple[str, str]]:
+    """Return every table and column of a database in which a text stands."""
+    found = set()
+    with closing(sqlite3.connect(database)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        for (table,) in tables.fetchall():
+            for row in connection.execute(f'PRAGMA table_info("{table}")').fetchall():
+                query = f'SELECT COUNT(*) FROM "{table}" WHERE instr("{row[1]}", ?)'
+                if connection.execute(query, (text,)).fetchone()[0]:
+                    found.add((table, row[1]))
+    return found
+
+
+def test_a_moved_store_finds_all_its_artifacts(filled: Path, tmp_path: Path) -> None:
+    root = moved(filled, tmp_path / "elsewhere, 100 % né")
+    former = {filled.as_uri(), str(filled)}
+    assert tracking.connect(root) > 0
+    assert note() == "moved"
+    assert mlflow.pyfunc.load_model("models:/facegender/1").predict(["a"]) == ["a"]
+    # Where a run's program was is not an address; everything else would be one forgotten.
+    left = set().union(*(places(root / "mlflow.db", address) for address in former))
+    assert left <= {("tags", "value"), ("logged_model_tags", "tag_value")}
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        keys = connection.execute("SELECT key FROM tags WHERE instr(value, ?)", (str(filled),))
+        assert {key for (key,) in keys} <= {"mlflow.source.name"}
+    assert tracking.connect(root) == 0
+
+
+def test_a_copy_logs_to_itself(filled: Path, tmp_path: Path) -> None:
+    root = moved(filled, tmp_path / "copy")
+    before = sorted(filled.rglob("*"))
+    tracking.connect(root)
+    with tracking.training_run(name="second", params={}, tags={}, manifests={}) as run:
+        mlflow.log_text("new", "note.txt")
+    assert (root / "mlruns/facegender" / run.info.run_id / "artifacts/note.txt").is_file()
+    assert sorted(filled.rglob("*")) == before
+
+
+def test_a_database_copied_alone_keeps_the_artifacts_it_has(filled: Path, tmp_path: Path) -> None:
+    shutil.copy(filled / "mlflow.db", tmp_path / "mlflow.db")
+    tracking.connect(tmp_path)
+    assert note() == "kept"
+
+
+def test_a_linked_store_stays_where_it_is(filled: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").symlink_to(filled / "mlflow.db")
+    assert tracking.connect(tmp_path) == 0
+    assert note() == "kept"
+
+
+def test_addresses_elsewhere_are_left_alone(filled: Path, tmp_path: Path) -> None:
+    root = moved(filled, tmp_path / "copy")
+    others = ["s3://bucket/mlruns/9", f"{filled.as_uri()}-not/mlruns/9", "models:/m-1", None]
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        for place, address in enumerate(others, start=100):
+            connection.execute(
+                "INSERT INTO experiments (experiment_id, name, artifact_location) VALUES (?, ?, ?)",
+                (place, f"other {place}", address),
+            )
+        connection.commit()
+    assert relocate(root, "facegender") > 0
+    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+        rows = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE experiment_id >= 100 "
+            "ORDER BY experiment_id"
+        ).fetchall()
+    assert [address for (address,) in rows] == others
+
+
+def test_no_store_or_an_empty_one_is_nothing_to_relocate(tmp_path: Path) -> None:
+    assert relocate(tmp_path, "facegender") == 0
+    sqlite3.connect(tmp_path / "mlflow.db").close()
+    assert relocate(tmp_path, "facegender") == 0
+
+
+def test_a_deleted_experiment_is_a_clear_error(filled: Path, tmp_path: Path) -> None:
+    root = moved(filled, tmp_path / "copy")
+    tracking.connect(root)
+    experiment = mlflow.get_experiment_by_name("facegender")
+    assert experiment is not None
+    mlflow.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match="mlflow experiments restore"):
+        tracking.connect(root)
+
+
+def test_four_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    epochs = 150
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOG_HARD, tmp_path, f"run {number}", str(epochs)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert not any("locked" in output for output in outputs)
+    tracking.connect(tmp_path)
+    runs = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
+    assert sorted(run.info.run_name for run in runs) == [f"run {number}" for number in range(4)]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert len(run.data.params) == 50
+        for metric in ("loss", "accuracy", "val_loss"):
+            history = MlflowClient().get_metric_history(run.info.run_id, metric)
+            assert [point.step for point in history] == list(range(1, epochs + 1))
+
+
+def test_a_run_whose_process_was_killed_is_marked_and_one_at_work_is_not(
+    filled: Path, tmp_path: Path, start: Callable[..., subprocess.Popen]
+) -> None:
+    root = moved(filled, tmp_path / "copy")
+    tracking.connect(root)
+    killed, working = start(root, "killed"), start(root, "working")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    tracking.connect(root)
+    assert status("killed") == "KILLED"
+    assert status("working") == "RUNNING"
+    working.stdin.close()
+    assert working.wait() == 0
+    assert status("working") == "FINISHED"
+    assert list(root.rglob("running.lock")) == []
+
+
+def status(name: str) -> str:
+    (run,) = mlflow.search_runs(
+        experiment_names=["facegender"],
+        filter_string=f"attributes.run_name = '{name}'",
+        output_format="list",
+    )
+    return run.info.status
+
+
+WAIT = """
+import sys
+from pathlib import Path
+from facegender import tracking
+tracking.connect(Path(sys.argv[1]))
+with tracking.training_run(name=sys.argv[2], params={}, tags={}, manifests={}):
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen]:
+    """Return a function that starts a process with an open run."""
+    processes = []
+
+    def begin(root: Path, name: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAIT, root, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+# A stage in small: what the real ones do around their work.
+STAGE = """
+import sys, time
+from pathlib import Path
+from facegender.command import project_root, run_name_and_tags, run_stage, tracking_uri
+from facegender.errors import UserError
+
+def main():
+    how = sys.argv[1]
+    print("https://user:hunter22@host/x?token=abcdef", "s3cr3t-value")
+    if how == "early":
+        raise UserError("no such file")
+    from facegender import tracking
+    tracking.connect(project_root(), tracking_uri())
+    name, tags = run_name_and_tags()
+    with tracking.training_run(name=name, params={}, tags=tags, manifests={}):
+        print("begun", flush=True)
+        if how == "bug":
+            raise ValueError("a bug with s3cr3t-value in it")
+        time.sleep(600)
+
+if __name__ == "__main__":
+    run_stage(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "sent", "code", "said"),
+    [
+        ("early", None, 1, "UserError: no such file"),
+        ("bug", None, 1, "ValueError: a bug"),
+        ("wait", signal.SIGTERM, 143, "_Terminated"),
+        ("wait", signal.SIGINT, 130, "KeyboardInterrupt"),
+    ],
+)
+def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
+    filled: Path, tmp_path: Path, how: str, sent: int | None, code: int, said: str
+) -> None:
+    root = moved(filled, tmp_path / "copy")
+    (tmp_path / "train.py").write_text(STAGE)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "train.py", how],
+        cwd=root,
+        env={
+            **os.environ,
+            "DVC_EXP_NAME": f"exp-{code}-{how}",
+            "KAGGLE_API_TOKEN": "s3cr3t-value",
+            # What a shell may have left there is no run of this stage's.
+            "MLFLOW_RUN_ID": "0" * 32,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if sent is not None:
+        assert process.stdout is not None
+        while "begun" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(sent)
+    error = process.communicate()[1]
+    assert process.returncode == code, error
+    tracking.connect(root)
+    (run,) = mlflow.search_runs(
+        experiment_names=["facegender"],
+        filter_string=f"attributes.run_name = 'exp-{code}-{how}'",
+        output_format="list",
+    )
+    assert run.info.status == "FAILED"
+    log = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/log/train.txt")
+    assert said in log
+    assert "https://***@host/x?token=***" in log
+    for secret in ("hunter22", "abcdef", "s3cr3t-value"):
+        assert secret not in log
+
+
+def test_the_remotes_password_is_not_logged(filled: Path, tmp_path: Path) -> None:
+    root = moved(filled, tmp_path / "copy")
+    script = root / "log.py"
+    script.write_text(LOG_HARD)
+    address = "https://user:hunter22@example.org/faces.git"
+    for words in (
+        ["init", "--quiet"],
+        ["remote", "add", "origin", address],
+        ["config", "user.name", "test"],
+        ["config", "user.email", "test@localhost"],
+        ["commit", "--quiet", "--allow-empty", "--message", "start"],
+    ):
+        subprocess.run(["git", *words], cwd=root, check=True)
+    subprocess.run([sys.executable, script, root, "remote", "1"], cwd=root, check=True)
+    tracking.connect(root)
+    (run,) = mlflow.search_runs(
+        experiment_names=["facegender"],
+        filter_string="attributes.run_name = 'remote'",
+        output_format="list",
+    )
+    assert run.data.tags["mlflow.source.git.repoURL"] == "https://example.org/faces.git"
+    assert "hunter22" not in json.dumps(run.data.tags)

@@ -1,0 +1,167 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.utils.hydra import compose_and_dump
+
+from facegender.cli import _run
+from facegender.command import input_tags
+from facegender.errors import UserError
+from facegender.logs import KEPT_CHARACTERS, KeptOutput, secrets_of, without_credentials
+from facegender.params import load_params
+from facegender.sweep import grid_points, read_grid
+from tests.compose import ROOT
+
+
+def test_the_grid_of_make_sweep_is_valid(tmp_path: Path) -> None:
+    points = grid_points(read_grid(ROOT / "conf" / "sweep.yaml"), "sweep")
+    assert [point.name for point in points] == [f"sweep-{n}" for n in range(1, len(points) + 1)]
+    for point in points:
+        compose_and_dump(
+            tmp_path / "params.yaml", str(ROOT / "conf"), None, "config", "", point.overrides
+        )
+        params = load_params(tmp_path / "params.yaml")
+        assert params.train.learning_rate == point.values["train.learning_rate"]
+
+
+def test_every_combination_comes_once() -> None:
+    points = grid_points({"a": [1, 2], "b": ["x"], "c": [True, None]}, "g")
+    assert [(point.name, *point.values.values()) for point in points] == [
+        ("g-1", 1, "x", True),
+        ("g-2", 1, "x", None),
+        ("g-3", 2, "x", True),
+        ("g-4", 2, "x", None),
+    ]
+
+
+def test_values_arrive_as_they_are_in_the_file(tmp_path: Path) -> None:
+    """Hydra reads overrides by a grammar of its own."""
+    values = {
+        "train.learning_rate": 1e-05,
+        "train.calibrate": False,
+        "train.small_image_size": None,
+        "model.weights": "/home/a b/weights, (new) = 'best' {1}.h5",
+        "model.alpha": 1,
+        "train.fine_tune_from": "conv_pw_6",
+        "recipe": "best",
+    }
+    (point,) = grid_points({key: [value] for key, value in values.items()}, "g")
+    compose_and_dump(
+        tmp_path / "params.yaml", str(ROOT / "conf"), None, "config", "", point.overrides
+    )
+    composed = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    assert composed["image"]["size"] == 224
+    for key, value in values.items():
+        if key != "recipe":
+            group, name = key.split(".")
+            assert composed[group][name] == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "a: []", "a: {b: 1}", "a: [[1]]", "a: [1", "train:\n  epochs: [1]", "3"]
+)
+def test_what_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"grid\.yaml"):
+        read_grid(tmp_path / "grid.yaml")
+
+
+def test_a_missing_grid_or_no_jobs_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Cannot read the grid"):
+        _run(["sweep", str(tmp_path / "none.yaml")])
+    with pytest.raises(UserError, match="1 or more"):
+        _run(["sweep", "--jobs", "0"])
+
+
+def test_help_needs_no_mlflow() -> None:
+    code = "import sys; from facegender.cli import _run; _run(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, "sweep", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "conf/sweep.yaml" in done.stdout
+    assert "mlflow" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "blanked"),
+    [
+        ("https://user:pass@host/x", "https://***@host/x"),
+        ("https://token@host", "https://***@host"),
+        (
+            "get https://h/f?X-Goog-Signature=ab12&n=1 now",
+            "get https://h/f?X-Goog-Signature=***&n=1 now",
+        ),
+        ("https://h/f?n=1&access_token=ab12'", "https://h/f?n=1&access_token=***'"),
+        ("Authorization: Bearer ab.12=", "Authorization: Bearer ***"),
+        ("the value secret-1 in it", "the value *** in it"),
+        ("secret-1-longer", "***"),
+        ("loss: 0.3, https://host/a@b?n=1", "loss: 0.3, https://host/a@b?n=1"),
+    ],
+)
+def test_credentials_are_blanked(text: str, blanked: str) -> None:
+    assert without_credentials(text, ["secret-1", "secret-1-longer"]) == blanked
+
+
+def test_secrets_are_known_by_the_names_of_variables() -> None:
+    environment = {
+        "KAGGLE_KEY": "abcdef1",
+        "MLFLOW_TRACKING_PASSWORD": "abcdef2",
+        "my_token": "abcdef3",
+        "HOME": "/home/me",
+        "API_KEY": "1",
+    }
+    assert secrets_of(environment) == ["abcdef1", "abcdef2", "abcdef3"]
+
+
+def test_the_end_of_a_long_log_is_kept() -> None:
+    kept = KeptOutput()
+    for number in range(KEPT_CHARACTERS // 100 + 50):
+        kept.add(f"{number:099}\n")
+    assert len(kept.text()) == KEPT_CHARACTERS
+    assert int(kept.text().splitlines()[-1]) == KEPT_CHARACTERS // 100 + 49
+
+
+def test_tags_tell_the_inputs_and_nothing_that_changes_by_itself(tmp_path: Path) -> None:
+    stages = ["download", "train"]
+    lock = {
+        "stages": {
+            "download": {
+                "cmd": "fetch",
+                "outs": [{"path": "raw", "md5": "1.dir"}, {"path": "raw.json", "md5": "2"}],
+            },
+            "train": {
+                "cmd": "train",
+                "deps": [{"path": "raw", "md5": "1.dir"}, {"path": "code.py", "md5": "3"}],
+                "params": {"params.yaml": {"train": {"epochs": 2}}},
+                "outs": [{"path": "run.json", "md5": "4"}],
+            },
+            "evaluate": {"cmd": "evaluate"},
+        }
+    }
+
+    def tags() -> dict[str, str]:
+        (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+        return input_tags(tmp_path / "dvc.lock", stages)
+
+    first = tags()
+    assert first["dvc.data"] == "1.dir"
+    entries = json.loads(json.dumps(lock["stages"]))
+    lock["stages"]["train"]["outs"][0]["md5"] = "another run"
+    lock["stages"]["evaluate"]["cmd"] = "another stage"
+    assert tags() == first
+    for change in (
+        {"cmd": "train more"},
+        {"deps": [{"path": "raw", "md5": "5.dir"}, {"path": "code.py", "md5": "3"}]},
+        {"deps": [{"path": "raw", "md5": "1.dir"}, {"path": "code.py", "md5": "6"}]},
+        {"params": {"params.yaml": {"train": {"epochs": 3}}}},
+    ):
+        lock["stages"]["train"] = entries["train"] | change
+        assert tags()["dvc.lock"] != first["dvc.lock"]
+    assert input_tags(tmp_path / "none.lock", stages) == {}
