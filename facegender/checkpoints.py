@@ -63,9 +63,10 @@ class Checkpoint:
             return
         aside = self._path.with_suffix(".partial")
         text = json.dumps({**notes, "run_id": self.run_id})
+        content: dict[str, Any] = {**arrays, _NOTES: np.frombuffer(text.encode(), np.uint8)}
         try:
             with aside.open("wb") as file:
-                np.savez(file, **arrays, **{_NOTES: np.frombuffer(text.encode(), np.uint8)})
+                np.savez(file, allow_pickle=False, **content)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self._path)
@@ -124,23 +125,17 @@ def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
         lock.release()
 
 
-def training_digest(
-    *, params: str, weights: Sequence[np.ndarray], files: Sequence[Path], code: Path
-) -> str:
+def training_digest(*, params: str, files: Sequence[Path], code: Path) -> str:
     """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives.
 
     Args:
         params: the parameters, as text.
-        weights: of the network before training, which its architecture and the seed decide too.
-        files: the data.
+        files: the data, and the weights to start from.
         code: the package's directory; every module counts.
     """
     digest = hashlib.sha256(params.encode())
     for package in _PACKAGES:
         digest.update(f"{package} {version(package)}\n".encode())
-    for array in weights:
-        digest.update(f"{array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
     for path in (*files, *sorted(code.rglob("*.py"))):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()

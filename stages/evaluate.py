@@ -65,10 +65,10 @@ def main() -> None:
         manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
         history=history,
     ) as (run, which):
-        test = Part(args.processed / "test")
-        probabilities = predict_arrays(
-            load_model(args.model), test.batches(params.evaluate.batch_size)
-        )
+        model, test = load_model(args.model), Part(args.processed / "test")
+        # Here and not in train: an evaluation can be repeated when a server has missed it.
+        tracking.log_temperature(1 / model.get_layer("temperature").scale)
+        probabilities = predict_arrays(model, test.batches(params.evaluate.batch_size))
         metrics = evaluation.classification_metrics(
             test.labels,
             probabilities,
