@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast lint format params lock sweep ui bench clean
+.PHONY: help install repro test test-fast lint format params lock sweep ui bench verify-reproducible faults clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,12 @@ sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file
 ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
 	facegender relocate
 	mlflow ui --host 127.0.0.1 --port 5000
+
+verify-reproducible: $(INSTALLED) ## run the commit twice in clones, and compare all outputs' bytes
+	python -m bench.reproducible
+
+faults: $(INSTALLED) ## kill the pipeline 30 times, and compare what `dvc repro` then makes
+	python -m bench.faults
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline

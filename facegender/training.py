@@ -1,5 +1,6 @@
 """Training: augmentation, the head, fine-tuning, the epoch to keep."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from facegender.checkpoints import Checkpoint
 from facegender.model import Network, set_trainable
 from facegender.params import Augmentation, Train
 from facegender.processed import Part
+
+_log = logging.getLogger(__name__)
 
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
 SPEED_COLUMNS = ["epoch", "seconds", "images_per_second"]
@@ -441,6 +444,8 @@ class _Keeper(keras.callbacks.Callback):
             best.weights = self._saved("best")
             best.loss, best.epoch = notes["best_loss"], notes["best_epoch"]
         self.done = clock.history[-1]["epoch"] if clock.history else 0
+        if self.done:
+            _log.info("training goes on after epoch %d, where it was interrupted", self.done)
         for row, ended in zip(clock.history, clock.ended, strict=True):
             self._report(row, ended)
 

@@ -47,15 +47,17 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("changes", [QUICK, BEST, STOPPING], ids=["quick", "best", "stopping"])
+@pytest.mark.parametrize(
+    ("changes", "times"), [(QUICK, 2), (BEST, 3), (STOPPING, 1)], ids=["quick", "best", "stopping"]
+)
 def test_a_training_that_was_interrupted_ends_with_the_same_bits(
-    part: Part, recipe: Callable, tmp_path: Path, changes: dict
+    part: Part, recipe: Callable, tmp_path: Path, changes: dict, times: int
 ) -> None:
     expected = train_small(part, recipe(changes), Checkpoint(None))
     epochs = len(expected.history)
     generator = np.random.default_rng(5)
-    # Now and then within the first epoch, before there is anything to go on from.
-    for place in sorted(generator.choice(3 * epochs, 5, replace=False).tolist()):
+    # The first epoch, too, has steps: then there is nothing to go on from.
+    for place in sorted(generator.choice(3 * epochs, times, replace=False).tolist()):
         path = tmp_path / f"{place}.npz"
         seen: list[int] = []
 
@@ -78,14 +80,11 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(
         assert seen == expected.history["epoch"].tolist()
 
 
-@pytest.mark.parametrize("changes", [QUICK, BEST], ids=["quick", "best"])
-def test_a_training_that_was_killed_goes_on(
-    part: Part, recipe: Callable, tmp_path: Path, changes: dict
-) -> None:
-    expected = train_small(part, recipe(changes), Checkpoint(None))
-    (tmp_path / "recipe.json").write_text(recipe(changes).model_dump_json())
+def test_a_training_that_was_killed_goes_on(part: Part, recipe: Callable, tmp_path: Path) -> None:
+    expected = train_small(part, recipe(BEST), Checkpoint(None))
+    (tmp_path / "recipe.json").write_text(recipe(BEST).model_dump_json())
     path = tmp_path / "checkpoint.npz"
-    kill_at = 7
+    kill_at = 12
     code = (
         "import os, signal, sys; from pathlib import Path;"
         "from facegender.checkpoints import Checkpoint; from facegender.params import Train;"
@@ -100,7 +99,7 @@ def test_a_training_that_was_killed_goes_on(
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoint = Checkpoint(path)
     assert checkpoint.saved is not None
-    resumed = train_small(part, recipe(changes), checkpoint)
+    resumed = train_small(part, recipe(BEST), checkpoint)
     assert resumed.bits == expected.bits
 
 
