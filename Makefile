@@ -70,6 +70,7 @@ bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.preprocess
 	python -m bench.memory
 	python -m bench.predict
+	python -m bench.determinism
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp

@@ -1,5 +1,6 @@
 """What every command of the project does: log plainly, and explain errors instead of crashing."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -56,12 +57,28 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        print(f"error: The disk is full. Make room; then {_KEPT}.", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"interrupted; {_KEPT}", file=sys.stderr)
         sys.exit(130)
     except _Terminated:
         print(f"terminated; {_KEPT}", file=sys.stderr)
         sys.exit(143)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Return whether no space was left, whatever library wrapped the error that says so."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return True
+    # SQLite's words, and those of libraries that keep the text alone.
+    if "disk is full" in str(error) or os.strerror(errno.ENOSPC) in str(error):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _is_full_disk(cause)
 
 
 def run_stage(main: Callable[[], None]) -> None:
