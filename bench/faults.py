@@ -18,6 +18,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -109,14 +110,15 @@ def start_repro(clone: Path, *targets: str, **env: str) -> subprocess.Popen[byte
 
 def wait_for_stage(dvc: subprocess.Popen[bytes], stage: str) -> psutil.Process | None:
     """Return the process of a stage once it runs; None if DVC ends before."""
+    children: list[psutil.Process] = []
     while dvc.poll() is None:
-        try:
-            for child in psutil.Process(dvc.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(dvc.pid).children(recursive=True)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):  # ended meanwhile, or a zombie
                 words = child.cmdline()
                 if f"stages.{stage}" in words and Path(words[0]).name.startswith("python"):
                     return child
-        except psutil.NoSuchProcess:
-            continue
         time.sleep(0.05)
     return None
 
