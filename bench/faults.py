@@ -45,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of one kill in each stage")
+    parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--set", "-S", action="append", default=[], help="more parameters")
     args = parser.parse_args()
@@ -55,25 +55,24 @@ def main() -> int:
         undisturbed = clone_head(Path(folder) / "undisturbed", [*SMALL, *args.set])
         seconds = run_by_stages(undisturbed)
         expected = output_digests(undisturbed)
-        for number in range(args.rounds):
-            clone = clone_head(Path(folder) / f"round{number}", [*SMALL, *args.set])
+        while kills < args.kills:
+            clone = clone_head(Path(folder) / f"after{kills}", [*SMALL, *args.set])
             (clone / "dvc.lock").unlink(missing_ok=True)
-            for stage in seconds:
+            killed = []
+            for stage in list(seconds)[: args.kills - kills]:
                 share = chance.uniform(0, _SHARE_OF_STAGE)
                 everything = chance.random() < 0.5
                 where = kill_repro(clone, stage, share * seconds[stage], everything=everything)
-                victim = "with DVC" if everything else "by itself"
-                print(
-                    f"{kills + 1:3} {stage:<11} at {share:.2f} of it, {victim}: {where}", flush=True
-                )
-                kills += 1
+                killed += [stage] if where else []
+                print(f"{stage:<11} at {share:.2f} of it: {where or 'had ended'}", flush=True)
             run("dvc", "repro", cwd=clone)
             run("dvc", "status", "--quiet", cwd=clone)
             found = output_digests(clone)
             different = differences(expected, found)
-            survived += sum(expected[stage] == found[stage] for stage in seconds)
+            kills += len(killed)
+            survived += sum(expected[stage] == found[stage] for stage in killed)
             resumed += clone.with_name(f"{clone.name}.log").read_text().count("goes on after epoch")
-            print(f"    {', '.join(different) or 'all outputs bit-equal'}", flush=True)
+            print(f"{kills} kills: {', '.join(different) or 'all outputs bit-equal'}", flush=True)
             shutil.rmtree(clone)
     print(f"{survived} of {kills} end bit-equal; training was resumed {resumed} times")
     return int(survived < kills)
@@ -123,7 +122,7 @@ def wait_for_stage(dvc: subprocess.Popen[bytes], stage: str) -> psutil.Process |
     return None
 
 
-def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> str:
+def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> str | None:
     """Run `dvc repro` and kill a stage some seconds after its start.
 
     Args:
@@ -133,7 +132,7 @@ def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> 
         everything: DVC and all its processes, or the stage's own process alone.
 
     Returns:
-        What was running then.
+        What was killed; None if DVC had ended.
     """
     dvc = start_repro(clone)
     process = wait_for_stage(dvc, stage)
@@ -145,12 +144,12 @@ def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> 
     if process is not None and running and not everything:
         process.kill()
         dvc.wait()
-        return "it was at work"
+        return "killed by itself"
     if dvc.poll() is not None:
-        return "all had ended"
+        return None
     os.killpg(dvc.pid, signal.SIGKILL)
     dvc.wait()
-    return "it was at work" if running else "it had ended, DVC was at work"
+    return "killed with DVC" if running else "had ended, DVC killed at what it did next"
 
 
 if __name__ == "__main__":
