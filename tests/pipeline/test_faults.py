@@ -90,7 +90,7 @@ def test_a_stage_that_is_killed_is_done_again(
     trained: Clone, tmp_path: Path, stage: str, seconds: float, everything: bool
 ) -> None:
     clone = before(trained, stage, tmp_path)
-    kill_repro(clone.root, stage, seconds, everything=everything)
+    assert kill_repro(clone.root, stage, seconds, everything=everything)
     clone.run("dvc", "repro", stage)
     assert_same(clone, trained, stage)
 
