@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro report gate sweep test test-fast lint audit format params lock ui serve bench clean
+.PHONY: help install repro report gate sweep test test-fast lint audit format params lock ui serve bench verify-reproducible faults clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -73,11 +73,18 @@ serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5
 	mlflow models serve -m models:/facegender@champion --env-manager local \
 	  --host 127.0.0.1 --port 5001
 
+verify-reproducible: $(INSTALLED) ## run the commit twice in clones, and compare all outputs' bytes
+	python -m bench.reproducible
+
+faults: $(INSTALLED) ## kill the pipeline 30 times, and compare what `dvc repro` then makes
+	python -m bench.faults
+
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline
 	python -m bench.preprocess
 	python -m bench.memory
 	python -m bench.predict
+	python -m bench.determinism
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp

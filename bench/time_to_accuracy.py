@@ -130,7 +130,7 @@ def train(recipe: str, processed: Path, weights: str, changes: list[str]) -> dic
     epochs = params.train.head_epochs + params.train.epochs
     start = time.perf_counter()
 
-    def report(epoch: int, metrics: dict[str, float]) -> None:
+    def report(epoch: int, metrics: dict[str, float], ended: int) -> None:
         passed = time.perf_counter() - start
         values = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("val_loss", "val_accuracy"))
         # On stderr: the results have stdout to themselves.

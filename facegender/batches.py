@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from facegender.processed import Part
@@ -32,13 +33,6 @@ def make_batches(
     """
     labels = tf.constant(part.labels, tf.float32)[:, None]
 
-    def order(epoch: tf.Tensor) -> tf.data.Dataset:
-        positions = tf.range(len(part), dtype=tf.int64)
-        if shuffle_seed is not None:
-            key = tf.stack([tf.constant(shuffle_seed, tf.int64), epoch])
-            positions = tf.random.experimental.stateless_shuffle(positions, seed=key)
-        return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
-
     def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images = tf.numpy_function(part.read, [positions], tf.uint8)
         return tf.ensure_shape(images, (None, *part.images.shape[1:])), tf.gather(labels, positions)
@@ -48,16 +42,49 @@ def make_batches(
         smaller = tf.image.resize(images, (size, size), method="area")
         return tf.cast(tf.round(smaller), tf.uint8), labels
 
-    batches = len(epochs) * math.ceil(len(part) / batch_size)
-    stream = (
-        tf.data.Dataset.range(epochs.start, epochs.stop)
-        .flat_map(order)
-        .map(read, num_parallel_calls=2, deterministic=True)
+    stream = _positions(len(part), batch_size, shuffle_seed, epochs).map(
+        read, num_parallel_calls=2, deterministic=True
     )
     if size is not None:
         stream = stream.map(shrink, num_parallel_calls=2, deterministic=True)
+    return stream.prefetch(4)
+
+
+def make_feature_batches(
+    features: np.ndarray, labels: np.ndarray, batch_size: int, *, shuffle_seed: int, epochs: range
+) -> tf.data.Dataset:
+    """Return batches of features and labels in memory, in an order as that of `make_batches`.
+
+    Args:
+        features: shape (n, k).
+        labels: shape (n,).
+        batch_size: rows a batch; the last one of an epoch may be smaller.
+        shuffle_seed: decides the order, with the epoch.
+        epochs: the epochs to yield, one after another.
+
+    Returns:
+        A dataset of (batch, k), in the dtype of the features, and float32 (batch, 1).
+    """
+    rows, answers = tf.constant(features), tf.constant(labels, tf.float32)[:, None]
+    return _positions(len(features), batch_size, shuffle_seed, epochs).map(
+        lambda positions: (tf.gather(rows, positions), tf.gather(answers, positions))
+    )
+
+
+def _positions(
+    count: int, batch_size: int, shuffle_seed: int | None, epochs: range
+) -> tf.data.Dataset:
+    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+        positions = tf.range(count, dtype=tf.int64)
+        if shuffle_seed is not None:
+            key = tf.stack([tf.constant(shuffle_seed, tf.int64), epoch])
+            positions = tf.random.experimental.stateless_shuffle(positions, seed=key)
+        return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
+
+    batches = len(epochs) * math.ceil(count / batch_size)
     return (
-        stream
+        tf.data.Dataset.range(epochs.start, epochs.stop)
+        .flat_map(order)
         # Without a known number, Keras warns at the end of the data.
-        .apply(tf.data.experimental.assert_cardinality(batches)).prefetch(4)
+        .apply(tf.data.experimental.assert_cardinality(batches))
     )

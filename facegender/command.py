@@ -1,5 +1,6 @@
 """What every command of the project does: log plainly, and explain errors instead of crashing."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -22,6 +23,8 @@ from facegender.logs import keep_output
 
 # A sweep names its own run in it to the stages of its experiments.
 PARENT_RUN = "FACEGENDER_PARENT_RUN"
+
+_KEPT = "`dvc repro` goes on: stages that ended are kept, and epochs of a training"
 
 _log = logging.getLogger("facegender")
 
@@ -52,6 +55,10 @@ def run_command(main: Callable[[], int | None]) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # By default it tells its makers how it is used.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # A server that is down should not hold a stage up for the quarter of an hour that is MLflow's
+    # default: 15 seconds if it refuses, two minutes if it is silent.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     handler = logging.StreamHandler()
     handler.setFormatter(_PresentableFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -61,15 +68,29 @@ def run_command(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(presentable(f"error: {error}"), file=sys.stderr)
         sys.exit(1)
+    except Exception as error:
+        if _is_full_disk(error):
+            print(f"error: The disk is full. Make room; then {_KEPT}.", file=sys.stderr)
+        else:
+            print(presentable(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; what earlier stages made is kept", file=sys.stderr)
+        print(f"interrupted; {_KEPT}", file=sys.stderr)
         sys.exit(130)
     except _Terminated:
-        print("terminated; what earlier stages made is kept", file=sys.stderr)
+        print(f"terminated; {_KEPT}", file=sys.stderr)
         sys.exit(143)
-    except Exception:
-        print(presentable(traceback.format_exc()), end="", file=sys.stderr)
-        sys.exit(1)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Return whether no space was left, whatever library wrapped the error that says so."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return True
+    # SQLite's words, and those of libraries that keep the text alone.
+    if "disk is full" in str(error) or os.strerror(errno.ENOSPC) in str(error):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _is_full_disk(cause)
 
 
 def run_stage(main: Callable[[], None]) -> None:

@@ -22,6 +22,13 @@ def find_images(directory: Path) -> list[PurePosixPath]:
     return sorted(found, key=str)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Replace a text file by a rename, so that it is never seen, or left, half-written."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -22,10 +22,13 @@ class Part:
     """A part of the processed data, open for reading.
 
     Attributes:
+        directory: where the part is, in the files FILES.
         images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
             `batches` are for passes over the set.
         index: the manifest's rows, with `row`, the position in `images`.
     """
+
+    FILES = ("images.npy", "index.csv")
 
     def __init__(self, directory: Path) -> None:
         """Open the part that `preprocessing.write_part` wrote to `directory`.
@@ -33,6 +36,7 @@ class Part:
         Raises:
             UserError: the directory holds no processed part.
         """
+        self.directory = directory
         try:
             self.images: np.memmap = np.load(
                 directory / "images.npy", mmap_mode="r", allow_pickle=False

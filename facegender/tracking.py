@@ -3,16 +3,22 @@
 One execution of the pipeline is one run: `training_run` opens it, `evaluation_run` continues it,
 `log_export` and `log_report` add to it. A stage that fails leaves its run FAILED, with its log.
 The run's id travels from train to evaluate, and on to what follows, in files.
+
+A tracking server that fails costs the log, never the work: if it is down at the start of a stage,
+the stage logs to the local store; if it fails later, the rest of the stage is not logged. Either
+way a warning says how to send what is missing.
 """
 
 import getpass
 import hashlib
 import json
+import logging
 import math
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +33,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL, MLFLOW_RUN_NAME, MLFLOW_USER
+from requests import RequestException
 
 from facegender.errors import UserError
 from facegender.files import file_sha256
@@ -45,6 +52,13 @@ _EVALUATION = "facegender.evaluation"
 _SWEEP = "facegender.sweep"
 _TRAINED_BY = "facegender.trained_by"
 _TRAINED_MODEL = "facegender.model_sha256"
+
+_SEND = (
+    "All results are on disk. When the server answers again, send them with "
+    "`dvc repro --force --single-item evaluate report`"
+)
+
+_log = logging.getLogger(__name__)
 
 
 def package_versions() -> dict[str, str]:
@@ -65,6 +79,8 @@ def read_run_id(path: Path) -> str:
 def connect(root: Path, uri: str | None = None) -> int:
     """Choose the store, make the experiment in it if it is new, and mend what is out of date.
 
+    A server that does not answer is replaced by the repository's own store, with a warning.
+
     In the repository's own store, addresses of artifacts are rewritten if it was moved, and runs
     whose process is gone (killed outright, or the machine went off) are marked KILLED.
 
@@ -81,6 +97,14 @@ def connect(root: Path, uri: str | None = None) -> int:
     """
     home = store_home(root)
     own = f"sqlite:///{home / 'mlflow.db'}"
+    if uri not in {None, own} and (trouble := _trouble(str(uri))):
+        _log.warning(
+            "the MLflow server that MLFLOW_TRACKING_URI names does not answer (%s), so this stage "
+            "logs to mlflow.db. %s.",
+            trouble,
+            _SEND,
+        )
+        uri = None
     local = uri in {None, own}
     mlflow.set_tracking_uri(uri or own)
     artifacts = (home / "mlruns" / EXPERIMENT).as_uri() if local else None
@@ -105,6 +129,55 @@ def connect(root: Path, uri: str | None = None) -> int:
     return moved
 
 
+def _trouble(uri: str) -> str | None:
+    """Return why the server at `uri` does not answer, or None if it does."""
+    mlflow.set_tracking_uri(uri)
+    try:
+        mlflow.get_experiment_by_name(EXPERIMENT)
+    except (MlflowException, RequestException) as error:
+        return _short(error)
+    return None
+
+
+def _short(error: Exception) -> str:
+    # No more than the kind of error, for the address in its text may hold a password.
+    if isinstance(error, MlflowException) and error.__cause__ is error.__context__ is None:
+        return error.error_code
+    return type(error.__cause__ or error.__context__ or error).__name__
+
+
+def _unless_down(log: Callable[..., None]) -> Callable[..., None]:
+    """Have a function that logs to the open run do nothing once the server has failed."""
+
+    @wraps(log)
+    def logged(*args: Any, **kwargs: Any) -> None:
+        if mlflow.active_run() is None:
+            return
+        with _lost_if_down():
+            log(*args, **kwargs)
+
+    return logged
+
+
+@contextmanager
+def _lost_if_down() -> Iterator[None]:
+    """Give the log up, with a warning, if the body fails at a tracking server."""
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        # A local store that fails is a full disk or a bug: the stage ends, and can be run again.
+        if mlflow.get_tracking_uri().startswith("sqlite:"):
+            raise
+        _log.warning(
+            "the MLflow server failed (%s): the rest of this stage is not logged. %s.",
+            _short(error),
+            _SEND,
+        )
+        # No run is open any more, so that nothing waits for the server again.
+        with suppress(MlflowException, RequestException):
+            mlflow.end_run("FAILED")
+
+
 def _end_dead_runs() -> None:
     running = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
@@ -123,6 +196,7 @@ def training_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     manifests: Mapping[str, Path],
+    resume: str | None = None,
 ) -> Iterator[Run]:
     """Open a run for a training; it ends FINISHED, or FAILED if the body raises.
 
@@ -131,13 +205,32 @@ def training_run(
         params: every parameter under its dotted name.
         tags: what else identifies the run; versions of packages are added.
         manifests: the CSV of each part, logged as the run's datasets with their digests.
+        resume: id of the run of a training that was interrupted, to go on with if this store has
+            it.
     """
+    begun = _find(resume) if resume else None
+    if begun is not None:
+        with _open(begun) as run:
+            # It may be another experiment that takes the training up.
+            _set_tags({**tags, MLFLOW_RUN_NAME: name})
+            yield run
+        return
     versions = {f"version.{package}": number for package, number in package_versions().items()}
     run = _new_run(name, {**versions, "version.python": platform.python_version(), **tags})
     with _open(run) as run:
-        mlflow.log_params(dict(params))
-        _log_datasets(manifests)
+        _log_inputs(params, manifests)
         yield run
+
+
+@_unless_down
+def _log_inputs(params: Mapping[str, Any], manifests: Mapping[str, Path]) -> None:
+    mlflow.log_params(dict(params))
+    _log_datasets(manifests)
+
+
+@_unless_down
+def _set_tags(tags: Mapping[str, str]) -> None:
+    mlflow.set_tags(dict(tags))
 
 
 def _new_run(name: str, tags: Mapping[str, str]) -> Run:
@@ -153,12 +246,17 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
 
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
-    # Nested, for a sweep's own run may be open.
-    with (
-        alive(run.info.artifact_uri),
-        mlflow.start_run(run_id=run.info.run_id, nested=True) as run,
-    ):
-        yield run
+    with alive(run.info.artifact_uri):
+        # Nested, for a sweep's own run may be open.
+        mlflow.start_run(run_id=run.info.run_id, nested=True)
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        finally:
+            if mlflow.active_run() is not None:
+                with _lost_if_down():
+                    mlflow.end_run(status)
 
 
 def _tags_without_credentials() -> dict[str, str]:
@@ -177,11 +275,20 @@ def _tags_without_credentials() -> dict[str, str]:
     return tags
 
 
-def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
-    """Log the metrics of an epoch to the open run while training goes on."""
-    mlflow.log_metrics(dict(metrics), step=epoch)
+@_unless_down
+def log_epoch(epoch: int, metrics: Mapping[str, float], ended: int | None = None) -> None:
+    """Log the metrics of an epoch to the open run while training goes on.
+
+    Args:
+        epoch: its number, from 1.
+        metrics: by name.
+        ended: when, in milliseconds since 1970; None is now. MLflow keeps one of two metrics that
+            are equal in everything, so an epoch that is logged again with its time is there once.
+    """
+    mlflow.log_metrics(dict(metrics), step=epoch, timestamp=ended)
 
 
+@_unless_down
 def log_history(history: pd.DataFrame) -> None:
     """Log a finished training's metrics, a row an epoch, to the open run."""
     for row in history.to_dict("records"):
@@ -189,6 +296,7 @@ def log_history(history: pd.DataFrame) -> None:
         log_epoch(epoch, {str(key): value for key, value in row.items()})
 
 
+@_unless_down
 def log_temperature(temperature: float) -> None:
     """Log the temperature of the calibration to the open run."""
     mlflow.log_metric("temperature", temperature)
@@ -231,7 +339,8 @@ def evaluation_run(
     trained = _find(trained_by)
     if trained is not None and trained.data.tags.get(_EVALUATION) in {None, evaluation}:
         with _open(trained) as run:
-            mlflow.set_tags({**inputs, _EVALUATION: evaluation})
+            _set_tags({**inputs, _EVALUATION: evaluation})
+            _complete(run, history)
             yield run, f"logged to MLflow run {run.info.run_id}, which trained the model"
         return
 
@@ -266,6 +375,14 @@ def evaluation_run(
         yield run, f"logged to a new MLflow run {run.info.run_id}, for {why}"
 
 
+@_unless_down
+def _complete(run: Run, history: pd.DataFrame) -> None:
+    """Log the epochs that a server did not get, for it failed while the model was trained."""
+    steps = {point.step for point in MlflowClient().get_metric_history(run.info.run_id, "loss")}
+    log_history(history[~history["epoch"].isin(steps)])
+
+
+@_unless_down
 def log_evaluation(
     metrics: Mapping[str, Any], *, test_manifest: Path, files: Sequence[Path]
 ) -> None:
@@ -279,6 +396,7 @@ def log_evaluation(
             mlflow.log_artifact(str(path), "metrics")
 
 
+@_unless_down
 def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
     """Log the models' files, and metrics of the export under `export_` and their names.
 
@@ -365,6 +483,7 @@ def mark_best(run_id: str, name: str, loss: float) -> None:
     mlflow.log_metric("best_val_loss", loss)
 
 
+@_unless_down
 def log_numbers(prefix: str, metrics: Mapping[str, Any]) -> None:
     """Log every number in a metrics file to the open run, as `<prefix>_` and its dotted name."""
     mlflow.log_metrics({f"{prefix}_{name}": value for name, value in _numbers(metrics)})
@@ -389,9 +508,11 @@ def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str |
     if run.data.metrics.get("test_loss") != loss:
         return f"not logged: MLflow run {run_id} is about other results; `dvc repro` makes them one"
     client = mlflow.MlflowClient()
-    for path in files:
-        client.log_artifact(run_id, str(path), folder)
-    return f"logged to MLflow run {run_id}, which holds the evaluation"
+    with _lost_if_down():
+        for path in files:
+            client.log_artifact(run_id, str(path), folder)
+        return f"logged to MLflow run {run_id}, which holds the evaluation"
+    return "not logged: the server failed"
 
 
 def fetch_results(run_id: str, folder: Path) -> Path:
@@ -434,6 +555,7 @@ def digest(files: Sequence[Path], text: str) -> str:
     return hashlib.sha256("\n".join([*parts, text]).encode()).hexdigest()
 
 
+@_unless_down
 def log_model(
     model: Path,
     *,

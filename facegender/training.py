@@ -1,5 +1,6 @@
 """Training: augmentation, the head, fine-tuning, the epoch to keep."""
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -12,13 +13,19 @@ import pandas as pd
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
-from facegender.batches import make_batches
+from facegender.batches import make_batches, make_feature_batches
+from facegender.checkpoints import Checkpoint
 from facegender.model import Network, set_trainable
 from facegender.params import Augmentation, Train
 from facegender.processed import Part
 
+_log = logging.getLogger(__name__)
+
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
 SPEED_COLUMNS = ["epoch", "seconds", "images_per_second"]
+
+# Called with an epoch's number, from 1, its metrics, and the milliseconds since 1970 of its end.
+OnEpoch = Callable[[int, dict[str, float], int], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,8 @@ def train_network(
     validation: Part,
     recipe: Train,
     *,
-    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
+    on_epoch: OnEpoch = lambda epoch, metrics, ended: None,
+    checkpoint: Checkpoint | None = None,
     verbose: int = 2,
 ) -> Training:
     """Train the head alone, then fine-tune, and leave the network with the epoch to keep.
@@ -100,12 +108,18 @@ def train_network(
     The head learns from features that are computed once. Fine-tuning may begin on small images
     (Howard, Training Imagenet in 3 hours for 25 minutes, fast.ai 2018) and end on full ones.
 
+    Chance (order, augmentation, dropout) is a function of the seed, the epoch and the step alone.
+    With the rest from a checkpoint, training that was killed ends with the bits that it would have
+    ended with.
+
     Args:
         network: built for the images of the parts; its layers are trained in place.
         train: training part.
         validation: decides which epoch is best, by its loss.
         recipe: how to train.
-        on_epoch: called after each epoch with its number, from 1, and its metrics.
+        on_epoch: called after each epoch, when it is in the checkpoint; and first for each that the
+            checkpoint holds already.
+        checkpoint: where to go on from, and where each epoch is kept; None does neither.
         verbose: as in Keras' `fit`: 1 draws a bar by step, 2 prints a line an epoch.
 
     Raises:
@@ -115,18 +129,18 @@ def train_network(
     model = network.training(augmentation_layers(recipe.augmentation, recipe.seed))
     passes, _ = _epoch_length(len(train), recipe)
     clock, best = _Clock(len(train)), _BestWeights(model)
-    report = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: on_epoch(epoch + 1, dict(logs))
-    )
-    callbacks = [clock, best, keras.callbacks.TerminateOnNaN(), report]
+    keeper = _Keeper(model, checkpoint or Checkpoint(None), clock, best, on_epoch)
+    callbacks = [_Chance(model), clock, best, keras.callbacks.TerminateOnNaN(), keeper]
     small = recipe.small_image_size if recipe.small_epochs else None
-    if recipe.head_epochs:
-        _train_head(network, train, validation, recipe, small, callbacks, verbose)
+    if keeper.done < recipe.head_epochs:
+        _train_head(network, train, validation, recipe, small, callbacks, keeper, verbose)
     if recipe.epochs:
-        # What the head reached by itself is where fine-tuning starts, not what it competes with.
-        best.restart()
+        if keeper.done <= recipe.head_epochs:
+            # What the head reached by itself is where fine-tuning starts, not what it competes
+            # with.
+            best.restart()
         clock.images = passes * len(train)
-        _fine_tune(model, train, validation, recipe, small, callbacks, verbose)
+        _fine_tune(model, train, validation, recipe, small, callbacks, keeper, verbose)
     if recipe.keep == "best" or not clock.history:
         best.restore()
         kept = best.epoch
@@ -145,6 +159,7 @@ def _train_head(
     recipe: Train,
     size: int | None,
     callbacks: list[keras.callbacks.Callback],
+    keeper: "_Keeper",
     verbose: int,
 ) -> None:
     """Train the head on features of the frozen trunk, each computed once, without augmentation."""
@@ -160,12 +175,21 @@ def _train_head(
         recipe.head_learning_rate, recipe.head_epochs * math.ceil(len(train) / recipe.batch_size)
     )
     _compile(network.head, recipe, schedule)
+    keeper.restore_optimizer(network.head)
     network.head.fit(
-        inputs,
-        train.labels[:, None],
-        batch_size=recipe.batch_size,
+        make_feature_batches(
+            inputs,
+            train.labels,
+            recipe.batch_size,
+            shuffle_seed=recipe.seed,
+            epochs=range(keeper.done, recipe.head_epochs),
+        ),
         validation_data=(val_inputs, validation.labels[:, None]),
+        validation_batch_size=recipe.batch_size,
+        initial_epoch=keeper.done,
         epochs=recipe.head_epochs,
+        steps_per_epoch=math.ceil(len(train) / recipe.batch_size),
+        shuffle=False,  # the dataset shuffles itself
         class_weight=_class_weights(recipe, train),
         callbacks=callbacks,
         verbose=verbose,
@@ -179,6 +203,7 @@ def _fine_tune(
     recipe: Train,
     small: int | None,
     callbacks: list[keras.callbacks.Callback],
+    keeper: "_Keeper",
     verbose: int,
 ) -> None:
     """Train the whole, first on images of `small` pixels a side, then on those of the parts."""
@@ -193,16 +218,20 @@ def _fine_tune(
         alpha=1.0 if recipe.schedule == "constant" else 0.0,
     )
     _compile(model, recipe, schedule, average_steps=recipe.ema_epochs * steps)
+    done = max(0, keeper.done - recipe.head_epochs)
+    if done:
+        keeper.restore_optimizer(model)
     if recipe.ema_epochs:
         # Before the others, which then judge and keep the averaged weights.
-        callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True), *callbacks]
+        callbacks = [_Averages(averaged=done > 0), *callbacks]
     if recipe.early_stopping_patience:
-        callbacks = [
-            *callbacks,
-            keras.callbacks.EarlyStopping(patience=recipe.early_stopping_patience),
-        ]
+        # Before the last, which does not keep the epoch that training stops at.
+        patience = recipe.early_stopping_patience
+        stopper = _EarlyStopping(patience, keeper.clock.history, after=recipe.head_epochs)
+        callbacks = [*callbacks[:-1], stopper, keeper]
     first_full = min(recipe.small_epochs, recipe.epochs) if small else 0
     for size, epochs in ((small, range(first_full)), (None, range(first_full, recipe.epochs))):
+        epochs = range(max(done, epochs.start), epochs.stop)
         if not epochs or model.stop_training:
             continue
         batches = make_batches(
@@ -270,36 +299,81 @@ def _class_weights(recipe: Train, part: Part) -> dict[int, float] | None:
     return dict(zip(classes.tolist(), weights.tolist(), strict=True))
 
 
+class _Chance(keras.callbacks.Callback):
+    """Makes what random layers draw a function of their seed, the epoch and the step alone.
+
+    Keras' layers count their draws from the first epoch on, so that one who begins at a later epoch
+    would draw other numbers.
+    """
+
+    def __init__(self, whole: keras.Model) -> None:
+        super().__init__()
+        states = [item for item in whole.variables if item.name == "seed_generator_state"]
+        self._states = [(state, int(keras.ops.convert_to_numpy(state)[0])) for state in states]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Begin the epoch's numbers; the layers count on from there, one a step."""
+        for state, seed in self._states:
+            state.assign(np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint32))
+
+
+class _Averages(keras.callbacks.SwapEMAWeights):
+    """Has the averaged weights in the model between epochs, and at the start if told so."""
+
+    def __init__(self, *, averaged: bool) -> None:
+        super().__init__(swap_on_epoch=True)
+        # Keras' own flag: a checkpoint holds the weights as they are between epochs.
+        self._ema_weights_in_model = averaged
+
+
+class _EarlyStopping(keras.callbacks.EarlyStopping):
+    """Counts the epochs of all fine-tuning, not only those since images changed or a restart."""
+
+    def __init__(self, patience: int, history: list[dict[str, Any]], *, after: int) -> None:
+        super().__init__(patience=patience, mode="min")
+        self._history = history
+        self._after = after  # the last epoch of the head
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Count the epochs that are past."""
+        super().on_train_begin(logs)
+        for row in self._history:
+            if row["epoch"] > self._after:
+                self.on_epoch_end(row["epoch"] - 1, row)
+
+
 class _BestWeights(keras.callbacks.Callback):
     """Keeps the weights of the epoch with the lowest validation loss, whatever model is trained.
 
     Keras' own callbacks keep those of the model in `fit`, but the head is trained by itself.
 
     Attributes:
+        weights: those that are kept.
+        loss: their validation loss.
         epoch: the epoch whose weights are kept, from 1; 0 for the first weights.
     """
 
     def __init__(self, whole: keras.Model) -> None:
         super().__init__()
         self._whole = whole
-        self._weights = whole.get_weights()
-        self._loss = math.inf
+        self.weights = whole.get_weights()
+        self.loss = math.inf
         self.epoch = 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keep the weights if they are better; NaN is not."""
         loss = (logs or {}).get("val_loss", math.nan)
-        if loss < self._loss:
-            self._weights, self._loss, self.epoch = self._whole.get_weights(), loss, epoch + 1
+        if loss < self.loss:
+            self.weights, self.loss, self.epoch = self._whole.get_weights(), loss, epoch + 1
 
     def restart(self) -> None:
         """Go on from the kept weights, and have any later epoch take their place."""
         self.restore()
-        self._loss = math.inf
+        self.loss = math.inf
 
     def restore(self) -> None:
         """Put the kept weights back."""
-        self._whole.set_weights(self._weights)
+        self._whole.set_weights(self.weights)
 
 
 class _Clock(keras.callbacks.Callback):
@@ -310,6 +384,7 @@ class _Clock(keras.callbacks.Callback):
         self.images = images  # an epoch
         self.history: list[dict[str, Any]] = []
         self.speed: list[dict[str, Any]] = []
+        self.ended: list[int] = []  # milliseconds since 1970
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Start the epoch's clock."""
@@ -327,6 +402,7 @@ class _Clock(keras.callbacks.Callback):
             keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         )
         self.history.append({"epoch": epoch + 1, **logs})
+        self.ended.append(time.time_ns() // 1_000_000)
         self.speed.append(
             {
                 "epoch": epoch + 1,
@@ -334,3 +410,85 @@ class _Clock(keras.callbacks.Callback):
                 "images_per_second": round(self.images / self._seconds, 1),
             }
         )
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Goes on from a checkpoint, and keeps each epoch in it; the last of the callbacks.
+
+    Keras' BackupAndRestore keeps one model and its optimizer, from the start to the end of one
+    `fit`. A training here is up to three, of two models; and it is more: the best weights, the
+    history, whether the weights in the model are the averaged ones.
+
+    Attributes:
+        clock: what it keeps of the epochs.
+        done: the last epoch that the checkpoint held at the start, from 1; 0 if there was none.
+    """
+
+    def __init__(
+        self,
+        whole: keras.Model,
+        checkpoint: Checkpoint,
+        clock: _Clock,
+        best: _BestWeights,
+        on_epoch: OnEpoch,
+    ) -> None:
+        """Put back all but the state of the optimizer, which does not exist yet."""
+        super().__init__()
+        self._whole, self._checkpoint, self._on_epoch = whole, checkpoint, on_epoch
+        self.clock, self._best = clock, best
+        if checkpoint.saved is not None:
+            notes = checkpoint.saved.notes
+            clock.history, clock.speed = notes["history"], notes["speed"]
+            clock.ended = notes["ended"]
+            whole.set_weights(self._saved("weights"))
+            best.weights = self._saved("best")
+            best.loss, best.epoch = notes["best_loss"], notes["best_epoch"]
+        self.done = clock.history[-1]["epoch"] if clock.history else 0
+        if self.done:
+            _log.info("training goes on after epoch %d, where it was interrupted", self.done)
+        for row, ended in zip(clock.history, clock.ended, strict=True):
+            self._report(row, ended)
+
+    def restore_optimizer(self, model: keras.Model) -> None:
+        """Put back the state of the optimizer of the model that the checkpoint's epoch trained."""
+        if self.done:
+            model.optimizer.build(model.trainable_variables)
+            saved = self._saved("optimizer")
+            for variable, value in zip(model.optimizer.variables, saved, strict=True):
+                variable.assign(value)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep the epoch, then tell of it."""
+        # Where training stops, Keras does more before `fit` ends: such an epoch is done again.
+        if not self.model.stop_training:
+            optimizer = self.model.optimizer.variables
+            groups = {
+                "weights": self._whole.get_weights(),
+                "best": self._best.weights,
+                "optimizer": [keras.ops.convert_to_numpy(variable) for variable in optimizer],
+            }
+            self._checkpoint.write(
+                {
+                    f"{group}.{number}": array
+                    for group, arrays in groups.items()
+                    for number, array in enumerate(arrays)
+                },
+                {
+                    "history": self.clock.history,
+                    "speed": self.clock.speed,
+                    "ended": self.clock.ended,
+                    "best_loss": self._best.loss,
+                    "best_epoch": self._best.epoch,
+                },
+            )
+        self._report(self.clock.history[-1], self.clock.ended[-1])
+
+    def _report(self, row: dict[str, Any], ended: int) -> None:
+        metrics = dict(row)
+        self._on_epoch(metrics.pop("epoch"), metrics, ended)
+
+    def _saved(self, group: str) -> list[np.ndarray]:
+        assert self._checkpoint.saved is not None  # noqa: S101 - a bug, not bad input
+        arrays = self._checkpoint.saved.arrays
+        count = sum(name.startswith(f"{group}.") for name in arrays)
+        return [arrays[f"{group}.{number}"] for number in range(count)]

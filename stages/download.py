@@ -7,6 +7,7 @@ from pathlib import Path
 from facegender.command import project_root, run_stage
 from facegender.datasets import fetch_dataset
 from facegender.datasets.archive import ArchiveLimits
+from facegender.files import write_whole
 from facegender.params import load_params
 
 
@@ -30,7 +31,8 @@ def main() -> None:
         known=known,
         cache=project_root() / ".dvc" / "tmp" / "kaggle",
     )
-    args.info.write_text(json.dumps(info, indent=2, sort_keys=True) + "\n")
+    # Whole or not at all: DVC leaves this file in place, and the next download reads it.
+    write_whole(args.info, json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

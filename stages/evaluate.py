@@ -103,8 +103,11 @@ def main() -> None:
             test_manifest=args.splits / "test.csv",
             files=[args.metrics, args.predictions, args.plots],
         )
+        exported = json.loads(args.export_metrics.read_text())
+        # Here and not in train: an evaluation can be repeated when a server has missed it.
+        tracking.log_temperature(exported["temperature"])
         tracking.log_export(
-            json.loads(args.export_metrics.read_text()),
+            exported,
             models=[args.keras, args.model, args.int8],
             metrics_file=args.export_metrics,
         )

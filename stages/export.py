@@ -56,6 +56,7 @@ def main() -> None:
     report = {
         "n": len(test),
         "latency_threads": 1,
+        "temperature": 1 / model.get_layer("temperature").scale,
         **results,
         "int8_accuracy_loss": loss,
         "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,

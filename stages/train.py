@@ -27,7 +27,7 @@ def main() -> None:
     params = load_params(args.params)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender import model, tracking, training
+    from facegender import checkpoints, model, tracking, training
     from facegender.calibration import fit_temperature
     from facegender.prediction import predict_arrays
     from facegender.processed import Part
@@ -35,12 +35,27 @@ def main() -> None:
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
-    with tracking.training_run(
-        name=name,
-        params=flatten(params),
-        tags={**tags, **inputs},
-        manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
-    ) as run:
+    train, validation = Part(args.processed / "train"), Part(args.processed / "validation")
+    digest = checkpoints.training_digest(
+        params=params.model_dump_json(),
+        files=[
+            *(part.directory / name for part in (train, validation) for name in Part.FILES),
+            *(path for path in [Path(params.model.weights)] if path.is_file()),
+        ],
+        code=Path(checkpoints.__file__).parent,
+    )
+    folder = project_root() / ".dvc" / "tmp" / "facegender"
+    with (
+        checkpoints.open_checkpoint(folder, digest) as checkpoint,
+        tracking.training_run(
+            name=name,
+            params=flatten(params),
+            tags={**tags, **inputs},
+            manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+            resume=checkpoint.run_id,
+        ) as run,
+    ):
+        checkpoint.run_id = run.info.run_id
         training.make_deterministic(params.train.seed)
         network = model.build_network(
             image_size=params.image.size,
@@ -53,26 +68,26 @@ def main() -> None:
             batch_norm_momentum=params.train.batch_norm_momentum,
             seed=params.train.seed,
         )
-        validation = Part(args.processed / "validation")
         result = training.train_network(
             network,
-            Part(args.processed / "train"),
+            train,
             validation,
             params.train,
             on_epoch=tracking.log_epoch,
+            checkpoint=checkpoint,
             verbose=fit_verbosity(),
         )
         temperature = 1.0
         if params.train.calibrate:
             logits = predict_arrays(network.logits(), validation.batches(32))
             temperature = fit_temperature(validation.labels, logits)
-            tracking.log_temperature(temperature)
         for path in (args.model, args.history):
             path.parent.mkdir(parents=True, exist_ok=True)
         model.save_model(network.inference(temperature), args.model)
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
         tracking.write_run_id(run, args.run)
+        checkpoint.remove()
     print(
         f"kept epoch {result.kept_epoch} of {len(result.history)} ({params.train.keep}); "
         f"temperature {temperature:.3f}"

@@ -1,9 +1,18 @@
 """The small network of the tests. In a module of its own, for it imports TensorFlow."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import keras
+import pandas as pd
+
+from facegender import training
+from facegender.checkpoints import Checkpoint
 from facegender.model import Network, build_network
-from facegender.training import make_deterministic
+from facegender.params import Train
+from facegender.processed import Part
+from facegender.training import make_deterministic, train_network
 
 
 def small_network(**changes: Any) -> Network:
@@ -19,3 +28,39 @@ def small_network(**changes: Any) -> Network:
     } | changes
     make_deterministic(settings["seed"])
     return build_network(**settings)
+
+
+@dataclass(frozen=True)
+class Trained:
+    bits: bytes  # of all weights
+    history: pd.DataFrame
+    speed: pd.DataFrame
+    kept_epoch: int
+
+
+def train_small(
+    part: Part,
+    recipe: Train,
+    checkpoint: Checkpoint,
+    on_step: Callable[[int], None] = lambda step: None,
+    on_epoch: training.OnEpoch = lambda epoch, metrics, ended: None,
+) -> Trained:
+    """Train the small network on `part`, with `on_step` called at each of all steps, from 0."""
+    network = small_network(dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm)
+    steps = iter(range(10**9))
+    original = keras.callbacks.TerminateOnNaN.on_train_batch_end
+
+    def stepping(self: Any, batch: int, logs: Any = None) -> None:
+        original(self, batch, logs)
+        on_step(next(steps))
+
+    keras.callbacks.TerminateOnNaN.on_train_batch_end = stepping
+    try:
+        result = train_network(
+            network, part, part, recipe, checkpoint=checkpoint, on_epoch=on_epoch, verbose=0
+        )
+    finally:
+        keras.callbacks.TerminateOnNaN.on_train_batch_end = original
+    weights = network.training([]).get_weights()
+    bits = b"".join(weight.tobytes() for weight in weights)
+    return Trained(bits, result.history, result.speed, result.kept_epoch)

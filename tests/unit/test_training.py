@@ -55,7 +55,7 @@ def test_history_and_the_kept_epoch(part: Part, recipe: Train) -> None:
         part,
         part,
         two_phases,
-        on_epoch=lambda epoch, metrics: seen.append(epoch),
+        on_epoch=lambda epoch, metrics, ended: seen.append(epoch),
         verbose=0,
     )
     assert list(training.history.columns) == HISTORY_COLUMNS

@@ -1,0 +1,91 @@
+"""What deterministic kernels cost: training with and without them, in turns.
+
+Each round trains MobileNet for a few epochs, as params.yaml says, in a process of its own
+(TensorFlow cannot go back), once with `enable_op_determinism` and once without. The first epoch, in
+which TensorFlow builds its graph, is not counted. Prints images per second and the ratio of times;
+above 1 means that determinism is slower.
+
+    python -m bench.determinism
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench.common import make_raw
+from facegender.command import run_command
+from facegender.params import load_params
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--epochs", type=int, default=4, help="of each measurement")
+    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--deterministic", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part is not None:
+        print(images_per_second(args.part, args.epochs, deterministic=args.deterministic))
+        return
+    rates: dict[str, list[float]] = {"with": [], "without": []}
+    with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
+        part = make_part(Path(folder), args.images)
+        command = [sys.executable, "-m", "bench.determinism"]
+        command += ["--part", str(part), "--epochs", str(args.epochs)]
+        for _ in range(args.rounds):
+            for kind, option in (("with", ["--deterministic"]), ("without", [])):
+                done = subprocess.run(
+                    [*command, *option], stdout=subprocess.PIPE, text=True, check=True
+                )
+                rates[kind].append(float(done.stdout.split()[-1]))
+    for kind, values in rates.items():
+        print(f"{kind:<8} determinism {statistics.median(values):8,.0f} images/s")
+    ratios = [fast / slow for fast, slow in zip(rates["without"], rates["with"], strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"time with / without  {statistics.median(ratios):8.2f} ({spread})")
+
+
+def make_part(folder: Path, images: int) -> Path:
+    from facegender.preprocessing import write_part
+
+    manifest = make_raw(folder / "raw", images)
+    size = load_params(Path("params.yaml")).image.size
+    write_part(manifest, folder / "raw", folder / "part", size=size, name="train")
+    return folder / "part"
+
+
+def images_per_second(directory: Path, epochs: int, *, deterministic: bool) -> float:
+    import keras
+
+    from facegender.model import build_network
+    from facegender.processed import Part
+    from facegender.training import make_deterministic, train_network
+
+    params = load_params(Path("params.yaml"))
+    if deterministic:
+        make_deterministic(params.train.seed)
+    else:
+        keras.utils.set_random_seed(params.train.seed)
+    network = build_network(
+        image_size=params.image.size,
+        alpha=params.model.alpha,
+        weights="none",
+        dropout=params.model.dropout,
+        batch_norm=params.train.batch_norm,
+        batch_norm_momentum=params.train.batch_norm_momentum,
+        seed=params.train.seed,
+    )
+    part = Part(directory)
+    recipe = params.train.model_copy(update={"head_epochs": 0, "epochs": epochs})
+    speed = train_network(network, part, part, recipe, verbose=0).speed
+    return float(speed["images_per_second"].iloc[1:].median())
+
+
+if __name__ == "__main__":
+    run_command(main)

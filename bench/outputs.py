@@ -1,0 +1,57 @@
+"""What the pipeline has made, as digests by stage, to compare one repetition with another."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from facegender.datasets.raw import content_digest
+from facegender.files import file_sha256
+
+# By their names in dvc.yaml: ids of MLflow runs, and times.
+VARYING = frozenset({"run", "evaluation_run", "speed"})
+LATENCIES = "export_metrics"
+
+
+def output_digests(clone: Path) -> dict[str, dict[str, str]]:
+    """Return a SHA-256 of each output of each stage of a clone in which the pipeline has run.
+
+    Read from the files themselves, and not from dvc.lock, which may tell of others. Ids of MLflow
+    runs and times are left out: files that hold nothing else, and latencies of the export.
+    """
+    paths = yaml.safe_load((clone / "dvc.yaml").read_text())["vars"][0]["path"]
+    varying = {paths[name] for name in VARYING}
+    lock = yaml.safe_load((clone / "dvc.lock").read_text())
+    digests: dict[str, dict[str, str]] = {}
+    for stage, entry in lock["stages"].items():
+        digests[stage] = {
+            out["path"]: _digest(clone / out["path"], out["path"] == paths[LATENCIES])
+            for out in entry.get("outs", [])
+            if out["path"] not in varying
+        }
+    return digests
+
+
+def _digest(path: Path, has_latencies: bool) -> str:
+    if not path.exists():
+        return "absent"
+    if path.is_dir():
+        return content_digest(path)[1]
+    if has_latencies:
+        content = json.loads(path.read_text())
+        for kind in ("float32", "int8"):
+            del content[kind]["latency_ms"]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return file_sha256(path)
+
+
+def differences(one: dict[str, dict[str, str]], two: dict[str, dict[str, str]]) -> list[str]:
+    """Return `stage: path` of each output that is not the same in both, first stages first."""
+    order = [*one, *(stage for stage in two if stage not in one)]
+    return [
+        f"{stage}: {path}"
+        for stage in order
+        for path in sorted(one.get(stage, {}).keys() | two.get(stage, {}).keys())
+        if one.get(stage, {}).get(path) != two.get(stage, {}).get(path)
+    ]

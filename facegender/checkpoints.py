@@ -1,0 +1,141 @@
+"""Checkpoints: what a training that was killed needs to go on as if nothing had happened.
+
+One file a training, replaced after each epoch by a rename, so that it is whole at every moment. It
+is named after a digest of all that decides the result, and so never serves another training.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from facegender.files import file_sha256
+
+# What is left of trainings that nobody took up again.
+MAX_AGE_DAYS = 14
+
+_PACKAGES = ("keras", "numpy", "tensorflow")
+_NOTES = "notes"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint's content.
+
+    Attributes:
+        arrays: by name; dtypes and values come back as they were.
+        notes: whatever JSON can say; floats come back bit by bit.
+    """
+
+    arrays: dict[str, np.ndarray]
+    notes: dict[str, Any]
+
+
+class Checkpoint:
+    """The file of one training.
+
+    Attributes:
+        run_id: of the MLflow run, kept with what is saved; None before there is one.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Take up what an earlier process saved at `path`; without a path nothing is ever kept."""
+        self._path = path
+        self.saved = _read(path) if path is not None else None
+        self.run_id: str | None = self.saved.notes["run_id"] if self.saved else None
+
+    def write(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
+        """Replace the file, whole or not at all. A full disk costs the checkpoint, no more."""
+        if self._path is None:
+            return
+        aside = self._path.with_suffix(".partial")
+        text = json.dumps({**notes, "run_id": self.run_id})
+        content: dict[str, Any] = {**arrays, _NOTES: np.frombuffer(text.encode(), np.uint8)}
+        try:
+            with aside.open("wb") as file:
+                np.savez(file, allow_pickle=False, **content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self._path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            _log.warning(
+                "no checkpoint of this epoch, for it could not be written: %s. If training is "
+                "interrupted, it goes on from an earlier one",
+                error,
+            )
+
+    def remove(self) -> None:
+        """Forget the training: it has ended well."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Saved | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+        notes = json.loads(arrays.pop(_NOTES).tobytes())
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        _log.warning("the checkpoint cannot be read, so training starts anew: %s", error)
+        return None
+    return Saved(arrays, notes)
+
+
+@contextmanager
+def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
+    """Open the checkpoint of the training that `digest` names, for one process at a time.
+
+    If the same training runs in another process (two experiments that are equal), this one goes
+    without: it must not take up the other's run.
+
+    Args:
+        folder: of all checkpoints; made if need be, and cleared of old ones.
+        digest: from `training_digest`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    oldest = time.time() - MAX_AGE_DAYS * 24 * 3600
+    for path in folder.iterdir():
+        if path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
+    lock = FileLock(folder / f"{digest}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield Checkpoint(None)
+        return
+    try:
+        yield Checkpoint(folder / f"{digest}.npz")
+    finally:
+        lock.release()
+
+
+def training_digest(*, params: str, files: Sequence[Path], code: Path) -> str:
+    """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives.
+
+    Args:
+        params: the parameters, as text.
+        files: the data, and the weights to start from.
+        code: the package's directory; every module counts.
+    """
+    digest = hashlib.sha256(params.encode())
+    for package in _PACKAGES:
+        digest.update(f"{package} {version(package)}\n".encode())
+    for path in (*files, *sorted(code.rglob("*.py"))):
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,314 @@
+"""Bad luck: the pipeline killed, interrupted, out of disk, or without its MLflow server.
+
+After each of these, plain `dvc repro` makes the bytes that it makes undisturbed. `make faults` is
+the long form of the kills.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from bench.faults import kill_repro, start_repro
+from bench.outputs import differences, output_digests
+from tests.pipeline.conftest import SMALL, Clone, copy_of
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 12  # enough for what happens after the first to happen before the last
+
+
+@pytest.fixture(scope="module")
+def trained(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone in which the pipeline has run undisturbed, with a training of more epochs."""
+    clone = copy_of(reproduced, tmp_path_factory.mktemp("trained"))
+    clone.compose(*SMALL, f"train.epochs={EPOCHS}")
+    clone.run("dvc", "repro")
+    return clone
+
+
+def before(clone: Clone, stage: str, folder: Path) -> Clone:
+    """Return a copy as it was before a stage ran for the first time."""
+    copied = copy_of(clone, folder)
+    path = copied.root / "dvc.lock"
+    lock = yaml.safe_load(path.read_text())
+    stages = list(lock["stages"])
+    for name in stages[stages.index(stage) :]:
+        for out in lock["stages"].pop(name)["outs"]:
+            place = copied.root / out["path"]
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+    path.write_text(yaml.safe_dump(lock, sort_keys=False))
+    for name in (".dvc/cache/runs", "mlruns"):
+        shutil.rmtree(copied.root / name)
+    (copied.root / "mlflow.db").unlink()
+    return copied
+
+
+def assert_same(clone: Clone, reference: Clone, *stages: str) -> None:
+    expected, found = output_digests(reference.root), output_digests(clone.root)
+    if stages:
+        expected = {stage: expected[stage] for stage in stages}
+        found = {stage: found[stage] for stage in stages}
+    assert differences(expected, found) == []
+    assert all(expected.values())
+
+
+def printed(clone: Clone) -> str:
+    return clone.root.with_name(f"{clone.root.name}.log").read_text()
+
+
+def wait_for_epoch(clone: Clone, dvc: subprocess.Popen) -> None:
+    """Wait until an epoch of the training is in a checkpoint."""
+    while not list((clone.root / ".dvc/tmp/facegender").glob("*.npz")):
+        assert dvc.poll() is None, printed(clone)
+        time.sleep(0.01)
+
+
+def steps_of(run: mlflow.entities.Run, client: mlflow.MlflowClient) -> list[int]:
+    return sorted(point.step for point in client.get_metric_history(run.info.run_id, "val_loss"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "seconds", "everything"),
+    [("preprocess", 1.0, True), ("evaluate", 3.0, False)],
+    ids=["preprocess", "evaluate"],
+)
+def test_a_stage_that_is_killed_is_done_again(
+    trained: Clone, tmp_path: Path, stage: str, seconds: float, everything: bool
+) -> None:
+    clone = before(trained, stage, tmp_path)
+    assert kill_repro(clone.root, stage, seconds, everything=everything)
+    clone.run("dvc", "repro", stage)
+    assert_same(clone, trained, stage)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_training_goes_on_where_it_was_stopped(
+    trained: Clone, tmp_path: Path, number: signal.Signals
+) -> None:
+    clone = before(trained, "train", tmp_path)
+    dvc = start_repro(clone.root, "train")
+    wait_for_epoch(clone, dvc)
+    os.killpg(dvc.pid, number)
+    assert dvc.wait() != 0
+    assert "Traceback" not in printed(clone)
+    if number == signal.SIGINT:
+        assert "interrupted; `dvc repro` goes on" in printed(clone)
+    done = clone.run("dvc", "repro", "train")
+    assert "training goes on after epoch" in done.stdout + done.stderr
+    assert_same(clone, trained, "train")
+    assert list((clone.root / ".dvc/tmp/facegender").glob("*.npz")) == []
+    client = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("facegender").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert steps_of(run, client) == list(range(1, EPOCHS + 1))
+
+
+@pytest.mark.parametrize(("stage", "room"), [("preprocess", 100_000), ("train", 2_000_000)])
+def test_a_full_disk_loses_nothing(trained: Clone, tmp_path: Path, stage: str, room: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        clone = before(trained, stage, disk)
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(free - room))
+        done = clone.run("dvc", "repro", stage, check=False)
+        assert done.returncode != 0
+        assert "disk is full" in done.stderr or "No space left" in done.stderr
+        assert "Traceback" not in done.stderr
+        (disk / "filler").unlink()
+        clone.run("dvc", "repro", stage)
+        assert_same(clone, trained, stage)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_dvcs_own_lock_cut_short_needs_one_command(trained: Clone, tmp_path: Path) -> None:
+    clone = copy_of(trained, tmp_path)
+    # What a kill leaves in the 0.03 seconds that DVC takes to write the file.
+    (clone.root / "dvc.lock").write_text("")
+    assert clone.run("dvc", "repro", check=False).returncode != 0
+    (clone.root / "dvc.lock").unlink()
+    assert clone.ran(clone.run("dvc", "repro").stdout) == []
+    assert_same(clone, trained)
+
+
+class Server:
+    """A real MLflow server behind a gate that can be shut, or go silent, and that takes its time.
+
+    Attributes:
+        mode: open, shut or silent.
+    """
+
+    def __init__(self, folder: Path, binaries: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        self.mode = "open"
+        self.earlier: set[str] = set()
+        self.process = subprocess.Popen(
+            [
+                binaries / "mlflow",
+                "server",
+                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+                *("--artifacts-destination", str(folder / "artifacts")),
+            ],
+            cwd=folder,
+            # Of its workers for jobs none is needed here, and they take long to start.
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        outer = self
+
+        class Gate(BaseHTTPRequestHandler):
+            def forward(self) -> None:
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if outer.mode == "silent":
+                    time.sleep(10)
+                if outer.mode != "open":
+                    self.close_connection = True
+                    return
+                time.sleep(0.05)
+                request = urllib.request.Request(
+                    outer.address + self.path, content or None, method=self.command
+                )
+                for name in ("Content-Type", "Authorization"):
+                    if name in self.headers:
+                        request.add_header(name, self.headers[name])
+                try:
+                    answer = urllib.request.urlopen(request)
+                except urllib.error.HTTPError as error:
+                    answer = error
+                body = answer.read()
+                self.send_response(answer.status)
+                self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+        threading.Thread(target=self.gate.serve_forever, daemon=True).start()
+        self.uri = f"http://127.0.0.1:{self.gate.server_port}"
+        while True:
+            assert self.process.poll() is None
+            try:
+                urllib.request.urlopen(f"{self.address}/health")
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.2)
+            else:
+                return
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        """Return those of this test."""
+        client = self.client()
+        experiment = client.get_experiment_by_name("facegender")
+        if experiment is None:
+            return []
+        runs = client.search_runs([experiment.experiment_id])
+        return [run for run in runs if run.info.run_id not in self.earlier]
+
+    def forget(self) -> None:
+        """Begin another test."""
+        self.mode = "open"
+        self.earlier |= {run.info.run_id for run in self.runs()}
+
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.address)
+
+    def close(self) -> None:
+        self.gate.shutdown()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def started_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), Path(sys.executable).parent)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(started_server: Server) -> Server:
+    started_server.forget()
+    return started_server
+
+
+def on_server(server: Server) -> dict[str, str]:
+    return {
+        "MLFLOW_TRACKING_URI": server.uri,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    }
+
+
+def assert_complete(server: Server) -> None:
+    (run,) = server.runs()
+    assert run.info.status == "FINISHED"
+    assert steps_of(run, server.client()) == list(range(1, EPOCHS + 1))
+    assert {"test_accuracy", "temperature", "export_n"} <= run.data.metrics.keys()
+
+
+def test_a_server_that_is_silent_gets_the_run_later(
+    trained: Clone, tmp_path: Path, server: Server
+) -> None:
+    clone = before(trained, "train", tmp_path)
+    server.mode = "silent"
+    done = clone.run("dvc", "repro", **on_server(server))
+    assert "does not answer" in done.stderr
+    assert "dvc repro --force --single-item evaluate export" in done.stderr
+    assert_same(clone, trained)
+    local = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
+    (run,) = local.search_runs([local.get_experiment_by_name("facegender").experiment_id])
+    assert "test_accuracy" in run.data.metrics
+    server.mode = "open"
+    assert server.runs() == []
+    send = ("dvc", "repro", "--force", "--single-item", "evaluate", "export")
+    clone.run(*send, **on_server(server))
+    assert_complete(server)
+    assert_same(clone, trained)
+
+
+def test_a_server_that_dies_in_mid_training_gets_the_rest_later(
+    trained: Clone, tmp_path: Path, server: Server
+) -> None:
+    clone = before(trained, "train", tmp_path)
+    dvc = start_repro(clone.root, "train", **on_server(server))
+    wait_for_epoch(clone, dvc)
+    server.mode = "shut"
+    assert dvc.wait() == 0, printed(clone)
+    assert "the rest of this stage is not logged" in printed(clone)
+    assert_same(clone, trained, "train")
+    server.mode = "open"
+    (run,) = server.runs()
+    assert len(steps_of(run, server.client())) < EPOCHS
+    clone.run("dvc", "repro", **on_server(server))
+    assert_complete(server)
+    assert_same(clone, trained)

@@ -1,0 +1,180 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from facegender.checkpoints import Checkpoint, open_checkpoint, training_digest
+from facegender.params import Params, Train
+from facegender.processed import Part
+from tests.compose import ROOT
+from tests.networks import train_small
+
+# A recipe as quick: from scratch, the best epoch kept, all that is random.
+QUICK = {"epochs": 5, "warmup_epochs": 1, "learning_rate": 0.01}
+# A recipe as best: head, small images, averaged weights, BatchNorm folded, several passes.
+BEST = {
+    "head_epochs": 2,
+    "head_learning_rate": 0.01,
+    "epochs": 4,
+    "warmup_epochs": 1,
+    "min_steps_per_epoch": 4,
+    "small_image_size": 32,
+    "small_epochs": 2,
+    "ema_epochs": 0.5,
+    "batch_norm": "frozen",
+    "weight_decay": 0.01,
+    "label_smoothing": 0.05,
+    "keep": "last",
+}
+STOPPING = {"epochs": 8, "early_stopping_patience": 1, "learning_rate": 0.1}
+
+
+@pytest.fixture
+def recipe(params: Params) -> Callable[[dict], Train]:
+    everything = params.train.augmentation.model_copy(
+        update={"rotation": 0.1, "brightness": 0.1, "contrast": 0.1}
+    )
+    base = params.train.model_copy(update={"batch_size": 16, "augmentation": everything})
+    return lambda changes: base.model_copy(update=changes)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "times"), [(QUICK, 2), (BEST, 3), (STOPPING, 1)], ids=["quick", "best", "stopping"]
+)
+def test_a_training_that_was_interrupted_ends_with_the_same_bits(
+    part: Part, recipe: Callable, tmp_path: Path, changes: dict, times: int
+) -> None:
+    expected = train_small(part, recipe(changes), Checkpoint(None))
+    epochs = len(expected.history)
+    generator = np.random.default_rng(5)
+    # The first epoch, too, has steps: then there is nothing to go on from.
+    for place in sorted(generator.choice(3 * epochs, times, replace=False).tolist()):
+        path = tmp_path / f"{place}.npz"
+        seen: list[int] = []
+
+        def stop_at(step: int, place: int = place) -> None:
+            if step == place:
+                raise Interrupted
+
+        with pytest.raises(Interrupted):
+            train_small(part, recipe(changes), Checkpoint(path), on_step=stop_at)
+        resumed = train_small(
+            part,
+            recipe(changes),
+            Checkpoint(path),
+            on_epoch=lambda epoch, metrics, ended, seen=seen: seen.append(epoch),
+        )
+        assert resumed.bits == expected.bits, f"interrupted at step {place}"
+        assert resumed.history.equals(expected.history)
+        assert resumed.kept_epoch == expected.kept_epoch
+        assert len(resumed.speed) == epochs
+        assert seen == expected.history["epoch"].tolist()
+
+
+def test_a_training_that_was_killed_goes_on(part: Part, recipe: Callable, tmp_path: Path) -> None:
+    expected = train_small(part, recipe(BEST), Checkpoint(None))
+    (tmp_path / "recipe.json").write_text(recipe(BEST).model_dump_json())
+    path = tmp_path / "checkpoint.npz"
+    kill_at = 12
+    code = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from facegender.checkpoints import Checkpoint; from facegender.params import Train;"
+        "from facegender.processed import Part; from tests.networks import train_small;"
+        "folder, kill_at = Path(sys.argv[1]), int(sys.argv[2]);"
+        "recipe = Train.model_validate_json((folder / 'recipe.json').read_text());"
+        "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill_at else None;"
+        "train_small(Part(folder / 'part'), recipe, Checkpoint(folder / 'checkpoint.npz'), kill)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(kill_at)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    checkpoint = Checkpoint(path)
+    assert checkpoint.saved is not None
+    resumed = train_small(part, recipe(BEST), checkpoint)
+    assert resumed.bits == expected.bits
+
+
+def test_what_is_kept_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+    arrays = {
+        "weights.0": np.array([0.1, np.nan, -0.0], np.float32),
+        "optimizer.0": np.array(7, np.int64),
+    }
+    checkpoint = Checkpoint(path)
+    checkpoint.run_id = "abc"
+    checkpoint.write(arrays, {"loss": 0.1 + 0.2, "worst": float("inf")})
+    again = Checkpoint(path)
+    assert again.saved is not None
+    assert again.run_id == "abc"
+    assert again.saved.notes["loss"] == 0.1 + 0.2
+    assert again.saved.notes["worst"] == float("inf")
+    for name, array in arrays.items():
+        assert again.saved.arrays[name].tobytes() == array.tobytes()
+        assert again.saved.arrays[name].dtype == array.dtype
+    assert sorted(tmp_path.iterdir()) == [path]
+    checkpoint.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_read_or_written_costs_itself_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "checkpoint.npz"
+    Checkpoint(path).write({"weights.0": np.zeros(1000)}, {})
+    path.write_bytes(path.read_bytes()[:500])
+    assert Checkpoint(path).saved is None
+    assert "training starts anew" in caplog.text
+    Checkpoint(tmp_path / "absent" / "checkpoint.npz").write({"weights.0": np.zeros(9)}, {})
+    assert "no checkpoint of this epoch" in caplog.text
+
+
+def test_the_same_training_in_two_processes_has_one_checkpoint(tmp_path: Path) -> None:
+    with open_checkpoint(tmp_path, "a" * 64) as first:
+        first.write({}, {})
+        with open_checkpoint(tmp_path, "a" * 64) as second:
+            assert second.saved is None
+            second.write({"weights.0": np.zeros(3)}, {})
+            second.remove()
+    with open_checkpoint(tmp_path, "a" * 64) as third:
+        assert third.saved is not None
+        assert third.saved.arrays == {}
+
+
+def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:
+    for name, days in (("old", 20), ("new", 1)):
+        path = tmp_path / f"{name}.npz"
+        Checkpoint(path).write({}, {})
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - days * 86400))
+    with open_checkpoint(tmp_path, "other"):
+        pass
+    assert not (tmp_path / "old.npz").exists()
+    assert (tmp_path / "new.npz").exists()
+
+
+def test_the_digest_changes_with_all_that_decides(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "a.py").write_text("a = 1\n")
+    data = tmp_path / "images.npy"
+    data.write_bytes(b"1")
+
+    def digest(params: str = "p") -> str:
+        return training_digest(params=params, files=[data], code=code)
+
+    first = digest()
+    assert digest() == first
+    assert digest(params="q") != first
+    data.write_bytes(b"2")
+    assert digest() != first
+    data.write_bytes(b"1")
+    (code / "a.py").write_text("a = 2\n")
+    assert digest() != first

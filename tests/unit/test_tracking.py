@@ -1,0 +1,120 @@
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+
+from facegender import tracking
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    yield
+    mlflow.end_run()
+
+
+@pytest.fixture
+def nobody() -> str:
+    """The address of a server that is down, with a password that nothing may print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://me:canary@127.0.0.1:{free.getsockname()[1]}"
+
+
+def run(name: str = "test", resume: str | None = None):
+    return tracking.training_run(name=name, params={}, tags={}, manifests={}, resume=resume)
+
+
+def points(run_id: str) -> list[tuple[int, float]]:
+    history = mlflow.MlflowClient().get_metric_history(run_id, "loss")
+    return sorted((point.step, point.value) for point in history)
+
+
+def test_a_server_that_is_down_is_replaced_by_the_local_store(
+    tmp_path: Path, nobody: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.connect(tmp_path, nobody)
+    with run() as opened:
+        tracking.log_epoch(1, {"loss": 0.5})
+    assert points(opened.info.run_id) == [(1, 0.5)]
+    assert (tmp_path / "mlflow.db").is_file()
+    assert "does not answer" in caplog.text
+    assert "dvc repro --force --single-item evaluate export" in caplog.text
+    assert "canary" not in caplog.text
+
+
+def test_a_server_that_fails_later_costs_the_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.connect(tmp_path)
+    reached: list[int] = []
+
+    def fail(*_: object, **__: object) -> None:
+        reached.append(1)
+        raise MlflowException("no answer from http://me:canary@host")
+
+    with run() as opened:
+        tracking.log_epoch(1, {"loss": 0.5})
+        with monkeypatch.context() as patch:
+            patch.setattr(mlflow, "log_metrics", fail)
+            patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
+            tracking.log_epoch(2, {"loss": 0.4})
+            tracking.log_epoch(3, {"loss": 0.3})
+            tracking.log_temperature(1.0)
+    assert len(reached) == 1
+    assert "the rest of this stage is not logged" in caplog.text
+    assert "canary" not in caplog.text
+    with tracking.evaluation_run(
+        opened.info.run_id,
+        model=tmp_path / "absent",
+        evaluation="e",
+        params={},
+        manifests={},
+        history=pd.DataFrame({"epoch": [1, 2, 3], "loss": [0.5, 0.4, 0.3]}),
+        name="test",
+        tags={},
+        inputs={},
+    ) as (same, _):
+        assert same.info.run_id == opened.info.run_id
+    assert points(opened.info.run_id) == [(1, 0.5), (2, 0.4), (3, 0.3)]
+
+
+def test_a_local_store_that_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.connect(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("database or disk is full")
+
+    monkeypatch.setattr(mlflow, "log_metrics", fail)
+    with run(), pytest.raises(MlflowException):
+        tracking.log_epoch(1, {"loss": 0.5})
+
+
+def test_an_interrupted_run_is_taken_up_with_each_epoch_once(tmp_path: Path) -> None:
+    tracking.connect(tmp_path)
+    ids: list[str] = []
+
+    def interrupted() -> None:
+        with run() as begun:
+            ids.append(begun.info.run_id)
+            tracking.log_epoch(1, {"loss": 0.5}, 1_000)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert mlflow.get_run(ids[0]).info.status == "FAILED"
+    with run(name="again", resume=ids[0]) as same:
+        tracking.log_epoch(1, {"loss": 0.5}, 1_000)
+        tracking.log_epoch(2, {"loss": 0.4}, 2_000)
+    assert same.info.run_id == ids[0]
+    assert points(ids[0]) == [(1, 0.5), (2, 0.4)]
+    ended = mlflow.get_run(ids[0])
+    assert (ended.info.status, ended.info.run_name) == ("FINISHED", "again")
+    with run(resume="0" * 32) as other:
+        assert other.info.run_id != ids[0]
