@@ -190,7 +190,7 @@ def find_clusters(manifest: pd.DataFrame, fingerprints: list[Fingerprint]) -> pd
     cluster = {digest: digest for digest in digests}
     if len(distinct):
         for members in find_near_duplicates(
-            np.stack([fingerprints[place].hash for place in distinct]),
+            np.stack([fingerprints[place].hashes for place in distinct]),
             np.stack([fingerprints[place].thumbnail for place in distinct]),
         ):
             cluster |= {digests[member]: digests[members[0]] for member in members}

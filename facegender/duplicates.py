@@ -16,14 +16,15 @@ from scipy.ndimage import gaussian_filter1d, maximum_filter, uniform_filter
 
 from facegender.fingerprints import THUMBNAIL_SIZE
 
-# Of unrelated pictures the hashes differ in half of the 256 bits.
-MAX_HASH_DISTANCE = 56
+# Bits in which the hashes of 256 and of 64 bits may differ; of unrelated pictures half do.
+MAX_FINE_DISTANCE = 56
+MAX_COARSE_DISTANCE = 6
 # Grey levels, of 255, by which aligned pictures may differ: root mean square, and the mean of the
 # 3 x 3 pixels that differ most.
 MAX_RMS = 5.5
 MAX_LOCAL = 17.0
 
-_HASH_ROWS = 32  # compared with all others at a time: bounds the memory
+_HASH_ROWS = 8  # compared with all others at a time: few enough for the cache
 _PAIRS = 256  # aligned at a time
 _STEPS = 5  # of the alignment
 _MAX_CROP = 0.15  # of the picture's half side
@@ -39,7 +40,7 @@ def find_near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> list[lis
     """Return the clusters of pictures that are linked by near duplicates.
 
     Args:
-        hashes: uint64 of shape (n, 4).
+        hashes: uint64 of shape (n, 5), as in `fingerprints.Fingerprint`.
         thumbnails: uint8 of shape (n, 32, 32, 3).
 
     Returns:
@@ -65,13 +66,19 @@ def _similar_hashes(hashes: np.ndarray) -> Iterator[list[tuple[int, int]]]:
     """Yield pairs (i, j), i < j, whose hashes are near, for some rows i at a time."""
     columns = np.ascontiguousarray(hashes.T)
     for start in range(0, len(hashes), _HASH_ROWS):
-        distance = np.zeros((min(_HASH_ROWS, len(hashes) - start), len(hashes) - start), np.uint16)
-        for column in columns:
-            rows = column[start : start + _HASH_ROWS, None]
-            distance += np.bitwise_count(rows ^ column[None, start:])
-        rows, others = np.nonzero(distance <= MAX_HASH_DISTANCE)
+        differing = (
+            np.bitwise_count(column[start : start + _HASH_ROWS, None] ^ column[None, start:])
+            for column in columns
+        )
+        fine = next(differing)
+        for _ in range(3):
+            # 255 stands for 255 and 256.
+            fine = fine + np.minimum(next(differing), 255 - fine)
+        near = (fine <= MAX_FINE_DISTANCE) | (next(differing) <= MAX_COARSE_DISTANCE)
+        rows, others = np.nonzero(near)
         later = others > rows
-        yield list(zip((start + rows[later]).tolist(), (start + others[later]).tolist(), strict=True))
+        first, second = start + rows[later], start + others[later]
+        yield list(zip(first.tolist(), second.tolist(), strict=True))
 
 
 def same_picture(first: np.ndarray, second: np.ndarray) -> np.ndarray:
