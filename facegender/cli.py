@@ -24,6 +24,8 @@ from facegender.prediction import (
     predict_images,
 )
 
+# No image is larger; standard input may have no end.
+MAX_STDIN_BYTES = 500_000_000
 # Fewer images are done before a bar could be read.
 BAR_FROM = 50
 
@@ -99,6 +101,8 @@ def _predict(args: argparse.Namespace) -> int:
     )
     failed = 0
     if args.csv:
+        # Names that are not UTF-8 are printed as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
         print(_csv_line(field.name for field in fields(Prediction)))
     with tqdm(
         total=len(sources),
@@ -124,8 +128,9 @@ def _predict(args: argparse.Namespace) -> int:
 def _load(path: Path, images: int) -> list[Predictor]:
     # Each runtime is imported only when its kind of model is named: Keras takes seconds.
     if path.suffix == ".tflite":
-        from facegender.litert import load_litert
+        from facegender.litert import load_litert, probe_litert
 
+        probe_litert(path)
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
@@ -137,9 +142,11 @@ def _load(path: Path, images: int) -> list[Predictor]:
 
 
 def _text(prediction: Prediction) -> str:
+    # A name may hold line breaks, and commands to the terminal.
+    name = "".join(c if c.isprintable() else repr(c)[1:-1] for c in prediction.image)
     if prediction.error is not None:
-        return f"{prediction.image}: {prediction.error}"
-    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {prediction.image}"
+        return f"{name}: {prediction.error}"
+    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {name}"
 
 
 def _csv_line(values: Iterable[object]) -> str:
@@ -153,7 +160,10 @@ def _sources(arguments: list[str]) -> list[tuple[str, bytes | Path]]:
     for argument in arguments:
         path = Path(argument)
         if argument == "-":
-            sources.append(("-", sys.stdin.buffer.read()))
+            content = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+            if len(content) > MAX_STDIN_BYTES:
+                raise UserError(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.")
+            sources.append(("-", content))
         elif path.is_dir():
             found = find_images(path)
             if not found:
