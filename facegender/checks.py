@@ -222,7 +222,9 @@ def check_labels(
         for label, paths in by_label.items():
             other = by_label[1 - int(label)][0]
             for path in paths:
-                reasons[path] = f"is labelled {NAMES[int(label)]}, and {other!r} is the same picture"
+                reasons[path] = (
+                    f"is labelled {NAMES[int(label)]}, and {other!r} is the same picture"
+                )
     findings.add("both_labels", dict(sorted(reasons.items())))
     rest = manifest[~both].reset_index(drop=True)
     for name, label in LABELS.items():

@@ -153,9 +153,7 @@ def _sampler(scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at[:, :, None] - np.arange(THUMBNAIL_SIZE, dtype=np.float32)))
 
 
-def _least_squares(
-    terms: list[np.ndarray], target: np.ndarray, weight: np.ndarray
-) -> np.ndarray:
+def _least_squares(terms: list[np.ndarray], target: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Return by pair the factors, shape (n, terms), that make the terms' sum nearest to target."""
     n = len(target)
     matrix = np.stack([(term * weight).reshape(n, -1) for term in terms], axis=1)

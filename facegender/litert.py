@@ -32,7 +32,9 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read the model {path.name}: {error.strerror}. {_REMEDY}") from error
+        raise UserError(
+            f"Cannot read the model {path.name}: {error.strerror}. {_REMEDY}"
+        ) from error
     try:
         with _silent():
             interpreter = Interpreter(

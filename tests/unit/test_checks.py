@@ -81,7 +81,9 @@ def test_good_data_lose_nothing(run: Callable[..., Result]) -> None:
     result = run()
     assert len(result.all) == 40
     assert result.dropped.empty
-    assert {name: found["count"] for name, found in result.summary["checks"].items()} == dict.fromkeys(
+    assert {
+        name: found["count"] for name, found in result.summary["checks"].items()
+    } == dict.fromkeys(
         (
             "too_small",
             "extreme_shape",
