@@ -30,6 +30,8 @@ from facegender.prediction import (
     predict_images,
 )
 
+# No image is larger; standard input may have no end.
+MAX_STDIN_BYTES = 500_000_000
 # Fewer images are done before a bar could be read.
 BAR_FROM = 50
 
@@ -323,8 +325,9 @@ def _relocate(_: argparse.Namespace) -> int:
 def _load(path: Path, images: int) -> list[Predictor]:
     # Each runtime is imported only when its kind of model is named: Keras takes seconds.
     if path.suffix == ".tflite":
-        from facegender.litert import load_litert
+        from facegender.litert import load_litert, probe_litert
 
+        probe_litert(path)
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
@@ -433,7 +436,10 @@ def _sources(arguments: list[str]) -> list[tuple[str, bytes | Path]]:
     for argument in arguments:
         path = Path(argument)
         if argument == "-":
-            sources.append(("-", sys.stdin.buffer.read()))
+            content = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+            if len(content) > MAX_STDIN_BYTES:
+                raise UserError(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.")
+            sources.append(("-", content))
         elif path.is_dir():
             found = find_images(path)
             if not found:

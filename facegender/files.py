@@ -7,6 +7,10 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
 
+# Photos that people have and that are not decoded. They count as images, so that each is named.
+UNSUPPORTED_SUFFIXES = frozenset({".avif", ".heic", ".heif"})
+PHOTO_SUFFIXES = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
+
 
 def find_images(directory: Path) -> list[PurePosixPath]:
     """Return the image files under `directory`, relative to it, sorted by name.
@@ -17,7 +21,7 @@ def find_images(directory: Path) -> list[PurePosixPath]:
     for path in directory.rglob("*"):
         relative = PurePosixPath(path.relative_to(directory).as_posix())
         litter = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
-        if not litter and relative.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        if not litter and relative.suffix.lower() in PHOTO_SUFFIXES and path.is_file():
             found.append(relative)
     return sorted(found, key=str)
 

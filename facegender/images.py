@@ -1,6 +1,7 @@
 """Decoding: from the bytes of any image file to the uint8 RGB array that the model takes."""
 
 import io
+import stat
 import warnings
 from pathlib import Path
 
@@ -9,6 +10,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # A declared size past this is refused before a pixel is decoded (a decompression bomb).
 MAX_PIXELS = 100_000_000
+# Pictures past this are reduced before they are converted, or each conversion is another copy.
+_LARGE_PIXELS = 16_000_000
+# Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+# How files begin that people take for photos, and that are not read.
+_UNSUPPORTED = (
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (0, b"<svg", "SVG"),
+    (0, b"<?xml", "SVG or XML"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"%PDF", "PDF"),
+)
 
 
 class InvalidImage(ValueError):
@@ -20,7 +38,8 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
 
     The orientation tag of EXIF is applied, transparency is laid over white, other colour modes
     become RGB, and the picture is resized with an antialiasing filter, without keeping its aspect
-    ratio (as the study's generator did). Training, prediction and serving all decode here.
+    ratio (as the study's generator did). Of animations and pages the first is taken. Training,
+    prediction and serving all decode here.
 
     Args:
         source: the file's bytes, or its path.
@@ -32,25 +51,39 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
     Raises:
         InvalidImage: the bytes are no image that can be decoded, or too large a one.
     """
-    file = source if isinstance(source, Path) else io.BytesIO(source)
+    return measure_image(source, size)[0]
+
+
+def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int]:
+    """Decode an image as `decode_image` does, and return its own width and height, too.
+
+    Raises:
+        InvalidImage: as `decode_image` does.
+    """
     try:
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
+            # A pipe would be waited for, a device has no end.
+            raise InvalidImage("not a plain file")
+        file = source if isinstance(source, Path) else io.BytesIO(source)
         with warnings.catch_warnings():
             # Pillow only warns between its limit and twice that; the check below is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = Image.open(file, formats=_FORMATS)
         with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InvalidImage(f"too large: {image.width}x{image.height} pixels")
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise InvalidImage(f"too large: {width}x{height} pixels")
             # Lets JPEG decode at a fraction of its size, never below twice what is asked for.
             image.draft("RGB", (2 * size, 2 * size))
             # EXIF is read before conversions, some of which drop it.
             ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
-            return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+            rgb = _to_rgb(_reduced(_to_8_bits(image), 4 * size))
+            pixels = rgb.resize((size, size), Image.Resampling.BICUBIC)
+            return np.asarray(pixels), width, height
     except InvalidImage:
         raise
     except UnidentifiedImageError:
-        raise InvalidImage("not an image in a known format") from None
+        raise InvalidImage(_unidentified(source)) from None
     except Image.DecompressionBombError:
         raise InvalidImage("too large: decompression bomb") from None
     except FileNotFoundError:
@@ -60,12 +93,39 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
         raise InvalidImage(f"cannot be decoded: {_reason(error)}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _unidentified(source: bytes | Path) -> str:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            start = file.read(16)
+    else:
+        start = source[:16]
+    if not start:
+        return "not an image: the file is empty"
+    for offset, mark, name in _UNSUPPORTED:
+        if start.startswith(mark, offset):
+            return f"not an image in a known format: {name} is not supported, save it as JPEG"
+    return "not an image in a known format"
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit greys at 255 instead of scaling them.
-        return Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8)).convert(
-            "RGB"
-        )
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
+def _reduced(image: Image.Image, least: int) -> Image.Image:
+    """Return a large picture averaged to a fraction of its size, no side below `least`."""
+    factor = min(image.size) // least
+    if image.width * image.height <= _LARGE_PIXELS or factor < 2:
+        return image
+    if image.mode in {"1", "P", "PA"}:
+        # Numbers of colours have no average.
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.reduce(factor)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

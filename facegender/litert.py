@@ -3,13 +3,16 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from facegender.errors import UserError
 from facegender.prediction import Predictor
+
+_REMEDY = "`dvc repro` makes it, `dvc pull` fetches it from a remote."
+_PROBE_SECONDS = 60
 
 
 def load_litert(path: Path, *, threads: int = 1) -> Predictor:
@@ -26,11 +29,12 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     # Imported here, so that naming a Keras model needs no second runtime.
     from ai_edge_litert.interpreter import Interpreter
 
-    remedy = "`dvc repro` makes it, `dvc pull` fetches it from a remote."
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"Cannot read the model {path.name}: {error.strerror}. {remedy}") from error
+        raise UserError(
+            f"Cannot read the model {path.name}: {error.strerror}. {_REMEDY}"
+        ) from error
     try:
         with _silent():
             interpreter = Interpreter(
@@ -41,7 +45,8 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The model {path.name} is damaged or no LiteRT model: {error}. {remedy}"
+            f"The model {path.name} is damaged or no LiteRT model: "
+            f"{' '.join(str(error).split()).rstrip('.')}. {_REMEDY}"
         ) from error
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     shape = inputs[0]["shape_signature"].tolist()
@@ -58,7 +63,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         raise UserError(
             f"The model {path.name} is none of this project's: it takes {shape} of "
             f"{inputs[0]['dtype'].__name__}, where uint8 images (n, size, size, 3) are expected. "
-            f"{remedy}"
+            f"{_REMEDY}"
         )
     source, target = inputs[0]["index"], outputs[0]["index"]
     rows = 1
@@ -74,6 +79,43 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         return interpreter.get_tensor(target)[:, 0].astype(np.float64)
 
     return Predictor(shape[1], predict)
+
+
+def probe_litert(path: Path) -> None:
+    """Run a `.tflite` file once in a process of its own, for a crafted one ends its process.
+
+    The runtime trusts the file's structure and follows it to wherever it points. Call this before
+    threads are started, of which the other process has none.
+
+    Raises:
+        UserError: the runtime did not survive, or did not end in a minute. Whatever else is wrong
+            with the file, `load_litert` says.
+    """
+    if not hasattr(os, "fork"):  # Windows
+        return
+    # Imported before, so that the two processes do not both take the time.
+    import resource
+    import signal
+
+    import ai_edge_litert.interpreter  # noqa: F401
+
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.alarm(_PROBE_SECONDS)
+            with _silent():
+                predictor = load_litert(path)
+                predictor.predict(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
+                # Within, for the runtime may also fail when it ends.
+                del predictor
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise UserError(
+            f"The model {path.name} is damaged or made to do harm: LiteRT's runtime does not "
+            f"survive it ({signal.Signals(os.WTERMSIG(status)).name}). {_REMEDY}"
+        )
 
 
 @contextmanager

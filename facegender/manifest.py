@@ -123,6 +123,8 @@ def build_manifest(
 ) -> pd.DataFrame:
     """Return the manifest of the raw data in `directory`, sorted by path.
 
+    The digest of a file that cannot be read is empty; the data checks name it with the reason.
+
     Raises:
         UserError: there is no image, or as `label_images` and `read_metadata` do.
     """
@@ -133,9 +135,16 @@ def build_manifest(
             f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     manifest = label_images(paths, female=female, male=male, ignore=ignore)
-    manifest["sha256"] = [file_sha256(directory / path) for path in manifest["path"]]
+    manifest["sha256"] = [_digest(directory / path) for path in manifest["path"]]
     metadata = read_metadata(directory)
     return manifest.join(metadata, on="path")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""
 
 
 def write_manifest(manifest: pd.DataFrame, path: Path) -> None:

@@ -75,10 +75,26 @@ class Archive(_Strict):
     max_files: Positive
 
 
+class Checks(_Strict):
+    """What is done about images that a check finds; duplicates that are kept stay in one part."""
+
+    too_small: Literal["drop", "fail"]
+    extreme_shape: Literal["drop", "fail"]
+    constant: Literal["drop", "fail"]
+    both_labels: Literal["drop", "fail"]
+    leakage: Literal["drop", "fail"]
+    exact_duplicates: Literal["drop", "keep", "fail"]
+    near_duplicates: Literal["drop", "keep", "fail"]
+
+
 class Data(_Strict):
     """What the data must satisfy."""
 
     max_invalid_fraction: Fraction
+    min_side: Positive
+    max_aspect_ratio: Annotated[float, Field(ge=1)]
+    min_per_class: Positive
+    checks: Checks
 
 
 class Image(_Strict):

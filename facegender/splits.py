@@ -24,29 +24,26 @@ _FOLDERS = {
 _log = logging.getLogger(__name__)
 
 
-def drop_label_conflicts(manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Leave out every image that occurs, byte for byte, under both labels.
-
-    Returns:
-        The manifest without them, and their paths, sorted.
-    """
-    labels = manifest.groupby("sha256")["label"].transform("nunique")
-    return manifest[labels == 1].reset_index(drop=True), sorted(manifest.loc[labels > 1, "path"])
-
-
 def split_at_random(
-    manifest: pd.DataFrame, *, test_fraction: float, validation_fraction: float, seed: int
+    manifest: pd.DataFrame,
+    *,
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+    clusters: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest at random, stratified by label.
 
-    The unit is the distinct image: files with the same bytes go to the same part. The result
+    The unit is the distinct picture: files that show the same one go to the same part. The result
     depends on the images and the seed only, not on file names or their order on disk.
 
     Args:
         manifest: columns `path`, `label`, `sha256` and any others.
-        test_fraction: share of the distinct images that becomes the test part.
+        test_fraction: share of the distinct pictures that becomes the test part.
         validation_fraction: share of the rest that becomes the validation part.
         seed: source of chance.
+        clusters: by path, which files show the same picture (`checks.find_clusters`); without it
+            those with the same bytes do.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
@@ -54,20 +51,29 @@ def split_at_random(
     Raises:
         UserError: there are too few images of a class to have one in each part.
     """
-    rest, test = _divide(manifest, test_fraction, seed)
-    train, validation = _divide(rest, validation_fraction, seed)
+    rest, test = _divide(manifest, test_fraction, seed, clusters)
+    train, validation = _divide(rest, validation_fraction, seed, clusters)
     return _checked({"train": train, "validation": validation, "test": test})
 
 
 def split_by_folder(
-    manifest: pd.DataFrame, *, validation_fraction: float, seed: int
+    manifest: pd.DataFrame,
+    *,
+    validation_fraction: float,
+    seed: int,
+    clusters: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest by the dataset's own train and test folders.
 
     Folder names are case-blind (train, training; validation, valid, val; test, testing). Without
     a test folder, the validation folder is the test part. Without a validation folder, the
-    validation part is carved from the training folder. An image that also occurs in a later part
-    is removed from the earlier one, for it would leak.
+    validation part is carved from the training folder. What `find_leaks` names is left out.
+
+    Args:
+        manifest: columns `path`, `label`, `sha256` and any others.
+        validation_fraction: share of the training pictures, if there is no validation folder.
+        seed: source of chance.
+        clusters: as for `split_at_random`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
@@ -76,6 +82,51 @@ def split_by_folder(
         UserError: an image lies in none of the folders, a part is missing, or there are too few
             images of a class to have one in each part.
     """
+    leaks = find_leaks(manifest, clusters)
+    rest = manifest[~manifest["path"].isin(leaks)]
+    part = _folder_parts(manifest)[rest.index]
+    parts = {name: rest[part == name] for name in SPLITS}
+    if parts["validation"].empty:
+        parts["train"], parts["validation"] = _divide(
+            parts["train"], validation_fraction, seed, clusters
+        )
+    return _checked(parts)
+
+
+def find_leaks(manifest: pd.DataFrame, clusters: pd.Series | None = None) -> dict[str, str]:
+    """Name the images that also occur in a later part of the dataset's own division.
+
+    Train comes before validation, and that before test: what is judged on is kept.
+
+    Args:
+        manifest: columns `path` and `sha256`, and any others.
+        clusters: as for `split_at_random`.
+
+    Returns:
+        By path, in order, the later image that shows the same picture.
+
+    Raises:
+        UserError: an image lies in none of the folders, or a part is missing.
+    """
+    order = _folder_parts(manifest).map(SPLITS.index)
+    unit = _units(manifest, clusters)
+    last = order.groupby(unit).transform("max")
+    kept = manifest["path"][order == last].groupby(unit[order == last]).min()
+    return {
+        path: f"is in {SPLITS[place]}, and {kept[of]!r} shows the same"
+        for path, place, of in sorted(
+            zip(
+                manifest["path"][order < last],
+                order[order < last],
+                unit[order < last],
+                strict=True,
+            )
+        )
+    }
+
+
+def _folder_parts(manifest: pd.DataFrame) -> pd.Series:
+    """Return the part that each image's folder names."""
     part = manifest["path"].map(_folder_part)
     advice = "Set split.predefined=false to divide all images at random."
     if part.isna().any():
@@ -92,16 +143,7 @@ def split_by_folder(
             "split.predefined asks for the dataset's own train and test folders, but only "
             f"{', '.join(sorted(set(part)))} was found. {advice}"
         )
-
-    parts = {name: manifest[part == name] for name in SPLITS}
-    for earlier, later in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        leaks = parts[earlier]["sha256"].isin(parts[later]["sha256"])
-        if leaks.any():
-            _log.warning("removed %d image(s) of %s that are in %s", leaks.sum(), earlier, later)
-        parts[earlier] = parts[earlier][~leaks]
-    if parts["validation"].empty:
-        parts["train"], parts["validation"] = _divide(parts["train"], validation_fraction, seed)
-    return _checked(parts)
+    return part
 
 
 def _folder_part(path: str) -> str | None:
@@ -109,23 +151,30 @@ def _folder_part(path: str) -> str | None:
     return next((name for name in names if name), None)
 
 
-def _divide(manifest: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, ...]:
-    """Return the rest and the `fraction`, by distinct image, stratified by label."""
+def _units(manifest: pd.DataFrame, clusters: pd.Series | None) -> pd.Series:
+    return manifest["sha256"] if clusters is None else manifest["path"].map(clusters)
+
+
+def _divide(
+    manifest: pd.DataFrame, fraction: float, seed: int, clusters: pd.Series | None
+) -> tuple[pd.DataFrame, ...]:
+    """Return the rest and the `fraction`, by distinct picture, stratified by label."""
+    unit = _units(manifest, clusters)
     # Sorted by content, so that neither names nor the order on disk decide.
-    distinct = manifest.drop_duplicates("sha256").sort_values("sha256")
+    distinct = unit.drop_duplicates().sort_values()
     try:
         halves = train_test_split(
-            distinct["sha256"],
+            distinct,
             test_size=fraction,
             random_state=seed,
-            stratify=distinct["label"].to_numpy(dtype=int),
+            stratify=manifest["label"][distinct.index].to_numpy(dtype=int),
         )
     except ValueError as error:
         raise UserError(
             f"Cannot divide {len(distinct)} distinct image(s) into parts with both classes: "
             f"{error} Add images, or change the fractions under split in params.yaml."
         ) from error
-    return tuple(manifest[manifest["sha256"].isin(half)] for half in halves)
+    return tuple(manifest[unit.isin(half)] for half in halves)
 
 
 def _checked(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

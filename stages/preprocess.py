@@ -22,7 +22,10 @@ def main() -> None:
     args = parser.parse_args()
     params = load_params(args.params)
 
-    invalid, total = [], 0
+    summary = json.loads((args.splits / "summary.json").read_text())
+    # Those that the split found, which are in no part, and any that cannot be decoded now.
+    invalid = summary.pop("invalid")
+    total = len(invalid)
     for name in SPLITS:
         manifest = read_manifest(args.splits / f"{name}.csv")
         total += len(manifest)
@@ -30,7 +33,6 @@ def main() -> None:
             manifest, args.raw, args.processed / name, size=params.image.size, name=name
         )
 
-    summary = json.loads((args.splits / "summary.json").read_text())
     report = {**summary, "total": total, "invalid": {"count": len(invalid), "images": invalid}}
     args.metrics.parent.mkdir(parents=True, exist_ok=True)
     args.metrics.write_text(json.dumps(report, indent=2) + "\n")

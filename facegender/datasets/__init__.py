@@ -28,7 +28,8 @@ def fetch_dataset(
             must then have the same bytes.
 
     Returns:
-        JSON-able facts: `source`, `version`, number of `files` and the `sha256` of the content.
+        JSON-able facts: `source`, `version`, number of `files`, the `sha256` of the content, and
+        what was `left_out` of a folder, if anything.
 
     Raises:
         UserError: the source cannot be had, or is not what it was.
@@ -57,8 +58,9 @@ def _fill(
         case FolderDataset():
             from facegender.datasets.folder import copy_folder
 
-            copy_folder(Path(dataset.path), target, limits)
-            return {"version": Path(dataset.path).name}
+            left_out = copy_folder(Path(dataset.path), target, limits)
+            version = {"version": Path(dataset.path).name}
+            return version | ({"left_out": left_out} if left_out else {})
         case KaggleDataset():
             from facegender.datasets.kaggle import download_kaggle
 

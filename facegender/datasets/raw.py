@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from facegender.files import file_sha256
 
@@ -27,6 +27,14 @@ def content_digest(directory: Path) -> tuple[int, str]:
         digest.update(f"{len(os.fsencode(name))}:".encode() + os.fsencode(name))
         digest.update(file_sha256(path).encode())
     return len(paths), digest.hexdigest()
+
+
+def utf8_path(path: PurePosixPath) -> PurePosixPath:
+    r"""Return a path with every byte that is not UTF-8 spelt out, as in `ren\xe9.jpg`.
+
+    Old disks and archives have such names; neither DVC nor a CSV can hold them.
+    """
+    return PurePosixPath(os.fsencode(path).decode(errors="backslashreplace"))
 
 
 def clear_directory(directory: Path) -> None:

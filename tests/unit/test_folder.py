@@ -2,14 +2,16 @@ import dataclasses
 import logging
 import os
 import shutil
+import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from facegender.datasets.archive import ArchiveLimits
 from facegender.datasets.folder import copy_folder
 from facegender.errors import UserError
+from facegender.files import find_images
 from tests.unit.test_raw import fill, read
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
@@ -57,7 +59,7 @@ def test_an_archive_is_guarded(tmp_path):
     assert read(tmp_path / "box") == {}
 
 
-def test_links_inside_are_followed_and_others_are_counted(tmp_path, source, caplog):
+def test_links_inside_are_followed_and_others_are_named(tmp_path, source, caplog):
     fill(tmp_path / "outside", {"secret.jpg": "secret"})
     (source / "Training/male/again.jpg").symlink_to(source / "Training/male/1.jpg")
     (source / "men").symlink_to("Training/male")
@@ -67,9 +69,18 @@ def test_links_inside_are_followed_and_others_are_counted(tmp_path, source, capl
     (source / "Training/nowhere.jpg").symlink_to("missing.jpg")
     (source / "Training/itself.jpg").symlink_to("itself.jpg")
     with caplog.at_level(logging.WARNING):
-        copy_folder(source, tmp_path / "target", LIMITS)
+        left_out = copy_folder(source, tmp_path / "target", LIMITS)
     # The circle is met twice: below Training/male and below men.
-    assert "7 symbolic links in source" in caplog.text
+    assert sorted(left_out) == [
+        "Training/itself.jpg",
+        "Training/male/circle",
+        "Training/male/outside.jpg",
+        "Training/nowhere.jpg",
+        "men/circle",
+        "men/outside.jpg",
+        "outside",
+    ]
+    assert "7 thing(s) in source are left out: 'Training/itself.jpg' is a link" in caplog.text
     male = {"1.jpg": "a", "again.jpg": "a"}
     assert read(tmp_path / "target") == WANTED | {
         f"{folder}/{name}": content
@@ -95,10 +106,35 @@ def test_a_link_to_a_folder_is_a_source(tmp_path, source, caplog):
     assert caplog.text == ""
 
 
-def test_a_fifo_is_passed_over(tmp_path, source):
+def test_a_pipe_is_left_out_and_named(tmp_path, source):
     os.mkfifo(source / "pipe.jpg")
+    (source / "folder.jpg" / "men").mkdir(parents=True)
+    (source / "folder.jpg" / "men" / "5.jpg").write_text("e")
+    left_out = copy_folder(source, tmp_path / "target", LIMITS)
+    assert left_out == {"pipe.jpg": "is a pipe or device"}
+    assert read(tmp_path / "target") == WANTED | {"folder.jpg/men/5.jpg": "e"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_names_of_every_kind_arrive_and_those_that_are_no_text_are_spelt_out(tmp_path, kind):
+    names = ["men/a b.jpg", "men/new\nline.JPG", "women/größe.jpeg", "women/#'\"%.png"]
+    source = fill(tmp_path / "source", dict.fromkeys(names, "a"))
+    (source / os.fsdecode(b"men/ren\xe9.jpg")).write_text("b")
+    if kind == "tar":
+        with tarfile.open(tmp_path / "source.tar", "w") as tar:
+            tar.add(source, ".")
+        source = tmp_path / "source.tar"
+    assert copy_folder(source, tmp_path / "target", LIMITS) == {}
+    expected = dict.fromkeys(names, "a") | {"men/ren\\xe9.jpg": "b"}
+    assert read(tmp_path / "target") == expected
+    assert [str(path) for path in find_images(tmp_path / "target")] == sorted(expected)
+
+
+def test_photos_that_are_not_decoded_are_taken_along_to_be_named(tmp_path, source):
+    fill(source, {"men/phone.HEIC": "x"})
     copy_folder(source, tmp_path / "target", LIMITS)
-    assert read(tmp_path / "target") == WANTED
+    assert "men/phone.HEIC" in read(tmp_path / "target")
+    assert PurePosixPath("men/phone.HEIC") in find_images(tmp_path / "target")
 
 
 def test_a_missing_source_is_named(tmp_path):
@@ -140,14 +176,55 @@ def test_a_folder_is_limited_too(tmp_path, source, limits, name):
     assert read(tmp_path / "target") == {}
 
 
-@pytest.mark.parametrize("failing", ["os.scandir", "shutil.copyfile"])
-def test_what_cannot_be_read_is_named(tmp_path, source, monkeypatch, failing):
-    # Root reads what it has no permission for, so refuse it here.
-    def refuse(path, *_):
-        raise PermissionError(13, "Permission denied", str(path))
+# Root reads what it has no permission for, so these tests refuse it by other means.
+def refuse(part):
+    """Return a stand-in for a function of paths that refuses those with a name."""
 
-    monkeypatch.setattr(failing, refuse)
+    def call(original):
+        def stand_in(path, *rest):
+            if part in Path(path).parts:
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path, *rest)
+
+        return stand_in
+
+    return call
+
+
+def test_a_file_and_a_folder_that_may_not_be_read_are_left_out_and_named(
+    tmp_path, source, monkeypatch
+):
+    monkeypatch.setattr("os.scandir", refuse("test")(os.scandir))
+    monkeypatch.setattr("shutil.copyfile", refuse("1.jpg")(shutil.copyfile))
+    left_out = copy_folder(source, tmp_path / "target", LIMITS)
+    assert left_out == {
+        "Training/male/1.jpg": "may not be read: permission denied",
+        "dataset/test": "may not be read: permission denied",
+    }
+    monkeypatch.undo()
+    assert read(tmp_path / "target") == {"Training/female/2.PNG": "b"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what it has no permission for")
+def test_permissions_of_the_disk_do_the_same(tmp_path, source):
+    (source / "Training/male/1.jpg").chmod(0)
+    left_out = copy_folder(source, tmp_path / "target", LIMITS)
+    assert list(left_out) == ["Training/male/1.jpg"]
+
+
+def test_a_source_that_may_not_be_read_at_all_is_an_error(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("os.scandir", refuse("source")(os.scandir))
     with pytest.raises(UserError, match=r"Cannot copy '.*source.*Permission denied"):
         copy_folder(source, tmp_path / "target", LIMITS)
     monkeypatch.undo()
+    assert read(tmp_path / "target") == {}
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, source, monkeypatch):
+    def fill_up(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", fill_up)
+    with pytest.raises(UserError, match="No space left on device"):
+        copy_folder(source, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == {}

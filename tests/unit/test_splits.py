@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from facegender.errors import UserError
-from facegender.splits import SPLITS, drop_label_conflicts, split_at_random, split_by_folder
+from facegender.splits import SPLITS, find_leaks, split_at_random, split_by_folder
 
 
 def manifest(female: int, male: int, folder: str = "") -> pd.DataFrame:
@@ -66,14 +66,6 @@ def test_too_few_images_is_a_clear_error() -> None:
         divide(manifest(1, 5))
 
 
-def test_an_image_under_both_labels_is_dropped_from_both() -> None:
-    frame = manifest(3, 3)
-    frame.loc[[0, 4], "sha256"] = "same"
-    kept, conflicts = drop_label_conflicts(frame)
-    assert conflicts == ["female/0000.jpg", "male/0001.jpg"]
-    assert len(kept) == 4
-
-
 def predefined(*parts: pd.DataFrame) -> dict[str, pd.DataFrame]:
     frame = pd.concat(parts, ignore_index=True)
     # Other parts hold other images.
@@ -106,6 +98,34 @@ def test_a_training_image_that_is_in_test_too_is_removed_from_train() -> None:
     assert len(parts["train"]) + len(parts["validation"]) == 30
     seen = np.concatenate([parts["train"]["sha256"], parts["validation"]["sha256"]])
     assert not set(seen) & set(parts["test"]["sha256"])
+    assert len(find_leaks(frame)) == 10
+    assert find_leaks(frame)["train/male/0003.jpg"] == (
+        "is in train, and 'test/male/0003.jpg' shows the same"
+    )
+
+
+def test_clusters_stay_together_and_leak_nowhere() -> None:
+    frame = manifest(60, 60)
+    clusters = pd.Series(
+        [f"{row.label}-{number // 3}" for number, row in enumerate(frame.itertuples())],
+        index=frame["path"],
+    )
+    parts = split_at_random(
+        frame, test_fraction=0.3, validation_fraction=0.15, seed=1, clusters=clusters
+    )
+    found = [set(part["path"].map(clusters)) for part in parts.values()]
+    for one, other in itertools.combinations(found, 2):
+        assert not one & other
+    assert len(set.union(*found)) == 40
+
+    frame = pd.concat([manifest(9, 9, "train/"), manifest(9, 9, "test/")], ignore_index=True)
+    frame["sha256"] = [f"image-{number}" for number in range(len(frame))]
+    clusters = pd.Series(frame["sha256"].to_numpy(), index=frame["path"])
+    clusters["train/male/0000.jpg"] = clusters["test/male/0005.jpg"]
+    assert list(find_leaks(frame, clusters)) == ["train/male/0000.jpg"]
+    parts = split_by_folder(frame, validation_fraction=0.2, seed=1, clusters=clusters)
+    assert len(parts["train"]) + len(parts["validation"]) == 17
+    assert len(parts["test"]) == 18
 
 
 @pytest.mark.parametrize("folder", ["", "train/"])

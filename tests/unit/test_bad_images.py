@@ -1,0 +1,248 @@
+"""Each image of tests/bad_images.py, wherever images are decoded: each decodes, or has a reason."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from facegender.cli import _run
+from facegender.errors import UserError
+from facegender.fingerprints import Fingerprint, take_fingerprints
+from facegender.images import InvalidImage, decode_image
+from facegender.rows import write_rows
+from facegender.serving import _to_array
+from tests.bad_images import BAD, GOOD, fill
+from tests.compose import ROOT
+from tests.conftest import Exported
+
+CONTENTS = {name: content for name, (content, _) in BAD.items()}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_it_decodes_right(name: str) -> None:
+    pixels = decode_image(GOOD[name], 32)
+    assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
+    assert pixels[:, :12].max() < 20
+    assert pixels[:, 20:].min() > 235
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_it_has_a_reason(name: str, tmp_path: Path) -> None:
+    content, reason = BAD[name]
+    with pytest.raises(InvalidImage, match=reason) as of_bytes:
+        decode_image(content, 32)
+    (path,) = fill(tmp_path, {name: content})
+    with pytest.raises(InvalidImage, match=reason) as of_path:
+        decode_image(path, 32)
+    assert str(of_path.value) == str(of_bytes.value)
+    assert "\n" not in str(of_path.value)
+    assert str(tmp_path) not in str(of_path.value)
+
+
+def test_one_pixel_decodes_here_and_is_too_small_for_the_data_checks(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
+    assert (decode_image(tmp_path / "a.png", 32) == (255, 0, 0)).all()
+    (taken,) = take_fingerprints([tmp_path / "a.png"])
+    assert isinstance(taken, Fingerprint)
+    assert (taken.width, taken.height) == (1, 1)
+
+
+def test_split_decodes_and_refuses_the_same(tmp_path: Path) -> None:
+    taken = take_fingerprints(fill(tmp_path, GOOD | CONTENTS))
+    good = [isinstance(item, Fingerprint) for item in taken]
+    assert good == [True] * len(GOOD) + [False] * len(BAD)
+
+
+def test_preprocess_decodes_and_refuses_the_same(tmp_path: Path) -> None:
+    paths = fill(tmp_path, GOOD | CONTENTS)
+    (tmp_path / "array").write_bytes(bytes(len(paths) * 32 * 32 * 3))
+    done, reasons = write_rows(paths, tmp_path / "array", offset=0, first_row=0, size=32)
+    assert done == len(paths)
+    assert sorted(reasons) == list(range(len(GOOD), len(paths)))
+    written = np.fromfile(tmp_path / "array", np.uint8).reshape(-1, 32, 32, 3)
+    assert (written[: len(GOOD), :, 20:] > 235).all()
+    assert not written[len(GOOD) :].any()
+
+
+def test_the_server_decodes_and_refuses_the_same() -> None:
+    for content in GOOD.values():
+        for item in (content, base64.b64encode(content).decode()):
+            np.testing.assert_array_equal(_to_array(item, 32, 0), decode_image(content, 32))
+    for name, (content, reason) in BAD.items():
+        for item in (content, base64.b64encode(content).decode()):
+            with pytest.raises(MlflowException, match=f"Image 7: .*({reason})") as caught:
+                _to_array(item, 32, 7)
+            assert caught.value.error_code == "INVALID_PARAMETER_VALUE", name
+
+
+def test_predict_decodes_and_refuses_the_same(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fill(tmp_path, GOOD | CONTENTS)
+    assert _run(["predict", "--json", "--model", str(exported.float32), str(tmp_path)]) == 1
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed = {Path(answer["image"]).stem for answer in answers if answer["error"]}
+    assert len(answers) == len(GOOD) + len(BAD)
+    assert failed == set(BAD)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> dict[str, Path]:
+    """Things that are named like images and are no files."""
+    names = ("pipe", "folder", "nowhere", "itself", "device")
+    paths = {name: tmp_path / f"{name}.jpg" for name in names}
+    os.mkfifo(paths["pipe"])
+    paths["folder"].mkdir()
+    paths["nowhere"].symlink_to("missing.jpg")
+    paths["itself"].symlink_to("itself.jpg")
+    paths["device"].symlink_to("/dev/zero")
+    return paths
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("pipe", "not a plain file"),
+        ("folder", "not a plain file"),
+        ("device", "not a plain file"),
+        ("nowhere", "no such file"),
+        ("itself", "Too many levels of symbolic links"),
+    ],
+)
+def test_what_is_no_file_has_a_reason_at_once(odd: dict[str, Path], name: str, reason: str) -> None:
+    with pytest.raises(InvalidImage, match=reason) as caught:
+        decode_image(odd[name], 32)
+    assert str(odd[name]) not in str(caught.value)
+
+
+@pytest.mark.timeout(120)
+def test_predict_names_what_is_no_file(
+    odd: dict[str, Path], exported: Exported, capsys: pytest.CaptureFixture
+) -> None:
+    model = ["--model", str(exported.float32)]
+    assert _run(["predict", *model, str(odd["pipe"]), str(odd["device"])]) == 1
+    assert capsys.readouterr().err.count("not a plain file") == 2
+    for name in ("nowhere", "itself"):
+        with pytest.raises(UserError, match=rf"no file or folder .*{name}\.jpg"):
+            _run(["predict", *model, str(odd[name])])
+    # A folder is searched; none of the others is waited for.
+    with pytest.raises(UserError, match="no image in the folder"):
+        _run(["predict", *model, str(odd["folder"].parent)])
+
+
+def test_a_file_that_may_not_be_read_has_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    # Root reads what it has no permission for, so refuse it here.
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("PIL.Image.open", refuse)
+    with pytest.raises(InvalidImage, match="cannot be decoded: Permission denied") as caught:
+        decode_image(path, 32)
+    assert str(path) not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what it has no permission for")
+def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
+    (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+    path.chmod(0)
+    with pytest.raises(InvalidImage, match="Permission denied"):
+        decode_image(path, 32)
+
+
+NAMES = [
+    "größe 顔.JPG",
+    "new\nline.jpeg",
+    "a b  c.Png",
+    "tab\tand\r.png",
+    "q'\"$(x);&.jpg",
+    "-x.jpg",
+]
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "json"])
+def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, form: str) -> None:
+    import csv
+
+    names = [*map(os.fsencode, NAMES), b"\xff\xe9.jpg"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(GOOD["jpeg"])
+    flags = [] if form == "text" else [f"--{form}"]
+    code = "from facegender.cli import main; main()"
+    command = [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags]
+    done = subprocess.run(
+        [*command, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.decode(errors="surrogateescape")
+    if form == "text":
+        assert len(printed.splitlines()) == len(names)
+        assert r"new\nline.jpeg" in printed
+        return
+    if form == "csv":
+        answers = [row["image"] for row in csv.DictReader(printed.splitlines(keepends=True))]
+    else:
+        answers = [json.loads(line)["image"] for line in printed.splitlines()]
+    assert {os.fsencode(Path(name).name) for name in answers} == set(names)
+
+
+def test_standard_input_without_an_end_is_refused(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facegender.cli.MAX_STDIN_BYTES", 1000)
+    with Path("/dev/zero").open() as endless:
+        monkeypatch.setattr(sys, "stdin", endless)
+        with pytest.raises(UserError, match="more than 1,000 bytes"):
+            _run(["predict", "--model", str(exported.float32), "-"])
+
+
+def peak_megabytes(path: Path) -> tuple[str, float]:
+    """Decode a file in a process of its own; return what came of it, and its memory."""
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from facegender.images import InvalidImage, decode_image\n"
+        "try: print(decode_image(Path(sys.argv[1]), 96).shape)\n"
+        "except InvalidImage as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    what, megabytes = done.stdout.splitlines()
+    return what, float(megabytes)
+
+
+@pytest.mark.parametrize("name", ["bomb", "bomb-within-pillows-limit", "text-bomb", "profile-bomb"])
+def test_a_bomb_takes_no_memory(tmp_path: Path, name: str) -> None:
+    (path,) = fill(tmp_path, {name: BAD[name][0]})
+    what, megabytes = peak_megabytes(path)
+    assert "too large" in what
+    # Python, NumPy and Pillow take about 40 of them; the texts may unpack to 64.
+    assert megabytes < 250
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])
+def test_the_largest_picture_that_is_decoded_takes_less_than_a_gigabyte(
+    tmp_path: Path, mode: str
+) -> None:
+    Image.new(mode, (10_000, 9_900)).save(tmp_path / "large.png")
+    what, megabytes = peak_megabytes(tmp_path / "large.png")
+    assert what == "(96, 96, 3)"
+    assert megabytes < 1000

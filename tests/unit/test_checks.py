@@ -1,0 +1,286 @@
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image, ImageEnhance
+
+from facegender import checks
+from facegender.checks import fingerprint_images
+from facegender.errors import UserError
+from stages import split
+from tests.compose import ROOT
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """Soft shapes that no other seed draws."""
+    coarse = np.random.default_rng(seed).integers(0, 240, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Twenty different pictures of each label."""
+    for place, label in enumerate(("female", "male")):
+        folder = tmp_path / "raw" / label
+        folder.mkdir(parents=True)
+        for number in range(20):
+            picture(100 * place + number).save(folder / f"{number:02}.png")
+    return tmp_path / "raw"
+
+
+class Result:
+    """What the stage left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.summary = json.loads((folder / "splits" / "summary.json").read_text())
+        self.dropped = pd.read_csv(folder / "splits" / "dropped.csv")
+        self.parts = {
+            name: pd.read_csv(folder / "splits" / f"{name}.csv")["path"].tolist()
+            for name in ("train", "validation", "test")
+        }
+
+    @property
+    def all(self) -> set[str]:
+        return {path for part in self.parts.values() for path in part}
+
+    def why(self, path: str) -> tuple[str, str]:
+        row = self.dropped.set_index("path").loc[path]
+        assert path not in self.all
+        return row["check"], row["reason"]
+
+
+@pytest.fixture
+def run(raw: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return a function that runs the stage, with changes of `data`, `data.checks` or `split`."""
+
+    def start(**changes: object) -> Result:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        for name, value in changes.items():
+            for group in (params["data"], params["data"]["checks"], params["split"]):
+                if name in group:
+                    group[name] = value
+        (raw.parent / "params.yaml").write_text(yaml.safe_dump(params))
+        words = ["split", "--params", raw.parent / "params.yaml", "--raw", raw]
+        words += ["--splits", raw.parent / "splits", "--plots", raw.parent / "plots"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        # Processes would take longer to start than the few images take.
+        monkeypatch.setattr(checks, "fingerprint_images", partial(fingerprint_images, jobs=1))
+        split.main()
+        return Result(raw.parent)
+
+    return start
+
+
+def test_good_data_lose_nothing(run: Callable[..., Result]) -> None:
+    result = run()
+    assert len(result.all) == 40
+    assert result.dropped.empty
+    assert {
+        name: found["count"] for name, found in result.summary["checks"].items()
+    } == dict.fromkeys(
+        (
+            "too_small",
+            "extreme_shape",
+            "constant",
+            "both_labels",
+            "leakage",
+            "exact_duplicates",
+            "near_duplicates",
+        ),
+        0,
+    )
+
+
+BAD = {
+    "too_small": (lambda: picture(7, (15, 40)), "15x40 pixels"),
+    "extreme_shape": (lambda: picture(7, (200, 40)), "200x40 pixels, more than 4 to 1"),
+    "constant": (lambda: Image.new("RGB", (64, 64), (90, 90, 90)), "one colour"),
+    "invalid": (None, "not an image"),
+}
+
+
+@pytest.mark.parametrize("check", BAD)
+def test_what_shows_no_face_is_dropped_with_a_reason(
+    run: Callable[..., Result], raw: Path, check: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, reason = BAD[check]
+    bad = raw / "female" / "bad.png"
+    make().save(bad) if make else bad.write_bytes(b"text")
+    result = run()
+    assert result.why("female/bad.png")[0] == check
+    assert reason in result.why("female/bad.png")[1]
+    assert len(result.all) == 40
+    assert "female/bad.png" in caplog.text
+    if check == "invalid":
+        assert [item["path"] for item in result.summary["invalid"]] == ["female/bad.png"]
+    else:
+        expected = {"policy": "drop", "count": 1, "images": ["female/bad.png"]}
+        assert result.summary["checks"][check] == expected
+
+
+@pytest.mark.parametrize("check", ["too_small", "extreme_shape", "constant"])
+def test_a_check_may_fail_instead(run: Callable[..., Result], raw: Path, check: str) -> None:
+    BAD[check][0]().save(raw / "female" / "bad.png")
+    with pytest.raises(UserError, match=rf"data\.checks\.{check} is fail: 'female/bad\.png'"):
+        run(**{check: "fail"})
+    assert not (raw.parent / "splits").exists()
+
+
+def copy_exactly(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def copy_nearly(source: Path, target: Path) -> None:
+    with Image.open(source) as image:
+        darker = ImageEnhance.Brightness(image).enhance(0.9)
+        darker.resize((50, 50)).save(target.with_suffix(".jpg"), quality=80)
+
+
+@pytest.mark.parametrize(
+    ("copy", "name", "check"),
+    [(copy_exactly, "copy.png", "exact_duplicates"), (copy_nearly, "copy.jpg", "near_duplicates")],
+)
+class TestCopies:
+    def test_one_is_left(
+        self, run: Callable[..., Result], raw: Path, copy: Callable, name: str, check: str
+    ) -> None:
+        copy(raw / "male" / "03.png", raw / "male" / "copy.png")
+        result = run()
+        assert result.why(f"male/{name}")[0] == check
+        assert "'male/03.png'" in result.why(f"male/{name}")[1]
+        assert len(result.all) == 40
+        assert result.summary["duplicates"] == 1
+        assert result.summary["checks"][check]["count"] == 1
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_or_all_are_kept_in_the_same_part(
+        self,
+        run: Callable[..., Result],
+        raw: Path,
+        copy: Callable,
+        name: str,
+        check: str,
+        seed: int,
+    ) -> None:
+        for number in range(6):
+            copy(raw / "male" / f"{number:02}.png", raw / "male" / f"{number:02}-{name}")
+        result = run(seed=seed, exact_duplicates="keep", near_duplicates="keep")
+        assert len(result.all) == 46
+        assert result.dropped.empty
+        assert result.summary["checks"][check]["count"] == 6
+        lies_in = {path: name for name, paths in result.parts.items() for path in paths}
+        for number in range(6):
+            assert lies_in[f"male/{number:02}.png"] == lies_in[f"male/{number:02}-{name}"]
+
+    def test_or_it_fails(
+        self, run: Callable[..., Result], raw: Path, copy: Callable, name: str, check: str
+    ) -> None:
+        copy(raw / "male" / "03.png", raw / "male" / "copy.png")
+        with pytest.raises(UserError, match=f"male/{name}"):
+            run(**{check: "fail"})
+
+    def test_under_both_labels_it_is_dropped_from_both(
+        self, run: Callable[..., Result], raw: Path, copy: Callable, name: str, check: str
+    ) -> None:
+        copy(raw / "male" / "03.png", raw / "female" / "copy.png")
+        result = run()
+        assert result.why(f"female/{name}") == (
+            "both_labels",
+            "is labelled female, and 'male/03.png' is the same picture",
+        )
+        assert result.why("male/03.png")[0] == "both_labels"
+        assert result.summary["under_both_labels"] == [f"female/{name}", "male/03.png"]
+        assert len(result.all) == 39
+        with pytest.raises(UserError, match=r"both_labels.*male/03\.png"):
+            run(both_labels="fail")
+
+    def test_in_train_and_test_it_is_dropped_from_train(
+        self, run: Callable[..., Result], raw: Path, copy: Callable, name: str, check: str
+    ) -> None:
+        (raw / "Test").mkdir()
+        for label in ("female", "male"):
+            (raw / label).rename(raw / f"Train-{label}")
+        for label, place in (("female", 0), ("male", 1)):
+            (raw / "Training").mkdir(exist_ok=True)
+            (raw / f"Train-{label}").rename(raw / "Training" / label)
+            (raw / "Test" / label).mkdir()
+            for number in range(6):
+                picture(1000 + 100 * place + number).save(raw / "Test" / label / f"{number}.png")
+        copy(raw / "Training" / "male" / "03.png", raw / "Test" / "male" / "copy.png")
+        result = run(predefined=True)
+        assert result.why("Training/male/03.png") == (
+            "leakage",
+            f"is in train, and 'Test/male/{name}' shows the same",
+        )
+        assert f"Test/male/{name}" in result.parts["test"]
+        assert len(result.parts["test"]) == 13
+        assert len(result.all) == 52
+        with pytest.raises(UserError, match=r"leakage.*Training/male/03\.png"):
+            run(predefined=True, leakage="fail")
+
+
+def test_of_copies_the_largest_is_kept(run: Callable[..., Result], raw: Path) -> None:
+    with Image.open(raw / "male" / "03.png") as image:
+        image.resize((128, 128), Image.Resampling.BICUBIC).save(raw / "male" / "z-large.png")
+    result = run()
+    assert result.why("male/03.png")[0] == "near_duplicates"
+    assert "male/z-large.png" in result.all
+
+
+def test_too_few_of_a_class_say_where_they_went(run: Callable[..., Result], raw: Path) -> None:
+    for path in (raw / "male").iterdir():
+        path.write_bytes(b"?")
+    with pytest.raises(UserError, match=r"0 usable image\(s\) are labelled male.*invalid 20"):
+        run()
+    with pytest.raises(UserError, match=r"20 usable.*female.*min_per_class is 21"):
+        run(min_per_class=21)
+
+
+def test_the_balance_is_set_beside_the_studys(run: Callable[..., Result], raw: Path) -> None:
+    for number in range(10):
+        (raw / "female" / f"{number:02}.png").unlink()
+    balance = run().summary["balance"]
+    assert balance["train"] | balance["test"] == {
+        "images": 9,
+        "female": 0.3333,
+        "study_images": 1102,
+        "study_female": 0.3158,
+    }
+    assert (balance["train"]["images"], balance["train"]["study_images"]) == (21, 2583)
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    run: Callable[..., Result], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root reads what it has no permission for, so refuse it here.
+    path_open = Path.open
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> object:
+        if self.name == "03.png" and self.parent.name == "male":
+            raise PermissionError(13, "Permission denied", str(self))
+        return path_open(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    result = run()
+    assert result.why("male/03.png") == ("invalid", "cannot be read: Permission denied")
+    assert len(result.all) == 39
+    assert result.summary["invalid"][0]["reason"] == "cannot be read: Permission denied"
+
+
+def test_the_result_is_independent_of_names(run: Callable[..., Result], raw: Path) -> None:
+    for number in range(4):
+        copy_nearly(raw / "male" / f"{number:02}.png", raw / "male" / f"{number:02}-copy.jpg")
+    pictures = {path: (raw / path).read_bytes() for path in run().all}
+    parts = [{pictures[path] for path in part} for part in run().parts.values()]
+    for label in ("female", "male"):
+        for number, path in enumerate(sorted((raw / label).iterdir(), reverse=True)):
+            path.rename(path.with_name(f"renamed-{number:02}{path.suffix}"))
+    result = run()
+    again = [{(raw / path).read_bytes() for path in part} for part in result.parts.values()]
+    assert again == parts
