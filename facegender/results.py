@@ -128,20 +128,21 @@ def read_results(root: Path, revision: str | None = None) -> Results:
     Raises:
         UserError: there is no such revision, it has no test metrics, or they cannot be read.
     """
-    name = revision or "the work tree"
-    try:
-        files = DVCFileSystem(str(root), rev=revision)
-    except DvcException as error:
-        raise UserError(
-            f"Cannot read {name}: {error}. If it is on the server, `git fetch` it first."
-        ) from error
+    files, name = DVCFileSystem(str(root), rev=revision), "the work tree"
     if revision:
-        name = _named(revision, files.repo.get_rev())
+        try:
+            name = _named(revision, files.repo.get_rev())
+        except DvcException as error:
+            raise UserError(
+                f"Cannot read {revision}: {error}. If it is on the server, `git fetch` it first."
+            ) from error
     try:
-        paths = yaml.safe_load(files.read_text("dvc.yaml"))["vars"][0]["path"]
+        # Paths from the root; without the slash they would be from the working directory.
+        paths = yaml.safe_load(files.read_text("/dvc.yaml"))["vars"][0]["path"]
         texts = {
-            key: files.read_text(paths[key]) if key in paths and files.isfile(paths[key]) else None
+            key: files.read_text(f"/{path}") if files.isfile(f"/{path}") else None
             for key in ("test_metrics", "predictions", "export_metrics", "speed")
+            for path in [paths.get(key)]
         }
     except (OSError, yaml.YAMLError, LookupError, TypeError, DvcException) as error:
         raise UserError(f"Cannot read the paths in dvc.yaml of {name}: {error}") from error
@@ -226,7 +227,7 @@ def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
 def _read_gate_params(root: Path, revision: str) -> dict[str, Any] | None:
     """Return the gate's parameters as a revision has them, or None if it has none."""
     try:
-        content = yaml.safe_load(DVCFileSystem(str(root), rev=revision).read_text("params.yaml"))
+        content = yaml.safe_load(DVCFileSystem(str(root), rev=revision).read_text("/params.yaml"))
         return content.get("gate")
     except (OSError, yaml.YAMLError, AttributeError, DvcException):
         return None

@@ -1,0 +1,224 @@
+"""Results read from the work tree and from git, the commit to compare with, `facegender gate`."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from facegender.cli import _run
+from facegender.errors import UserError
+from facegender.evaluation import classification_metrics
+from facegender.results import default_baseline, parse_results, read_results
+from tests.compose import ROOT
+
+
+class Project:
+    """A repository with the sample's results, where they can be made worse."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("dvc.yaml", "params.yaml", "metrics/test.json", "metrics/predictions.csv"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+        (root / ".dvc").mkdir()
+        (root / ".dvc" / "config").touch()
+        self.git("init", "--quiet", "--initial-branch=main")
+        self.git("config", "user.name", "test")
+        self.git("config", "user.email", "test@localhost")
+        self.first = self.commit("first")
+
+    def git(self, *arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit(self, message: str) -> str:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    def spoil(self, count: int) -> None:
+        """Have the first images that are predicted rightly be predicted wrongly."""
+        path = self.root / "metrics" / "predictions.csv"
+        table = pd.read_csv(path)
+        right = table.index[table["label"] == table["predicted"]][:count]
+        table.loc[right, "predicted"] = 1 - table.loc[right, "label"]
+        table.loc[right, "probability"] = 0.2 + 0.6 * table.loc[right, "predicted"]
+        table.to_csv(path, index=False)
+        metrics = classification_metrics(
+            table["label"].to_numpy(),
+            table["probability"].to_numpy(),
+            threshold=0.5,
+            bootstrap_samples=10,
+            seed=0,
+        )
+        (self.root / "metrics" / "test.json").write_text(json.dumps(metrics))
+
+    def baseline(self) -> tuple[str, str]:
+        return default_baseline(self.root, read_results(self.root))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    made = Project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+# The baseline.
+
+
+def test_a_branch_is_compared_with_its_merge_base(project: Project) -> None:
+    project.git("switch", "--quiet", "--create", "branch")
+    project.spoil(1)
+    project.commit("on the branch")
+    assert project.baseline() == (project.first, "the merge base with main")
+    project.git("switch", "--quiet", "main")
+    later = project.commit("on main")
+    project.git("switch", "--quiet", "branch")
+    assert project.baseline()[0] == project.first
+    # The nearer one of the local and the fetched main.
+    project.git("merge", "--quiet", "-m", "merge", "main")
+    project.git("branch", "--quiet", "--force", "main", project.first)
+    project.git("update-ref", "refs/remotes/origin/main", later)
+    assert project.baseline()[0] == later
+
+
+def test_on_main_an_experiment_is_compared_with_head_and_a_commit_with_the_last(
+    project: Project,
+) -> None:
+    project.spoil(1)
+    assert project.baseline() == (project.first, "HEAD")
+    project.commit("worse")
+    assert project.baseline() == (project.first, "the commit before HEAD")
+    second = project.git("rev-parse", "HEAD")
+    project.spoil(1)
+    assert project.baseline() == (second, "HEAD")
+
+
+def test_without_a_commit_before_or_a_main_it_says_what_to_do(project: Project) -> None:
+    with pytest.raises(UserError, match=r"no commit is before it.*--baseline"):
+        project.baseline()
+    project.git("branch", "--quiet", "--move", "main", "other")
+    with pytest.raises(UserError, match=r"git fetch origin main.*--baseline"):
+        project.baseline()
+
+
+# The command.
+
+
+def gate(*options: str) -> int:
+    return _run(["gate", *options])
+
+
+def test_each_verdict_has_its_exit_code(
+    project: Project, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gate("--baseline", "HEAD") == 0
+    assert capsys.readouterr().out.startswith("gate: pass\n")
+    assert gate() == 2
+    assert "no commit is before it" in capsys.readouterr().out
+    project.spoil(40)
+    assert gate() == 1
+    out = capsys.readouterr().out
+    assert out.startswith("gate: fail\n")
+    assert f"compared with HEAD ({project.first[:10]}) image by image" in out
+    # From a subfolder, as others do.
+    monkeypatch.chdir(project.root / "metrics")
+    assert gate("--format", "markdown") == 1
+    assert capsys.readouterr().out.startswith("## Gate: fail\n")
+    assert gate("--format", "json") == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "fail"
+
+
+def test_a_baseline_can_be_a_tag_and_must_exist(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    project.git("tag", "v1")
+    project.spoil(1)
+    project.commit("worse")
+    assert gate("--baseline", "v1") == 0
+    assert f"v1 ({project.first[:10]})" in capsys.readouterr().out
+    assert gate("--baseline", "v2") == 2
+    assert "unknown Git revision 'v2'" in capsys.readouterr().out
+
+
+def test_changed_floors_are_told(project: Project, capsys: pytest.CaptureFixture) -> None:
+    path = project.root / "params.yaml"
+    text = path.read_text()
+    assert text.count("at_least: 0.93") == 2
+    path.write_text(text.replace("at_least: 0.93", "at_least: 0.5", 1))
+    assert gate("--baseline", "HEAD") == 0
+    told = "the gate's own parameters changed: floors.accuracy.at_least from 0.93 to 0.5"
+    assert told in capsys.readouterr().out
+    # A baseline from before there was a gate is no change.
+    content = text[: text.index("gate:\n")]
+    path.write_text(content)
+    project.commit("no gate")
+    path.write_text(text)
+    assert gate("--baseline", "HEAD") == 0
+    assert capsys.readouterr().out.startswith("gate: pass\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("params.yaml", "gate: 1\n", "params.yaml is not valid"),
+        ("metrics/test.json", "{", "Cannot read the results of the work tree"),
+        ("metrics/test.json", "[]", "no JSON object"),
+        (
+            "metrics/predictions.csv",
+            "path,label\na,0\n",
+            "no column probability, predicted, sha256",
+        ),
+        ("metrics/predictions.csv", "", "Cannot read the results"),
+        ("dvc.yaml", "stages: {}\n", "Cannot read the paths in dvc.yaml"),
+    ],
+)
+def test_what_cannot_be_read_is_no_regression(
+    project: Project, capsys: pytest.CaptureFixture, file: str, content: str, says: str
+) -> None:
+    (project.root / file).write_text(content)
+    assert gate("--baseline", "HEAD") == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": 2},
+        {"label": None},
+        {"predicted": None},
+        {"probability": None},
+        {"probability": 1.5},
+    ],
+    ids=str,
+)
+def test_predictions_that_are_none_are_refused(change: dict) -> None:
+    table = pd.read_csv(ROOT / "metrics" / "predictions.csv", dtype=object)
+    for column, value in change.items():
+        table.loc[3, column] = value
+    with pytest.raises(UserError, match="the predictions have"):
+        parse_results(
+            "x",
+            test_metrics="{}",
+            predictions=table.to_csv(index=False),
+            export_metrics=None,
+            speed=None,
+        )
+
+
+def test_a_training_of_no_epochs_has_no_speed() -> None:
+    results = parse_results(
+        "x",
+        test_metrics="{}",
+        predictions=None,
+        export_metrics=None,
+        speed="epoch,seconds,images_per_second\n",
+    )
+    assert results.costs["training_seconds"] == 0
+    assert pd.isna(results.costs["training_images_per_second"])
