@@ -9,7 +9,6 @@ import getpass
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,9 +22,8 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_USER
 
 from facegender.files import file_sha256
 from facegender.labels import LABELS
@@ -86,28 +84,18 @@ def training_run(
     """
     versions = {f"version.{package}": version(package) for package in _PACKAGES}
     versions["version.python"] = platform.python_version()
-    with mlflow.start_run(
-        run_name=name, tags={**_tags_without_credentials(), **versions, **tags}
-    ) as run:
+    with mlflow.start_run(run_name=name, tags={**_user(), **versions, **tags}) as run:
         mlflow.log_params(dict(params))
         _log_datasets(manifests)
         yield run
 
 
-def _tags_without_credentials() -> dict[str, str]:
-    """Return those of MLflow's own tags for a run that may hold credentials, without them.
-
-    They are the address of the git remote, in which a password may stand, and the user, for whom
-    MLflow takes the name that logs in to its server; here it is that of the account.
-    """
+def _user() -> dict[str, str]:
+    """Return MLflow's tag for the user: the account, not the name that logs in to its server."""
     try:
-        tags = {MLFLOW_USER: getpass.getuser()}
+        return {MLFLOW_USER: getpass.getuser()}
     except (KeyError, OSError):  # as in a container whose user has no name
-        tags = {MLFLOW_USER: "unknown"}
-    address = resolve_tags().get(MLFLOW_GIT_REPO_URL)
-    if address is not None:
-        tags[MLFLOW_GIT_REPO_URL] = re.sub(r"(?<=://)[^/]*@", "", address)
-    return tags
+        return {MLFLOW_USER: "unknown"}
 
 
 def log_epoch(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -284,7 +272,7 @@ def log_model(
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in (*_PACKAGES, "pandas")],
         # A logged model gets the tags of a run once more.
-        tags={**_tags_without_credentials(), _TRAINED_MODEL: digest},
+        tags={**_user(), _TRAINED_MODEL: digest},
     )
 
 
