@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import platform
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
 from functools import wraps
@@ -33,7 +32,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_REPO_URL, MLFLOW_RUN_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_USER
 from requests import RequestException
 
 from facegender.errors import UserError
@@ -240,7 +239,7 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
     return MlflowClient().create_run(
         experiment.experiment_id,
         run_name=name,
-        tags=resolve_tags({**_tags_without_credentials(), **tags}),
+        tags=resolve_tags({**_user(), **tags}),
     )
 
 
@@ -259,20 +258,12 @@ def _open(run: Run) -> Iterator[Run]:
                     mlflow.end_run(status)
 
 
-def _tags_without_credentials() -> dict[str, str]:
-    """Return those of MLflow's own tags for a run that may hold credentials, without them.
-
-    They are the address of the git remote, in which a password may stand, and the user, for whom
-    MLflow takes the name that logs in to its server; here it is that of the account.
-    """
+def _user() -> dict[str, str]:
+    """Return MLflow's tag for the user: the account, not the name that logs in to its server."""
     try:
-        tags = {MLFLOW_USER: getpass.getuser()}
+        return {MLFLOW_USER: getpass.getuser()}
     except (KeyError, OSError):  # as in a container whose user has no name
-        tags = {MLFLOW_USER: "unknown"}
-    address = resolve_tags().get(MLFLOW_GIT_REPO_URL)
-    if address is not None:
-        tags[MLFLOW_GIT_REPO_URL] = re.sub(r"(?<=://)[^/]*@", "", address)
-    return tags
+        return {MLFLOW_USER: "unknown"}
 
 
 @_unless_down
@@ -600,7 +591,7 @@ def log_model(
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
         # A logged model gets the tags of a run once more.
-        tags={**_tags_without_credentials(), _TRAINED_MODEL: digest},
+        tags={**_user(), _TRAINED_MODEL: digest},
     )
 
 

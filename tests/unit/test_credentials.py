@@ -1,11 +1,13 @@
 """What is blanked, and what is not; tests/pipeline/test_credentials.py looks for leaks at work."""
 
 import base64
+import getpass
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -180,7 +182,7 @@ run_command(main)
     ],
 )
 def test_credentials_reach_the_server_and_not_the_error_that_it_returns(
-    refuser: HTTPServer, tmp_path, login: str, variables: dict, scheme: str, given: str
+    refuser: HTTPServer, tmp_path: Path, login: str, variables: dict, scheme: str, given: str
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CONNECT, str(tmp_path)],
@@ -203,3 +205,14 @@ def test_credentials_reach_the_server_and_not_the_error_that_it_returns(
     assert "Traceback" in printed
     assert "canary" not in printed
     assert encoded not in printed
+
+
+def test_a_runs_user_is_not_the_name_that_logs_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking.context.registry import resolve_tags
+
+    from facegender.tracking import _user
+
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "canary-ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-password")
+    assert resolve_tags()["mlflow.user"] == "canary-ada"
+    assert resolve_tags(_user())["mlflow.user"] == getpass.getuser()
