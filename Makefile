@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro report gate sweep test test-fast lint audit format params lock ui serve bench verify-reproducible faults clean
+.PHONY: help install repro report gate sweep test test-fast fuzz lint audit format params lock ui serve bench verify-reproducible faults clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test: $(INSTALLED) ## all tests, the quick ones first
 
 test-fast: $(INSTALLED) ## the quick tests alone
 	pytest -m 'not slow' -n 2
+
+fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
+	HYPOTHESIS_PROFILE=fuzz pytest tests/unit/test_properties.py tests/unit/test_fuzz.py -n 2
 
 lint: $(INSTALLED) ## ruff and mypy
 	ruff check .

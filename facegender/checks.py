@@ -218,13 +218,11 @@ def check_labels(
     copies = manifest[both].groupby(cluster[both])
     reasons = {}
     for _, group in copies:
-        by_label = {label: list(paths) for label, paths in group.groupby("label")["path"]}
+        by_label = {value: list(group["path"][group["label"] == value]) for value in NAMES}
         for label, paths in by_label.items():
-            other = by_label[1 - int(label)][0]
+            other = by_label[1 - label][0]
             for path in paths:
-                reasons[path] = (
-                    f"is labelled {NAMES[int(label)]}, and {other!r} is the same picture"
-                )
+                reasons[path] = f"is labelled {NAMES[label]}, and {other!r} is the same picture"
     findings.add("both_labels", dict(sorted(reasons.items())))
     rest = manifest[~both].reset_index(drop=True)
     for name, label in LABELS.items():
@@ -266,15 +264,15 @@ def drop_duplicates(
         same_bytes = ranked.duplicated("sha256")
         first = ranked.drop_duplicates("sha256").set_index("sha256")["path"]
         exact |= {
-            row.path: f"is a copy of {first[row.sha256]!r}"
-            for row in ranked[same_bytes].itertuples()
+            path: f"is a copy of {first[sha256]!r}"
+            for path, sha256 in ranked.loc[same_bytes, ["path", "sha256"]].to_numpy()
         }
         distinct = ranked[~same_bytes]
         again = distinct.duplicated("cluster")
         best = distinct[~again].set_index("cluster")["path"]
         near |= {
-            row.path: f"shows nearly what {best[row.cluster]!r} shows"
-            for row in distinct[again].itertuples()
+            path: f"shows nearly what {best[cluster]!r} shows"
+            for path, cluster in distinct.loc[again, ["path", "cluster"]].to_numpy()
         }
     findings.add("exact_duplicates", dict(sorted(exact.items())))
     findings.add("near_duplicates", dict(sorted(near.items())))

@@ -113,7 +113,7 @@ def aligned_difference(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     compared = maximum_filter(fixed, (1, 3, 3, 1)) < _CLIPPED
     moved, fixed = _blurred(moved), _blurred(fixed)
     # Scale and shift by axis: x, then y.
-    place = np.tile(np.float32([1, 0, 1, 0]), (n, 1))
+    place = np.tile(np.array([1, 0, 1, 0], np.float32), (n, 1))
     x, y = _SIDE[_INNER][None, None, :, None], _SIDE[_INNER][None, :, None, None]
     target = fixed[:, _INNER, _INNER]
     for step in range(_STEPS + 1):
@@ -132,7 +132,7 @@ def aligned_difference(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
         fit = _least_squares(terms, target, weight)
         if step < _STEPS:
             change = fit[:, 2:] / np.maximum(fit[:, :1], 0.3)
-            least = np.float32([1, 0, 1, 0]) - _MAX_CROP
+            least = np.array([1, 0, 1, 0], np.float32) - _MAX_CROP
             place = np.clip(place + change, least, least + 2 * _MAX_CROP).astype(np.float32)
     gain, offset = fit[:, 0, None, None, None], fit[:, 1, None, None, None]
     difference = np.abs((gain * inner + offset - target) * weight).max(-1)

@@ -25,8 +25,8 @@ class Fingerprint:
 
     Attributes:
         sha256: of its bytes, 64 hexadecimal digits.
-        width: pixels, as stored.
-        height: pixels, as stored.
+        width: pixels, perhaps before it is turned upright.
+        height: likewise.
         contrast: the widest range of a colour channel, 0 to 255, of the image made small.
         hashes: its perceptual hashes, of 256 bits and of 64: uint64 of shape (5,).
         thumbnail: uint8 of shape (32, 32, 3).

@@ -57,6 +57,8 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
 def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int]:
     """Decode an image as `decode_image` does, and return its own width and height, too.
 
+    They may be those before it is turned upright: that depends on the format.
+
     Raises:
         InvalidImage: as `decode_image` does.
     """

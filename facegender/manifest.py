@@ -154,4 +154,10 @@ def write_manifest(manifest: pd.DataFrame, path: Path) -> None:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """Read a manifest that `write_manifest` wrote."""
-    return pd.read_csv(path, dtype_backend="numpy_nullable", dtype={"path": str, "sha256": str})
+    return pd.read_csv(
+        path,
+        dtype_backend="numpy_nullable",
+        dtype={"path": str, "sha256": str},
+        # Else a carriage return in a name would end the row.
+        lineterminator="\n",
+    )

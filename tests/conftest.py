@@ -1,9 +1,11 @@
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from facegender.manifest import build_manifest
@@ -11,6 +13,23 @@ from facegender.params import Params, load_params
 from facegender.preprocessing import write_part
 from facegender.processed import Part
 from tests.compose import ROOT
+
+# Bounded, and the same examples every time; `make fuzz` tries many more, which differ.
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+settings.register_profile(
+    "fuzz",
+    settings.get_profile("ci"),
+    derandomize=False,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "5000")),
+    print_blob=True,
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from facegender.datasets.raw import emptied_on_error, utf8_path
+from facegender.datasets.raw import emptied_on_error, storable_path
 from facegender.errors import UserError
 
 _CHUNK = 1 << 20
@@ -208,7 +208,7 @@ def _safe_path(name: str) -> PurePosixPath:
         raise _RefusedError("its name leads out of the folder")
     if "\0" in name or not name:
         raise _RefusedError("it has no usable name")
-    return utf8_path(path)
+    return storable_path(path)
 
 
 def _write(member: _Member, path: Path) -> None:

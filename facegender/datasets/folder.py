@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from facegender.datasets.archive import ArchiveLimits, extract_archive
-from facegender.datasets.raw import emptied_on_error, utf8_path
+from facegender.datasets.raw import emptied_on_error, storable_path
 from facegender.errors import UserError
 from facegender.files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
 
@@ -117,7 +117,7 @@ class _Scan:
             self.left_out[str(place)] = _UNREADABLE
             return
         for entry in entries:
-            inner, path = place / utf8_path(PurePosixPath(entry.name)), Path(entry.path)
+            inner, path = place / storable_path(PurePosixPath(entry.name)), Path(entry.path)
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             if entry.is_symlink() and not self._may_follow(path, above):

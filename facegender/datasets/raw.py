@@ -29,12 +29,14 @@ def content_digest(directory: Path) -> tuple[int, str]:
     return len(paths), digest.hexdigest()
 
 
-def utf8_path(path: PurePosixPath) -> PurePosixPath:
-    r"""Return a path with every byte that is not UTF-8 spelt out, as in `ren\xe9.jpg`.
+def storable_path(path: PurePosixPath) -> PurePosixPath:
+    r"""Return a path with what is not UTF-8 spelt out, as in `ren\xe9.jpg`, and `\r`, too.
 
-    Old disks and archives have such names; neither DVC nor a CSV can hold them.
+    Old disks and archives have such names. DVC cannot hold the former; most readers of CSV take
+    the latter for the end of a row.
     """
-    return PurePosixPath(os.fsencode(path).decode(errors="backslashreplace"))
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return PurePosixPath(text.replace("\r", r"\r"))
 
 
 def clear_directory(directory: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from facegender.cli import _run
 from facegender.errors import UserError
 from facegender.images import encode_png
+from facegender.litert import probe_litert
 from tests.compose import ROOT
 from tests.conftest import Exported
 
@@ -155,6 +157,43 @@ def test_a_bar_for_many_images_on_a_terminal(
     captured = capsys.readouterr()
     assert ("/64" in captured.err) == bool(bar)
     assert [json.loads(line)["error"] for line in captured.out.splitlines()] == [None] * count
+
+
+# A sound file of LiteRT's format, version 3, that has nothing in it, not even lists.
+HOLLOW_MODEL = bytes.fromhex("1000000054464c3300000600080004000600000003000000")
+
+
+def test_a_model_made_to_end_the_process_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "hollow.tflite").write_bytes(HOLLOW_MODEL)
+    load = "import sys, pathlib, facegender.litert as l; l.load_litert(pathlib.Path(sys.argv[1]))"
+    words = [sys.executable, "-c", load, tmp_path / "hollow.tflite"]
+    assert subprocess.run(words, cwd=ROOT, check=False).returncode < 0, (
+        "the runtime has been mended"
+    )
+    code = "from facegender.cli import main; main()"
+    words = [sys.executable, "-c", code, "predict", "--model", tmp_path / "hollow.tflite", folder]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: The model hollow.tflite is damaged or made to do harm")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_probe_that_does_not_end_is_ended(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facegender.litert._PROBE_SECONDS", 1)
+    monkeypatch.setattr("facegender.litert.load_litert", lambda _: time.sleep(600))
+    with pytest.raises(UserError, match="SIGALRM"):
+        probe_litert(exported.float32)
+
+
+@pytest.mark.parametrize("damage", [b"", b"?", bytes(3000), b"\x1c\0\0\0TFL3" + bytes(4096)])
+def test_a_damaged_model_is_one_paragraph(folder: Path, tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "model.tflite").write_bytes(damage)
+    with pytest.raises(UserError, match=r"model\.tflite is damaged") as caught:
+        predict(tmp_path / "model.tflite", folder)
+    assert "\n" not in str(caught.value)
 
 
 def imported(model: Path, image: Path) -> set[str]:

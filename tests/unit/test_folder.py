@@ -120,12 +120,13 @@ def test_names_of_every_kind_arrive_and_those_that_are_no_text_are_spelt_out(tmp
     names = ["men/a b.jpg", "men/new\nline.JPG", "women/größe.jpeg", "women/#'\"%.png"]
     source = fill(tmp_path / "source", dict.fromkeys(names, "a"))
     (source / os.fsdecode(b"men/ren\xe9.jpg")).write_text("b")
+    (source / "men/cr\r.jpg").write_text("c")
     if kind == "tar":
         with tarfile.open(tmp_path / "source.tar", "w") as tar:
             tar.add(source, ".")
         source = tmp_path / "source.tar"
     assert copy_folder(source, tmp_path / "target", LIMITS) == {}
-    expected = dict.fromkeys(names, "a") | {"men/ren\\xe9.jpg": "b"}
+    expected = dict.fromkeys(names, "a") | {r"men/ren\xe9.jpg": "b", r"men/cr\r.jpg": "c"}
     assert read(tmp_path / "target") == expected
     assert [str(path) for path in find_images(tmp_path / "target")] == sorted(expected)
 
