@@ -14,17 +14,24 @@ from facegender.evaluation import classification_metrics
 from facegender.results import default_baseline, parse_results, read_results
 from tests.compose import ROOT
 
+FILES = (
+    ".dvc/.gitignore",
+    ".dvc/config",
+    "dvc.yaml",
+    "metrics/predictions.csv",
+    "metrics/test.json",
+    "params.yaml",
+)
+
 
 class Project:
     """A repository with the sample's results, where they can be made worse."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("dvc.yaml", "params.yaml", "metrics/test.json", "metrics/predictions.csv"):
+        for name in FILES:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-        (root / ".dvc").mkdir()
-        (root / ".dvc" / "config").touch()
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("config", "user.name", "test")
         self.git("config", "user.email", "test@localhost")
