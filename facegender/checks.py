@@ -215,14 +215,12 @@ def check_labels(
     """
     cluster = manifest["path"].map(clusters)
     both = manifest.groupby(cluster)["label"].transform("nunique") > 1
-    copies = manifest[both].groupby(cluster[both])
     reasons = {}
-    for _, group in copies:
-        by_label = {value: list(group["path"][group["label"] == value]) for value in NAMES}
-        for label, paths in by_label.items():
-            other = by_label[1 - label][0]
-            for path in paths:
-                reasons[path] = f"is labelled {NAMES[label]}, and {other!r} is the same picture"
+    for _, group in manifest[both].groupby(cluster[both]):
+        for label, name in NAMES.items():
+            other = group.loc[group["label"] != label, "path"].iloc[0]
+            for path in group.loc[group["label"] == label, "path"]:
+                reasons[path] = f"is labelled {name}, and {other!r} is the same picture"
     findings.add("both_labels", dict(sorted(reasons.items())))
     rest = manifest[~both].reset_index(drop=True)
     for name, label in LABELS.items():
@@ -262,18 +260,14 @@ def drop_duplicates(
             ["size", "sha256", "path"], ascending=[False, True, True]
         )
         same_bytes = ranked.duplicated("sha256")
-        first = ranked.drop_duplicates("sha256").set_index("sha256")["path"]
-        exact |= {
-            path: f"is a copy of {first[sha256]!r}"
-            for path, sha256 in ranked.loc[same_bytes, ["path", "sha256"]].to_numpy()
-        }
-        distinct = ranked[~same_bytes]
-        again = distinct.duplicated("cluster")
-        best = distinct[~again].set_index("cluster")["path"]
-        near |= {
-            path: f"shows nearly what {best[cluster]!r} shows"
-            for path, cluster in distinct.loc[again, ["path", "cluster"]].to_numpy()
-        }
+        first = ranked[~same_bytes]
+        kept = first.set_index("sha256")["path"]
+        for path, sha256 in ranked.loc[same_bytes, ["path", "sha256"]].to_numpy():
+            exact[path] = f"is a copy of {kept[sha256]!r}"
+        again = first.duplicated("cluster")
+        best = first[~again].set_index("cluster")["path"]
+        for path, cluster in first.loc[again, ["path", "cluster"]].to_numpy():
+            near[path] = f"shows nearly what {best[cluster]!r} shows"
     findings.add("exact_duplicates", dict(sorted(exact.items())))
     findings.add("near_duplicates", dict(sorted(near.items())))
     gone: set[str] = set()

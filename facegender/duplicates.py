@@ -32,6 +32,7 @@ _BLUR = 1.0  # pixels
 _LEAST_COMPARED = 0.05  # share of a picture that is not white
 _MARGIN = 2  # pixels at the border, which a crop takes away
 _CLIPPED = 250  # a level from which brightening may have cut off
+_UNMOVED = np.array([1, 0, 1, 0], np.float32)  # scale and shift along x, and along y
 _SIDE = np.linspace(-1, 1, THUMBNAIL_SIZE, dtype=np.float32)
 _INNER = slice(_MARGIN, -_MARGIN)
 
@@ -112,8 +113,7 @@ def aligned_difference(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     n = len(moved)
     compared = maximum_filter(fixed, (1, 3, 3, 1)) < _CLIPPED
     moved, fixed = _blurred(moved), _blurred(fixed)
-    # Scale and shift by axis: x, then y.
-    place = np.tile(np.array([1, 0, 1, 0], np.float32), (n, 1))
+    place = np.tile(_UNMOVED, (n, 1))
     x, y = _SIDE[_INNER][None, None, :, None], _SIDE[_INNER][None, :, None, None]
     target = fixed[:, _INNER, _INNER]
     for step in range(_STEPS + 1):
@@ -132,8 +132,7 @@ def aligned_difference(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
         fit = _least_squares(terms, target, weight)
         if step < _STEPS:
             change = fit[:, 2:] / np.maximum(fit[:, :1], 0.3)
-            least = np.array([1, 0, 1, 0], np.float32) - _MAX_CROP
-            place = np.clip(place + change, least, least + 2 * _MAX_CROP).astype(np.float32)
+            place = np.clip(place + change, _UNMOVED - _MAX_CROP, _UNMOVED + _MAX_CROP)
     gain, offset = fit[:, 0, None, None, None], fit[:, 1, None, None, None]
     difference = np.abs((gain * inner + offset - target) * weight).max(-1)
     rms = np.sqrt((difference**2).mean((1, 2)))

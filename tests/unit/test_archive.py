@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from facegender.datasets import archive as archive_module
+from facegender.datasets import fetch_dataset
 from facegender.datasets.archive import ArchiveLimits, DamagedArchive, extract_archive
 from facegender.errors import UserError
+from facegender.params import FolderDataset
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 
@@ -351,3 +353,62 @@ def test_a_name_that_the_disk_cannot_take_is_an_error(tmp_path, refused):
     assert "cannot be unpacked" in refused(
         make_zip(tmp_path / "faces.zip", {"female/" + "a" * 300 + ".jpg": b"1"})
     )
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_wrong_crc_is_damage(tmp_path, refused, method):
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w", method) as zipped:
+        zipped.writestr("female/a.jpg", b"soft curls" * 50)
+    content = bytearray((tmp_path / "faces.zip").read_bytes())
+    for mark, offset in ((b"PK\x01\x02", 16), (b"PK\x03\x04", 14)):
+        content[content.index(mark) + offset] ^= 1
+    (tmp_path / "faces.zip").write_bytes(content)
+    assert "CRC" in refused(tmp_path / "faces.zip", error=DamagedArchive)
+
+
+def test_members_that_share_their_bytes_are_refused(tmp_path, refused):
+    """The bomb of David Fifield ("A better zip bomb", WOOT 2019) is made of such members."""
+    archive = make_zip(tmp_path / "faces.zip", {"male/0.jpg": bytes(1000), "male/1.jpg": b"1"})
+    content = bytearray(archive.read_bytes())
+    second = content.rindex(b"PK\x01\x02")
+    content[second + 42 : second + 46] = (0).to_bytes(4, "little")  # both begin at the start
+    archive.write_bytes(content)
+    refused(archive, error=DamagedArchive)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_in_an_archive_stays_packed(tmp_path, kind):
+    """So one that holds itself, or bombs in bombs, has no next level."""
+    (tmp_path / "inner").mkdir()
+    bomb = make(tmp_path / "inner", "tar.gz", {"a.jpg": bytes(10**7)}).read_bytes()
+    archive = make(tmp_path, kind, {"female/a.zip": bomb, "female/b.jpg": b"1"})
+    extract_archive(archive, tmp_path / "target", LIMITS)
+    assert read(tmp_path / "target") == {"female/a.zip": bomb, "female/b.jpg": b"1"}
+
+
+def test_a_sparse_member_counts_by_what_it_unpacks_to(tmp_path, refused):
+    info = tarfile.TarInfo("male/sparse.jpg")
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.name": "male/sparse.jpg",
+        "GNU.sparse.size": str(10**12),
+        "GNU.sparse.numblocks": "0",
+        "GNU.sparse.map": "",
+    }
+    with tarfile.open(tmp_path / "faces.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    refused(tmp_path / "faces.tar")
+
+
+@pytest.mark.parametrize("name", ["../evil.jpg", "male/" + "b" * 300 + ".jpg"])
+def test_what_is_refused_leaves_the_raw_data_as_they_were(tmp_path, name):
+    raw = tmp_path / "data" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "old.jpg").write_bytes(b"old")
+    archive = make_zip(tmp_path / "faces.zip", {"female/a.jpg": b"1", name: b"2"})
+    dataset = FolderDataset(source="folder", input=str(archive), path=str(archive))
+    with pytest.raises(UserError, match=r"faces\.zip"):
+        fetch_dataset(dataset, raw, limits=LIMITS, cache=tmp_path / "cache")
+    assert read(tmp_path / "data") == {"raw/old.jpg": b"old"}
+    assert not Path(tmp_path / "evil.jpg").exists()
