@@ -421,7 +421,7 @@ def _registry() -> Iterator[tuple[ModuleType, Path]]:
 
     root = project_root()
     try:
-        tracking.connect(root, tracking_uri())
+        tracking.connect(root, tracking_uri(), required=True)
         yield registry, root / ".dvc" / "tmp" / "registry.lock"
     except MlflowException as error:
         # An address may hold a password.

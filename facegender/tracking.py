@@ -75,10 +75,11 @@ def read_run_id(path: Path) -> str:
     return json.loads(path.read_text())["run_id"]
 
 
-def connect(root: Path, uri: str | None = None) -> int:
+def connect(root: Path, uri: str | None = None, *, required: bool = False) -> int:
     """Choose the store, make the experiment in it if it is new, and mend what is out of date.
 
-    A server that does not answer is replaced by the repository's own store, with a warning.
+    A server that does not answer is replaced by the repository's own store, with a warning, unless
+    it is `required`: what is asked of a server must not be done elsewhere.
 
     In the repository's own store, addresses of artifacts are rewritten if it was moved, and runs
     whose process is gone (killed outright, or the machine went off) are marked KILLED.
@@ -87,16 +88,18 @@ def connect(root: Path, uri: str | None = None) -> int:
         root: the repository; without `uri` the store is its `mlflow.db`, with artifacts under its
             `mlruns/`: what a bare `mlflow ui` shows when started there.
         uri: another tracking server (MLFLOW_TRACKING_URI), or None.
+        required: whether a server that does not answer is an error.
 
     Returns:
         The number of addresses that were rewritten.
 
     Raises:
         UserError: the experiment was deleted from the store.
+        MlflowException: the server is required and does not answer.
     """
     home = store_home(root)
     own = f"sqlite:///{home / 'mlflow.db'}"
-    if uri not in {None, own} and (trouble := _trouble(str(uri))):
+    if not required and uri not in {None, own} and (trouble := _trouble(str(uri))):
         _log.warning(
             "the MLflow server that MLFLOW_TRACKING_URI names does not answer (%s), so this stage "
             "logs to mlflow.db. %s.",

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 import facegender
 from facegender import tracking
@@ -79,6 +80,8 @@ def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["gate"]["floors"] = {"accuracy": {"at_least": 0.5}}
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    # MLflow remembers where a run's artifacts are by its id, which all copies of the store share.
+    _artifact_repos_cache.clear()
     tracking.connect(root)
     return Store(root, filled.runs)
 

@@ -163,7 +163,7 @@ from pathlib import Path
 from facegender.command import run_command, tracking_uri
 def main():
     from facegender import tracking
-    tracking.connect(Path(sys.argv[1]), tracking_uri())
+    tracking.connect(Path(sys.argv[1]), tracking_uri(), required=True)
 run_command(main)
 """
 

@@ -43,7 +43,7 @@ def test_a_server_that_is_down_is_replaced_by_the_local_store(
     assert points(opened.info.run_id) == [(1, 0.5)]
     assert (tmp_path / "mlflow.db").is_file()
     assert "does not answer" in caplog.text
-    assert "dvc repro --force --single-item evaluate export" in caplog.text
+    assert "dvc repro --force --single-item evaluate report" in caplog.text
     assert "canary" not in caplog.text
 
 

@@ -160,6 +160,7 @@ def test_the_steps_of_the_pipeline_run_in_order(stage: Stage) -> None:
     assert done.returncode == 0, done.stderr
     assert stage.calls() == [
         "make lint",
+        "make audit REQUIRED=1",
         "make repro",
         "make --silent install",
         "facegender gate --format markdown",
@@ -229,6 +230,6 @@ def test_a_step_that_fails_ends_the_job(stage: Stage) -> None:
     stage.program("bin/make", "[[ $1 != repro ]]")
     done = stage.job("pipeline", "--skip", "Lint")
     assert done.returncode == 1
-    assert stage.calls() == ["make repro"]
+    assert stage.calls() == ["make audit REQUIRED=1", "make repro"]
     assert "Run the pipeline: failed" in done.stdout
     assert stage.job("pipeline", "--skip", "Nothing").returncode == 2
