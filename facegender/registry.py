@@ -15,7 +15,7 @@ from pathlib import Path
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
@@ -129,8 +129,13 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
         force_reason: promotes a version that fails, and is recorded.
 
     Raises:
-        UserError: the run has no results or no model, or the champion changed meanwhile.
+        UserError: the run did not finish, has no results or no model, or the champion changed
+            meanwhile.
     """
+    if run.info.status != "FINISHED":
+        raise UserError(
+            f"The run {_describe(run)} is {run.info.status}: only one that finished is promoted."
+        )
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock), tempfile.TemporaryDirectory() as folder:
         results = fetch_results(run.info.run_id, Path(folder) / "candidate")
@@ -246,12 +251,14 @@ def _logged_model(run: Run) -> str:
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
         output_format="list",
     )
-    if not logged:
+    # A model whose logging broke off is not ready.
+    ready = [item for item in logged if item.status == LoggedModelStatus.READY]
+    if not ready:
         raise UserError(
             f"The run {_describe(run)} has logged no model: promote one that `dvc repro` or "
             "`dvc exp run` finished."
         )
-    return logged[0].model_id
+    return ready[0].model_id
 
 
 def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:

@@ -10,6 +10,7 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from facegender import registry
@@ -244,6 +245,25 @@ def test_a_run_without_results_or_model_registers_nothing(store: Store, tmp_path
     MlflowClient().log_artifact(run.info.run_id, str(tmp_path / "test.json"), "metrics")
     with pytest.raises(UserError, match=r"broken off.*has logged no model"):
         registry.promote(find_run("broken off"), passes, lock=tmp_path / "lock")
+    assert registry.list_versions() == []
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
+def test_a_run_that_did_not_finish_is_refused(store: Store, status: str) -> None:
+    MlflowClient().update_run(store.runs["good"], status)
+    with pytest.raises(UserError, match=rf"good.* is {status}"):
+        promote(store, "good")
+    assert registry.list_versions() == []
+
+
+def test_a_model_whose_logging_broke_off_is_refused(store: Store) -> None:
+    run = mlflow.get_run(store.runs["good"])
+    (model,) = mlflow.search_logged_models(
+        filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+    MlflowClient().finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+    with pytest.raises(UserError, match="has logged no model"):
+        promote(store, "good")
     assert registry.list_versions() == []
 
 
