@@ -195,8 +195,9 @@ def test_the_workflows_gate_writes_its_report(learnt: Clone, tmp_path: Path) -> 
     learnt.run("git", "switch", "--quiet", "slow")
     try:
         # The environment that runs this test, as `make install` would leave it.
-        (learnt.root / ".venv").mkdir()
-        (learnt.root / ".venv" / "bin").symlink_to(Path(learnt.environment()["PATH"].split(":")[0]))
+        binaries = Path(learnt.environment()["PATH"].split(":")[0])
+        (learnt.root / ".venv" / "bin").mkdir(parents=True)
+        (learnt.root / ".venv" / "bin" / "facegender").symlink_to(binaries / "facegender")
         (learnt.root / ".venv" / "installed").touch()
         done = learnt.run(
             "python",
