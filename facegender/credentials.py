@@ -30,7 +30,7 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
     found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
     for value in environment.values():
         found.update(_passwords(value))
-    return [secret for secret in found if len(secret) >= _SHORTEST_SECRET]
+    return sorted(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 
 
 def _passwords(address: str) -> Iterator[str]:

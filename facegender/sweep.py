@@ -152,7 +152,12 @@ def _run_all(
                 while waiting and len(running) < jobs:
                     point = waiting.pop(0)
                     log = Path(folder) / point.name
-                    running[_start(root, point, log, environment)] = point, log
+                    process = _start(root, point, log, environment)
+                    running[process] = point, log
+                    # DVC sets experiments up by way of one stash: of two that begin at once, one
+                    # may take the other's.
+                    while process.poll() is None and not _is_set_up(log):
+                        time.sleep(_POLL_SECONDS)
                 time.sleep(_POLL_SECONDS)
                 for process in [one for one in running if one.poll() is not None]:
                     point, log = running.pop(process)
@@ -181,6 +186,11 @@ def _start(root: Path, point: Point, log: Path, environment: Mapping[str, str]) 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def _is_set_up(log: Path) -> bool:
+    """Return whether DVC has come to the stages of an experiment."""
+    return re.search(r"\bstage\b", log.read_text(errors="replace"), re.IGNORECASE) is not None
 
 
 def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> str:

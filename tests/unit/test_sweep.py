@@ -9,7 +9,6 @@ from dvc.utils.hydra import compose_and_dump
 
 from facegender.cli import _run
 from facegender.command import input_tags
-from facegender.credentials import secrets_of, without_credentials
 from facegender.errors import UserError
 from facegender.logs import KEPT_CHARACTERS, KeptOutput
 from facegender.params import load_params
@@ -88,37 +87,6 @@ def test_help_needs_no_mlflow() -> None:
     )
     assert "conf/sweep.yaml" in done.stdout
     assert "mlflow" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("text", "blanked"),
-    [
-        ("https://user:pass@host/x", "https://***@host/x"),
-        ("https://token@host", "https://***@host"),
-        (
-            "get https://h/f?X-Goog-Signature=ab12&n=1 now",
-            "get https://h/f?X-Goog-Signature=***&n=1 now",
-        ),
-        ("https://h/f?n=1&access_token=ab12'", "https://h/f?n=1&access_token=***'"),
-        ("Authorization: Bearer ab.12=", "Authorization: Bearer ***"),
-        ("the value secret-1 in it", "the value *** in it"),
-        ("secret-1-longer", "***"),
-        ("loss: 0.3, https://host/a@b?n=1", "loss: 0.3, https://host/a@b?n=1"),
-    ],
-)
-def test_credentials_are_blanked(text: str, blanked: str) -> None:
-    assert without_credentials(text, ["secret-1", "secret-1-longer"]) == blanked
-
-
-def test_secrets_are_known_by_the_names_of_variables() -> None:
-    environment = {
-        "KAGGLE_KEY": "abcdef1",
-        "MLFLOW_TRACKING_PASSWORD": "abcdef2",
-        "my_token": "abcdef3",
-        "HOME": "/home/me",
-        "API_KEY": "1",
-    }
-    assert secrets_of(environment) == ["abcdef1", "abcdef2", "abcdef3"]
 
 
 def test_the_end_of_a_long_log_is_kept() -> None:
