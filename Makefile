@@ -87,6 +87,9 @@ bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.preprocess
 	python -m bench.memory
 	python -m bench.predict
+	python -m bench.duplicates
+	python -m bench.determinism
+	python -m bench.pipeline_overhead
 	python -m bench.determinism
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
