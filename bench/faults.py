@@ -104,6 +104,8 @@ def start_repro(clone: Path, *targets: str, **env: str) -> subprocess.Popen[byte
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # A shell has its background jobs ignore SIGINT, and so would all that they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

@@ -278,6 +278,8 @@ def _report(args: argparse.Namespace) -> int:
     sources = Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
     params = load_params(root / "params.yaml")
     gate = judge_work_tree(root, params, args.baseline, accept_data_change=True)
+    if args.baseline and gate.baseline is None:
+        raise UserError(" ".join(gate.undecided))
     page = render_page(
         sources,
         params,

@@ -99,7 +99,7 @@ def test_the_command_compares_and_logs(reproduced: Clone, tmp_path: Path) -> Non
 
 
 def test_a_commit_without_results_is_a_clear_error(reproduced: Clone, tmp_path: Path) -> None:
-    for revision, says in (("HEAD~1", "has no metrics/test.json"), ("no-such", "no-such")):
+    for revision, says in (("HEAD~1", "no test metrics in HEAD~1"), ("no-such", "no-such")):
         done = reproduced.run(
             "facegender", "report", "--baseline", revision, "--output", "x.html", check=False
         )
