@@ -116,7 +116,7 @@ def test_the_same_run_passes(learnt: Clone) -> None:
     assert report["paired"]
     assert report["flips"] == []
     # A model at chance would prove nothing.
-    assert accuracy(report)["new"] > 0.8
+    assert accuracy(report)["new"] > 0.7
 
 
 @pytest.mark.parametrize("branch", ["slow", "untrained", "shuffled"])
@@ -124,7 +124,7 @@ def test_a_spoilt_model_is_refused(learnt: Clone, branch: str) -> None:
     code, report = at(learnt, branch)
     assert code == 1
     assert "the merge base with main" in report["baseline"]
-    assert accuracy(report)["new"] < 0.75
+    assert accuracy(report)["new"] < 0.65
     assert accuracy(report)["verdict"] == "fail"
     assert accuracy(report)["high"] < 0
     assert [row["verdict"] for row in report["floors"]] == ["pass"] * 5
