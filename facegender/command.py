@@ -55,6 +55,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # By default it tells its makers how it is used.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It prints the traceback of a database's error, which it raises as well.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # A server that is down should not hold a stage up for the quarter of an hour that is MLflow's
     # default: 15 seconds if it refuses, two minutes if it is silent.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
