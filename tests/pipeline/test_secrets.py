@@ -15,8 +15,7 @@ from PIL import Image
 
 from tests.kaggle_server import SIGNATURE, KaggleServer, kaggle_server
 from tests.leaks import contents, holding, is_pickle
-from tests.pipeline.conftest import SMALL, Clone
-from tests.pipeline.test_mlflow_ui import served
+from tests.pipeline.conftest import HOST, SMALL, Clone, served
 
 pytestmark = pytest.mark.slow
 
@@ -117,8 +116,8 @@ def test_no_run_leaves_a_credential_anywhere(
 
     with kaggle_server({"owner/faces": {3: faces()}}, tokens={canaries.token}) as server:
         environment = canaries.environment(server, tmp_path)
-        with served(store, tmp_path / "store.log") as plain:
-            address = canaries.address(plain)
+        with served(store, ("mlflow", "ui"), tmp_path / "store.log") as port:
+            address = canaries.address(f"http://{HOST}:{port}")
             assert run("dvc", "repro", MLFLOW_TRACKING_URI=address).startswith("exit 0")
         # The credentials were used, and MLflow has the run.
         sent = {request.authorization for request in server.calls("DownloadDataset")}
@@ -156,7 +155,7 @@ def test_no_pickle_is_logged_or_kept(reproduced: Clone) -> None:
     assert {place for place, files in found.items() if not files} == set()
     # The search went inside: the logged model's files, and the members of the Keras archive.
     names = {name for name, _ in found["mlruns"]}
-    for ending in ("/MLmodel", "/artifacts/model.keras", "/model.keras/config.json"):
+    for ending in ("/MLmodel", "/artifacts/model.tflite", "/model.keras/config.json"):
         assert [name for name in names if name.endswith(ending)]
     assert [
         f"{place}/{name}"
