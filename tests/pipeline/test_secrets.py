@@ -129,8 +129,8 @@ def test_no_run_leaves_a_credential_anywhere(
         evaluate = ("dvc", "repro", "--force", "--single-item", "evaluate")
         assert run(*evaluate).startswith("exit 0")  # into the repository's own store
         down = run(*evaluate, MLFLOW_TRACKING_URI=address)
-        assert "failed to reproduce 'evaluate'" in down
-        assert plain.removeprefix("http://127.0.0.1:") in down  # MLflow said whom it asked for
+        assert down.startswith("exit 0")
+        assert "does not answer" in down
         clone.compose(*SMALL[2:], "dataset=kaggle", "dataset.slug=owner/gone")
         gone = run("dvc", "repro", "download")
         assert "Kaggle has no dataset owner/gone" in gone
