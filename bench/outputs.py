@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from facegender.command import pipeline_paths
 from facegender.datasets.raw import content_digest
 from facegender.files import file_sha256
 
@@ -20,7 +21,7 @@ def output_digests(clone: Path) -> dict[str, dict[str, str]]:
     Read from the files themselves, and not from dvc.lock, which may tell of others. Ids of MLflow
     runs and times are left out: files that hold nothing else, and latencies of the export.
     """
-    paths = yaml.safe_load((clone / "dvc.yaml").read_text())["vars"][0]["path"]
+    paths = pipeline_paths((clone / "dvc.yaml").read_text())
     varying = {paths[name] for name in VARYING}
     lock = yaml.safe_load((clone / "dvc.lock").read_text())
     digests: dict[str, dict[str, str]] = {}

@@ -9,11 +9,9 @@ stages is their work, with what Python needs to start and end.
 """
 
 import argparse
-import os
 import pstats
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from facegender.command import project_root, run_command
+from bench.clones import clone_head, run
+from facegender.command import run_command
 
 
 def main() -> None:
@@ -31,8 +30,7 @@ def main() -> None:
     )
     parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
-        clone = Path(folder) / "clone"
-        seconds_of("git", "clone", "--quiet", str(project_root()), str(clone), cwd=Path(folder))
+        clone = clone_head(Path(folder) / "clone")
         total = seconds_of("dvc", "repro", cwd=clone)
         lock = yaml.safe_load((clone / "dvc.lock").read_text())
         rows = [(name, *profile(stage, clone)) for name, stage in lock["stages"].items()]
@@ -71,19 +69,8 @@ def profile(stage: dict[str, Any], clone: Path) -> tuple[float, float, float]:
 
 
 def seconds_of(*command: str, cwd: Path) -> float:
-    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     start = time.perf_counter()
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env=os.environ | {"PATH": binaries},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{command} exits {done.returncode}: {done.stderr}")
+    run(*command, cwd=cwd)
     return time.perf_counter() - start
 
 

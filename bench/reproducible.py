@@ -19,11 +19,10 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from bench.clones import clone_head, run
 from bench.outputs import differences, output_digests
-from facegender.command import run_command
+from facegender.command import pipeline_paths, run_command
 
 SET_UPS = {
     "2 threads": {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"},
@@ -67,7 +66,7 @@ def compare_set_ups(folder: Path, overrides: list[str]) -> int:
     expected: pd.DataFrame | None = None
     for number, (name, env) in enumerate(SET_UPS.items()):
         clone = reproduce(folder / str(number), overrides, **env)
-        paths = yaml.safe_load((clone / "dvc.yaml").read_text())["vars"][0]["path"]
+        paths = pipeline_paths((clone / "dvc.yaml").read_text())
         metrics = json.loads((clone / paths["test_metrics"]).read_text())
         said = pd.read_csv(clone / paths["predictions"])
         expected = said if expected is None else expected

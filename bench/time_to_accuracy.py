@@ -104,8 +104,7 @@ def run(recipe: str, processed: Path, weights: str, changes: list[str]) -> dict[
 
 def train(recipe: str, processed: Path, weights: str, changes: list[str]) -> dict[str, float]:
     """Train by a recipe as the stage does, and judge the model on the test part."""
-    from facegender import model, training
-    from facegender.calibration import fit_temperature
+    from facegender import training
     from facegender.evaluation import classification_metrics
     from facegender.prediction import predict_arrays
     from facegender.processed import Part
@@ -115,18 +114,7 @@ def train(recipe: str, processed: Path, weights: str, changes: list[str]) -> dic
         compose(composed, f"recipe={recipe}", f"model.weights={weights}", *changes)
         params = load_params(composed)
     parts = {name: Part(processed / name) for name in ("train", "validation", "test")}
-    training.make_deterministic(params.train.seed)
-    network = model.build_network(
-        image_size=params.image.size,
-        alpha=params.model.alpha,
-        weights=params.model.weights,
-        weights_sha256=params.model.weights_sha256,
-        dropout=params.model.dropout,
-        test_time_flip=params.model.test_time_flip,
-        batch_norm=params.train.batch_norm,
-        batch_norm_momentum=params.train.batch_norm_momentum,
-        seed=params.train.seed,
-    )
+    network = training.new_network(params)
     epochs = params.train.head_epochs + params.train.epochs
     start = time.perf_counter()
 
@@ -141,9 +129,7 @@ def train(recipe: str, processed: Path, weights: str, changes: list[str]) -> dic
     )
     temperature = 1.0
     if params.train.calibrate:
-        validation = parts["validation"]
-        logits = predict_arrays(network.logits(), validation.batches(32))
-        temperature = fit_temperature(validation.labels, logits)
+        temperature = training.calibrate(network, parts["validation"])
     seconds = time.perf_counter() - start
 
     test = parts["test"]

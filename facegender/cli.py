@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import re
 import secrets
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,10 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
-from facegender.command import escape_controls, project_root, run_command, tracking_uri
+from facegender.command import (
+    escape_controls,
+    pipeline_paths,
+    project_root,
+    run_command,
+    tracking_uri,
+)
+from facegender.credentials import secrets_of, without_credentials
 from facegender.errors import UserError
 from facegender.files import find_images
 from facegender.prediction import (
@@ -274,7 +279,7 @@ def _report(args: argparse.Namespace) -> int:
     output = args.output or root / "report.html"
     if not output.parent.is_dir():
         raise UserError(f"There is no folder {output.parent} for the page.")
-    paths = yaml.safe_load((root / "dvc.yaml").read_text())["vars"][0]["path"]
+    paths = pipeline_paths((root / "dvc.yaml").read_text())
     sources = Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
     params = load_params(root / "params.yaml")
     gate = judge_work_tree(root, params, args.baseline, accept_data_change=True)
@@ -426,8 +431,7 @@ def _registry() -> Iterator[tuple[ModuleType, Path]]:
         tracking.connect(root, tracking_uri(), required=True)
         yield registry, root / ".dvc" / "tmp" / "registry.lock"
     except MlflowException as error:
-        # An address may hold a password.
-        reason = re.sub(r"//[^/@\s]*@", "//", str(error))
+        reason = without_credentials(str(error), secrets_of(os.environ))
         raise UserError(
             f"MLflow does not do it: {reason}. `facegender models` shows how things stand."
         ) from None

@@ -186,6 +186,17 @@ def project_root() -> Path:
     raise UserError(f"{here} is not inside a clone of facegender: no folder above it has .dvc/.")
 
 
+def pipeline_paths(dvc_yaml: str) -> dict[str, str]:
+    """Return the paths of the pipeline's files by the names that the text of dvc.yaml gives them.
+
+    Raises:
+        LookupError, TypeError or yaml.YAMLError: the text is another one's.
+    """
+    import yaml
+
+    return yaml.safe_load(dvc_yaml)["vars"][0]["path"]
+
+
 def tracking_uri() -> str | None:
     """Return the tracking server that MLFLOW_TRACKING_URI names, or None for the local store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None

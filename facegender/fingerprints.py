@@ -10,7 +10,6 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from facegender.files import file_sha256
 from facegender.images import InvalidImage, measure_image
 
 THUMBNAIL_SIZE = 32  # pixels a side
@@ -24,7 +23,6 @@ class Fingerprint:
     """What is known of a file that holds an image.
 
     Attributes:
-        sha256: of its bytes, 64 hexadecimal digits.
         width: pixels, perhaps before it is turned upright.
         height: likewise.
         contrast: the widest range of a colour channel, 0 to 255, of the image made small.
@@ -32,7 +30,6 @@ class Fingerprint:
         thumbnail: uint8 of shape (32, 32, 3).
     """
 
-    sha256: str
     width: int
     height: int
     contrast: int
@@ -53,8 +50,9 @@ def take_fingerprints(paths: list[Path]) -> list[Fingerprint | str]:
 
 def _take(path: Path) -> Fingerprint | str:
     try:
-        sha256 = file_sha256(path)
-        pixels, width, height = measure_image(path, _DECODED_SIZE)
+        # Opened first: what may not be read is another reason than what cannot be decoded.
+        with path.open("rb"):
+            pixels, width, height = measure_image(path, _DECODED_SIZE)
     except InvalidImage as error:
         return str(error)
     except OSError as error:
@@ -63,7 +61,6 @@ def _take(path: Path) -> Fingerprint | str:
     bits = [imagehash.phash(image, hash_size=side).hash.ravel() for side in _HASH_SIDES]
     thumbnail = image.reduce(_DECODED_SIZE // THUMBNAIL_SIZE)
     return Fingerprint(
-        sha256,
         width,
         height,
         int(np.ptp(pixels, axis=(0, 1)).max()),

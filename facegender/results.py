@@ -12,6 +12,7 @@ import yaml
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 
+from facegender.command import pipeline_paths
 from facegender.errors import UserError
 from facegender.gate import PREDICTION_COLUMNS, Results, judge
 from facegender.gate_report import Report
@@ -138,7 +139,7 @@ def read_results(root: Path, revision: str | None = None) -> Results:
             ) from error
     try:
         # Paths from the root; without the slash they would be from the working directory.
-        paths = yaml.safe_load(files.read_text("/dvc.yaml"))["vars"][0]["path"]
+        paths = pipeline_paths(files.read_text("/dvc.yaml"))
         texts = {
             key: files.read_text(f"/{path}") if files.isfile(f"/{path}") else None
             for key in ("test_metrics", "predictions", "export_metrics", "speed")

@@ -82,6 +82,8 @@ def split_by_folder(
         UserError: an image lies in none of the folders, a part is missing, or there are too few
             images of a class to have one in each part.
     """
+    if "test" not in set(manifest["path"].map(_folder_part)):
+        _log.warning("the dataset has no test folder: its validation folder is the test part")
     leaks = find_leaks(manifest, clusters)
     rest = manifest[~manifest["path"].isin(leaks)]
     part = _folder_parts(manifest)[rest.index]
@@ -136,7 +138,6 @@ def _folder_parts(manifest: pd.DataFrame) -> pd.Series:
             f"neither: {', '.join(outside[:10])}. {advice}"
         )
     if "test" not in set(part):
-        _log.warning("the dataset has no test folder: its validation folder is the test part")
         part = part.replace("validation", "test")
     if not {"train", "test"} <= set(part):
         raise UserError(

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from facegender import tracking
-from facegender.command import PARENT_RUN
+from facegender.command import PARENT_RUN, pipeline_paths
 from facegender.credentials import secrets_of, without_credentials
 from facegender.errors import UserError
 
@@ -219,7 +219,7 @@ def _log_restored(root: Path, point: Point, tags: Mapping[str, str]) -> str:
 
     from facegender.params import Params, flatten
 
-    paths = yaml.safe_load((root / "dvc.yaml").read_text())["vars"][0]["path"]
+    paths = pipeline_paths((root / "dvc.yaml").read_text())
 
     def read(path: str) -> str:
         return dvc.api.read(path, repo=str(root), rev=point.name)

@@ -14,9 +14,11 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from facegender.batches import make_batches, make_feature_batches
+from facegender.calibration import fit_temperature
 from facegender.checkpoints import Checkpoint
-from facegender.model import Network, set_trainable
-from facegender.params import Augmentation, Train
+from facegender.model import Network, build_network, set_trainable
+from facegender.params import Augmentation, Params, Train
+from facegender.prediction import predict_arrays
 from facegender.processed import Part
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,32 @@ def make_deterministic(seed: int) -> None:
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+
+
+def new_network(params: Params) -> Network:
+    """Return the network that parameters describe, after `make_deterministic`.
+
+    Raises:
+        UserError: as `build_network` does.
+    """
+    make_deterministic(params.train.seed)
+    return build_network(
+        image_size=params.image.size,
+        alpha=params.model.alpha,
+        weights=params.model.weights,
+        weights_sha256=params.model.weights_sha256,
+        dropout=params.model.dropout,
+        test_time_flip=params.model.test_time_flip,
+        batch_norm=params.train.batch_norm,
+        batch_norm_momentum=params.train.batch_norm_momentum,
+        seed=params.train.seed,
+    )
+
+
+def calibrate(network: Network, validation: Part) -> float:
+    """Return the temperature at which the network's answers on the validation part fit best."""
+    logits = predict_arrays(network.logits(), validation.batches(32))
+    return fit_temperature(validation.labels, logits)
 
 
 def augmentation_layers(ranges: Augmentation, seed: int) -> list[keras.layers.Layer]:

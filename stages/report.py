@@ -5,7 +5,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from facegender.command import project_root, run_command, tracking_uri
+from facegender.command import project_root, run_stage, tracking_uri
 from facegender.files import file_sha256
 from facegender.params import load_params
 from facegender.report import Provenance, Sources, code_digest, render_card, render_page
@@ -56,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_stage(main)

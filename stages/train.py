@@ -28,8 +28,6 @@ def main() -> None:
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender import checkpoints, model, tracking, training
-    from facegender.calibration import fit_temperature
-    from facegender.prediction import predict_arrays
     from facegender.processed import Part
 
     tracking.connect(project_root(), tracking_uri())
@@ -56,18 +54,7 @@ def main() -> None:
         ) as run,
     ):
         checkpoint.run_id = run.info.run_id
-        training.make_deterministic(params.train.seed)
-        network = model.build_network(
-            image_size=params.image.size,
-            alpha=params.model.alpha,
-            weights=params.model.weights,
-            weights_sha256=params.model.weights_sha256,
-            dropout=params.model.dropout,
-            test_time_flip=params.model.test_time_flip,
-            batch_norm=params.train.batch_norm,
-            batch_norm_momentum=params.train.batch_norm_momentum,
-            seed=params.train.seed,
-        )
+        network = training.new_network(params)
         result = training.train_network(
             network,
             train,
@@ -77,10 +64,7 @@ def main() -> None:
             checkpoint=checkpoint,
             verbose=fit_verbosity(),
         )
-        temperature = 1.0
-        if params.train.calibrate:
-            logits = predict_arrays(network.logits(), validation.batches(32))
-            temperature = fit_temperature(validation.labels, logits)
+        temperature = training.calibrate(network, validation) if params.train.calibrate else 1.0
         for path in (args.model, args.history):
             path.parent.mkdir(parents=True, exist_ok=True)
         model.save_model(network.inference(temperature), args.model)

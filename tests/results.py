@@ -3,19 +3,14 @@
 from dataclasses import fields
 from pathlib import Path
 
-import yaml
-
+from facegender.command import pipeline_paths
 from facegender.params import Params, load_params
 from facegender.report import Sources
 from tests.compose import ROOT
 
 
-def pipeline_paths() -> dict[str, str]:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["vars"][0]["path"]
-
-
 def committed_sources(root: Path) -> Sources:
-    paths = pipeline_paths()
+    paths = pipeline_paths((ROOT / "dvc.yaml").read_text())
     return Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
 
 

@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 
 import numpy as np
@@ -6,19 +5,7 @@ import pytest
 from PIL import Image
 
 from facegender.images import InvalidImage, decode_image, encode_png
-
-
-def save(image: Image.Image, form: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def halves(mode: str = "RGB") -> Image.Image:
-    """Black on the left, white on the right."""
-    image = Image.new("L", (80, 40))
-    image.paste(255, (40, 0, 80, 40))
-    return image.convert(mode)
+from tests.bad_images import halves, save
 
 
 @pytest.mark.parametrize(

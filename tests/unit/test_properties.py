@@ -201,14 +201,13 @@ def test_files_with_the_same_bytes_are_one_cluster_in_any_order(
     generator = np.random.default_rng(1)
     prints = [
         Fingerprint(
-            f"sha-{n}",
             64,
             64,
             200,
             generator.integers(0, 2**64, 5, dtype=np.uint64),
             generator.integers(0, 256, (32, 32, 3), dtype=np.uint8),
         )
-        for n in range(6)
+        for _ in range(6)
     ]
     rows = [(f"{number}.jpg", f"sha-{content}") for number, content in enumerate(contents)]
     dice.shuffle(rows)  # type: ignore[attr-defined]
