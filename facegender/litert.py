@@ -103,6 +103,8 @@ def probe_litert(path: Path) -> None:
     if child == 0:
         with suppress(BaseException):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            # What ends this process, whatever handler of the caller it has inherited.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(_PROBE_SECONDS)
             with _silent():
                 predictor = load_litert(path)
