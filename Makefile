@@ -3,12 +3,13 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
+INSTALLED_SCALE := $(VENV)/installed-scale
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Stages run `python`; theirs is the one of the environment, whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro report gate sweep test test-fast fuzz lint audit format params lock ui serve bench verify-reproducible faults clean
+.PHONY: help install install-scale repro report gate sweep test test-fast test-scale fuzz lint audit format params lock ui serve bench verify-reproducible faults clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +25,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+install-scale: $(INSTALLED_SCALE) ## the same, and all that docs/scaling.md needs
+
+$(INSTALLED_SCALE): requirements-scale.lock $(INSTALLED)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	dvc repro
 	@dvc metrics show metrics/test.json
@@ -37,11 +44,14 @@ gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV,
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
 test: $(INSTALLED) ## all tests, the quick ones first
-	pytest -m 'not slow' -n 2
-	pytest -m slow
+	pytest -m 'not slow and not scale' -n 2
+	pytest -m 'slow and not scale'
 
 test-fast: $(INSTALLED) ## the quick tests alone
-	pytest -m 'not slow' -n 2
+	pytest -m 'not slow and not scale' -n 2
+
+test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
+	pytest -m scale
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
 	HYPOTHESIS_PROFILE=fuzz pytest tests/unit/test_properties.py tests/unit/test_fuzz.py -n 2
@@ -64,6 +74,9 @@ params: $(INSTALLED) ## compose params.yaml from conf/
 lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-emit-index-url --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+	  --constraint requirements.lock \
+	  --generate-hashes --no-emit-index-url --quiet --output-file requirements-scale.lock
 
 sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
 	facegender sweep $(GRID) --jobs $(or $(JOBS),1)

@@ -108,14 +108,16 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
         )
         uri = None
     local = uri in {None, own}
-    mlflow.set_tracking_uri(uri or own)
     artifacts = (home / "mlruns" / EXPERIMENT).as_uri() if local else None
     # Two pipelines that start together must not both create the database's tables.
     lock = root / ".dvc" / "tmp" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     # In `home`, for of a new database the working directory becomes the default place of artifacts.
     with FileLock(lock), chdir(home):
+        if local and not (home / "mlflow.db").exists():
+            _make_database(home)
         moved = relocate(home, EXPERIMENT) if local else 0
+        mlflow.set_tracking_uri(uri or own)
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
@@ -129,6 +131,15 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
             _end_dead_runs()
     mlflow.set_experiment(EXPERIMENT)
     return moved
+
+
+def _make_database(home: Path) -> None:
+    """Have MLflow fill a database aside, for one that a kill leaves half filled is beyond repair."""
+    new = home / "mlflow.db.new"
+    new.unlink(missing_ok=True)
+    mlflow.set_tracking_uri(f"sqlite:///{new}")
+    mlflow.get_experiment_by_name(EXPERIMENT)
+    new.rename(home / "mlflow.db")
 
 
 def _trouble(uri: str) -> str | None:

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -202,6 +203,22 @@ def test_four_processes_at_once_lose_nothing(tmp_path: Path) -> None:
         for metric in ("loss", "accuracy", "val_loss"):
             history = MlflowClient().get_metric_history(run.info.run_id, metric)
             assert [point.step for point in history] == list(range(1, epochs + 1))
+
+
+def test_a_process_killed_while_it_fills_the_database_leaves_none(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOG_HARD, str(tmp_path), "run", "1"]
+    process = subprocess.Popen(command, env=environment())
+    while not ((new := tmp_path / "mlflow.db.new").is_file() and new.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    subprocess.run(command, env=environment(), check=True)
+    assert sorted(path.name for path in tmp_path.glob("mlflow.db*")) == ["mlflow.db"]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    assert run.info.status == "FINISHED"
 
 
 def test_a_run_whose_process_was_killed_is_marked_and_one_at_work_is_not(
