@@ -134,7 +134,7 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
 
 
 def _make_database(home: Path) -> None:
-    """Have MLflow fill a database aside, for one that a kill leaves half filled is beyond repair."""
+    """Have MLflow fill a database aside, for one half filled by a kill is beyond repair."""
     new = home / "mlflow.db.new"
     new.unlink(missing_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{new}")
