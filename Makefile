@@ -45,7 +45,7 @@ gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV,
 
 test: $(INSTALLED) ## all tests, the quick ones first
 	pytest -m 'not slow and not scale' -n 2
-	pytest -m 'slow and not scale'
+	pytest -m 'slow and not scale' -n 2 --dist loadgroup
 
 test-fast: $(INSTALLED) ## the quick tests alone
 	pytest -m 'not slow and not scale' -n 2

@@ -31,9 +31,12 @@ SMALL = (
     "evaluate.bootstrap_samples=200",
 )
 
-HOST = "127.0.0.1"
-# Two cores may have other work: the server is up in some 10 s.
-START_SECONDS = 120
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a clone or a server on one worker, for `pytest --dist loadgroup`."""
+    for item in items:
+        shared = "swept" if "swept" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @dataclass(frozen=True)
