@@ -1,15 +1,17 @@
 """What DVC, MLflow and imports add to the work of the pipeline.
 
-Runs `dvc repro` on the sample in a clone of the committed state, then each stage by itself under
-Python's profiler. DVC's share is what the first takes longer than the second; imports and MLflow
-are the profiler's cumulated seconds in Python's import and in facegender.tracking. The rest of the
-stages is their work, with what Python needs to start and end.
+Runs `dvc repro` on the sample in a clone of the committed state, then each stage by itself, once
+with Python's own clock of imports and once under its profiler. DVC's share is what `dvc repro` takes
+longer than the stages; MLflow's is the profiler's cumulated seconds in facegender.tracking: an upper
+bound, for the profiler slows Python down and some imports are in it. The rest of the stages is
+their work, with what Python needs to start and end.
 
     python -m bench.pipeline_overhead
 """
 
 import argparse
 import pstats
+import re
 import shlex
 import shutil
 import sys
@@ -22,6 +24,8 @@ import yaml
 
 from bench.clones import clone_head, run
 from facegender.command import run_command
+
+IMPORT = re.compile(r"^import time: +(\d+) \|", re.MULTILINE)
 
 
 def main() -> None:
@@ -47,25 +51,37 @@ def main() -> None:
 
 def profile(stage: dict[str, Any], clone: Path) -> tuple[float, float, float]:
     """Run a stage of dvc.lock by itself and return its seconds: all of it, imports, MLflow."""
+    _, *words = shlex.split(stage["cmd"])
+    remove_outputs(stage, clone)
+    start = time.perf_counter()
+    printed = run(sys.executable, "-X", "importtime", *words, cwd=clone)
+    wall = time.perf_counter() - start
+    # import time: self [us] | cumulative | imported package
+    imports = sum(int(microseconds) for microseconds in re.findall(IMPORT, printed)) / 1e6
+
+    remove_outputs(stage, clone)
+    stats = clone.parent / "stats"
+    run(sys.executable, "-m", "cProfile", "-o", str(stats), *words, cwd=clone)
+    return wall, imports, seconds_in_tracking(stats)
+
+
+def remove_outputs(stage: dict[str, Any], clone: Path) -> None:
     for out in stage["outs"]:
         path = clone / out["path"]
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _, *words = shlex.split(stage["cmd"])
-    stats = clone.parent / "stats"
-    wall = seconds_of(sys.executable, "-m", "cProfile", "-o", str(stats), *words, cwd=clone)
-    imports = mlflow = 0.0
-    profiled = pstats.Stats(str(stats)).stats  # type: ignore[attr-defined]
-    for (file, _, name), (_, _, _, cumulated, callers) in profiled.items():
-        if name == "_find_and_load" and "importlib" in file:
-            imports += cumulated
+
+
+def seconds_in_tracking(stats: Path) -> float:
+    seconds = 0.0
+    for (file, _, name), (*_, callers) in pstats.Stats(str(stats)).stats.items():  # type: ignore[attr-defined]
         if file.endswith("facegender/tracking.py") and name != "<module>":
             # Those that it calls itself are within the seconds of those that call them.
-            mlflow += sum(
+            seconds += sum(
                 times[3]
                 for (caller, *_), times in callers.items()
                 if not caller.endswith("facegender/tracking.py")
             )
-    return wall, imports, mlflow
+    return seconds
 
 
 def seconds_of(*command: str, cwd: Path) -> float:
