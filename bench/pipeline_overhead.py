@@ -1,10 +1,10 @@
 """What DVC, MLflow and imports add to the work of the pipeline.
 
 Runs `dvc repro` on the sample in a clone of the committed state, then each stage by itself, once
-with Python's own clock of imports and once under its profiler. DVC's share is what `dvc repro` takes
-longer than the stages; MLflow's is the profiler's cumulated seconds in facegender.tracking: an upper
-bound, for the profiler slows Python down and some imports are in it. The rest of the stages is
-their work, with what Python needs to start and end.
+with Python's own clock of imports and once under its profiler. DVC's share is what `dvc repro`
+takes longer than the stages; MLflow's is the profiler's cumulated seconds in facegender.tracking:
+an upper bound, for the profiler slows Python down and some imports are in it. The rest of the
+stages is their work, with what Python needs to start and end.
 
     python -m bench.pipeline_overhead
 """
