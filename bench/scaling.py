@@ -1,0 +1,135 @@
+"""What more photos would take: storage, core-hours and cost, from rates measured here and now.
+
+Measures each part of the pipeline on a few images, with all cores, and prints what that comes to
+for 60 thousand, 1 million and 100 million photos. A part that is linear stays so only as long as
+disks and networks keep up; a core elsewhere is another core. Prices are options, not offers.
+
+    python -m bench.scaling
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bench.common import make_raw
+from facegender import duplicates
+from facegender.checks import fingerprint_images
+from facegender.command import run_command
+from facegender.params import load_params
+from facegender.preprocessing import write_part
+from facegender.processed import Part
+from tests.compose import compose
+
+PHOTOS = (60_000, 1_000_000, 100_000_000)
+_HASHES = 20_000
+_TRAINED = 128  # images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2000, help="JPEGs to measure with (2000)")
+    parser.add_argument("--core-hour", type=float, default=0.04, help="price of one (0.04)")
+    parser.add_argument("--tb-month", type=float, default=23.0, help="price of one (23)")
+    args = parser.parse_args()
+    cores = os.cpu_count() or 1
+
+    with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
+        seconds, sizes = measure_parts(Path(folder), args.images)
+    print(f"measured on {cores} cores, core-seconds for each 1,000 images")
+    for part, each in seconds.items():
+        print(f"  {part:<36} {1000 * cores * each:10.2f}")
+    comparison = seconds_of_comparison()
+    print(f"  {'comparing all with all, for 1,000²':<36} {1e6 * comparison:10.4f}")
+
+    rows: list[tuple[str, str, list[float], float]] = []
+    for part, each in seconds.items():
+        rows.append((part, "core-hours", [n * cores * each / 3600 for n in PHOTOS], args.core_hour))
+    hours = [n**2 * comparison / 3600 for n in PHOTOS]
+    rows.append(("split: comparing all with all", "core-hours", hours, args.core_hour))
+    for part, size in sizes.items():
+        rows.append((part, "TB", [n * size / 1e12 for n in PHOTOS], args.tb_month))
+    print(f"\namount (its price at {args.core_hour} a core-hour, {args.tb_month} a TB and month)")
+    print(f"{'photos':<36} {'':<10}", *(f"{n:>26,}" for n in PHOTOS))
+    for part, unit, amounts, price in rows:
+        cells = (f"{f'{n:,.3f} ({n * price:,.2f})':>26}" for n in amounts)
+        print(f"{part:<36} {unit:<10}", *cells)
+
+
+def measure_parts(folder: Path, images: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return seconds an image of each part, with all cores, and bytes an image of what is kept."""
+    raw = folder / "raw"
+    manifest = make_raw(raw, images)
+    fingerprint_images(manifest[:64], raw)  # starts the processes
+    write_part(manifest[:_TRAINED], raw, folder / "few", size=224, name="train")
+    few = Part(folder / "few")
+    seconds = {
+        "split: checking each": seconds_of(lambda: fingerprint_images(manifest, raw)) / images,
+        "preprocess": seconds_of(
+            lambda: write_part(manifest, raw, folder / "part", size=224, name="train")
+        )
+        / images,
+        **seconds_of_training(folder, few),
+    }
+    sizes = {
+        "data/raw": float(np.mean([(raw / path).stat().st_size for path in manifest["path"]])),
+        "data/processed": (folder / "part" / "images.npy").stat().st_size / images,
+    }
+    return seconds, sizes
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def seconds_of_comparison() -> float:
+    """Return the core-seconds by which a comparison grows with the square of the images."""
+    hashes = np.random.default_rng(0).integers(0, 2**64, (_HASHES, 5), dtype=np.uint64)
+    thumbnails = np.zeros((_HASHES, 1), np.uint8)  # of hashes at random none is near another
+    seconds = seconds_of(lambda: duplicates.find_near_duplicates(hashes, thumbnails))
+    return seconds / _HASHES**2
+
+
+def seconds_of_training(folder: Path, part: Part) -> dict[str, float]:
+    """Return the seconds an image of training by recipe best, and of predicting by its model."""
+    from facegender import training
+    from facegender.batches import make_batches
+    from facegender.export import convert
+    from facegender.litert import load_litert
+
+    compose(folder / "params.yaml", "recipe=best", "model.weights=none")
+    params = load_params(folder / "params.yaml")
+    network, small = training.new_network(params), params.train.small_image_size
+    extract = network.features()
+    batches = make_batches(part, params.train.batch_size, size=small)
+    extract.predict(batches, verbose=0)  # compiles
+    features = seconds_of(lambda: extract.predict(batches, verbose=0)) / len(part)
+    # Of the epochs on images of either size the first compiles.
+    recipe = params.train.model_copy(update={"head_epochs": 0, "epochs": 4, "small_epochs": 2})
+    speed = training.train_network(network, part, part, recipe, verbose=0).speed
+    rates = speed["images_per_second"].tolist()
+    epochs = params.train.small_epochs
+    fine_tuning = epochs / rates[1] + (params.train.epochs - epochs) / rates[3]
+
+    exported = folder / "model.tflite"
+    exported.write_bytes(convert(network.inference(), part.images[:8])[0])
+    predictor = load_litert(exported, threads=os.cpu_count() or 1)
+    predictor.predict(part.images[:32])
+    prediction = seconds_of(lambda: [predictor.predict(batch) for batch in part.batches(32)])
+    return {
+        "train: features for the head": features,
+        f"train: {params.train.epochs} epochs of fine-tuning": fine_tuning,
+        "evaluate, score": prediction / len(part),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
