@@ -118,6 +118,11 @@ def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[D
     try:
         odb = repo.cloud.get_remote_odb(name, "verify")
         bad = list(_bad_remote(objects, odb))
+        for path, _ in bad:
+            for parent in PurePosixPath(path).parents:
+                # DVC pushes a directory's files only where its listing is missing.
+                if (listing := objects.get(str(parent))) and odb.exists(listing):
+                    odb.fs.remove(odb.oid_to_path(listing))
     except Exception as error:  # each kind of storage has its own
         raise UserError(
             f"The remote {name or ''} cannot be read: {error}. docs/scaling-storage.md says how to "
