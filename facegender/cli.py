@@ -471,6 +471,8 @@ def _registry() -> Iterator[tuple[ModuleType, Path]]:
         tracking.connect(root, tracking_uri(), required=True)
         yield registry, root / ".dvc" / "tmp" / "registry.lock"
     except MlflowException as error:
+        if tracking.is_refusal(error):
+            raise UserError(f"The MLflow server refuses you: {tracking.CHECK_LOGIN}.") from None
         reason = without_credentials(str(error), secrets_of(os.environ))
         raise UserError(
             f"MLflow does not do it: {reason}. `facegender models` shows how things stand."
