@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow.entities import Run
+from mlflow.server import get_app_client
 
 from tests.compose import ROOT
 from tests.leaks import holding
@@ -64,8 +65,6 @@ class Team:
     address: str
     client: dict[str, str]
     secrets: list[str]
-    data: Path
-    log: Path
     s3: Any
 
     def runs(self) -> dict[str, Run]:
@@ -116,7 +115,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
                 for name, value in client.items():
                     patch.setenv(name, value)
                 mlflow.set_tracking_uri(address)
-                yield Team(address, client, [mark], Path(folder) / "data", log, s3)
+                yield Team(address, client, [mark], s3)
         # It stopped all that it started, and left passwords in one file alone.
         assert not (Path(folder) / "data/postgres/postmaster.pid").exists()
         assert holding(Path(folder), [mark]) == ["data/secrets.env"]
@@ -124,10 +123,15 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         assert mark not in log.read_text()
 
 
-def together(team: Team, folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Run pipelines of several machines at the same time; return what each printed."""
+def together(folder: Path, clients: Mapping[str, dict[str, str]]) -> dict[str, str]:
+    """Run pipelines of several machines at the same time; return what each printed.
+
+    Args:
+        folder: where.
+        clients: the variables of each, by the name of its run.
+    """
     processes = {}
-    for name in names:
+    for name, client in clients.items():
         root = folder / name
         (root / ".dvc").mkdir(parents=True)
         pd.DataFrame({"path": [f"{name}.png"], "label": [0]}).to_csv(
@@ -136,20 +140,20 @@ def together(team: Team, folder: Path, names: Sequence[str]) -> dict[str, str]:
         processes[name] = subprocess.Popen(
             ["python", "-c", PIPELINE, name],
             cwd=root,
-            env=Clone(root).environment(**team.client),
+            env=Clone(root).environment(**client),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
     try:
-        while not all((folder / name / "ready").exists() for name in names):
+        while not all((folder / name / "ready").exists() for name in clients):
             assert all(process.poll() is None for process in processes.values())
         (folder / "go").touch()
         printed = {name: process.communicate(timeout=600)[0] for name, process in processes.items()}
     finally:
         for process in processes.values():
             process.kill()
-    assert {name: processes[name].returncode for name in names} == dict.fromkeys(names, 0), printed
+    assert {process.returncode for process in processes.values()} == {0}, printed
     return printed
 
 
@@ -157,7 +161,11 @@ def test_four_pipelines_at_once_on_a_new_server_log_all_they_have(
     team: Team, tmp_path: Path
 ) -> None:
     assert team.s3.list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
-    printed = together(team, tmp_path, NAMES)
+    ada = {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": f"{team.secrets[0]}ada"}
+    # As docs/scaling-tracking.md has it.
+    get_app_client("basic-auth", team.address).create_user("ada", ada["MLFLOW_TRACKING_PASSWORD"])
+    users = (team.client, team.client | ada, team.client, team.client | ada)
+    printed = together(tmp_path, dict(zip(NAMES, users, strict=True)))
     assert not any("WARNING" in text for text in printed.values()), printed
     runs = team.runs()
     assert set(runs) == set(NAMES)
@@ -208,8 +216,7 @@ def test_who_may_not_log_in_is_told_so(team: Team, tmp_path: Path, right: bool) 
 def test_a_pipeline_that_may_not_log_in_goes_on_and_says_so(team: Team, tmp_path: Path) -> None:
     wrong = {"MLFLOW_TRACKING_PASSWORD": f"{team.secrets[0]}-wrong"}
     runs = set(team.runs())
-    changed = Team(team.address, team.client | wrong, team.secrets, team.data, team.log, team.s3)
-    said = together(changed, tmp_path, ["stranger"])["stranger"]
+    said = together(tmp_path, {"stranger": team.client | wrong})["stranger"]
     assert len(said.splitlines()) == 1
     assert "names refuses you (check MLFLOW_TRACKING_USERNAME and" in said
     assert "so this stage logs to mlflow.db" in said
