@@ -263,8 +263,8 @@ def test_a_sweep_nests_its_runs_there(team: Team, clone: Clone) -> None:
 
 def test_a_run_that_fails_is_failed_with_its_log(team: Team, clone: Clone, tmp_path: Path) -> None:
     failing = copy_of(clone, tmp_path)
-    failing.compose(*SMALL, "train.epochs=-1")
-    done = failing.run("dvc", "exp", "run", "--name", "failing", check=False, **team.client)
+    words = [word for item in (*SMALL, "train.epochs=-1") for word in ("-S", item)]
+    done = failing.run("dvc", "exp", "run", "--name", "failing", *words, check=False, **team.client)
     assert done.returncode != 0
     failed = team.runs()["failing"]
     assert failed.info.status == "FAILED"
