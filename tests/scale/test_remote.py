@@ -233,7 +233,7 @@ def test_two_clones_share_a_cache(reproduced: Clone, tmp_path: Path) -> None:
     assert not (second.root / ".dvc/cache").exists()
     assert outputs(second) == recorded(first)
     # The stages read through the links, and make the same.
-    second.run("dvc", "repro", "--force", "--single-item", "split", "preprocess")
+    second.run("dvc", "repro", "--force", "--single-item", "preprocess")
     assert outputs(second) == recorded(first)
 
 

@@ -193,21 +193,13 @@ def test_four_pipelines_at_once_on_a_new_server_log_all_they_have(
         assert key.startswith("mlflow/")
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_who_may_not_log_in_is_told_so(team: Team, tmp_path: Path, right: bool) -> None:
+def test_who_may_not_log_in_is_told_so(team: Team, tmp_path: Path) -> None:
     root = tmp_path / "clone"
     (root / ".dvc").mkdir(parents=True)
-    password = team.client["MLFLOW_TRACKING_PASSWORD"] + ("" if right else "-wrong")
-    done = Clone(root).run(
-        "facegender",
-        "models",
-        check=False,
-        **team.client | {"MLFLOW_TRACKING_PASSWORD": password},
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == (0 if right else 1)
-    assert not any(secret in said for secret in team.secrets)
-    assert right or said == (
+    wrong = {"MLFLOW_TRACKING_PASSWORD": f"{team.secrets[0]}-wrong"}
+    done = Clone(root).run("facegender", "models", check=False, **team.client | wrong)
+    assert done.returncode == 1
+    assert done.stdout + done.stderr == (
         "error: The MLflow server refuses you: check MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD.\n"
     )
