@@ -250,6 +250,24 @@ def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
     return tags
 
 
+def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
+    """Refuse, in a stage that DVC runs, inputs that are not what dvc.lock records.
+
+    A stage that is run by hand may be given anything.
+
+    Args:
+        lock: the file dvc.lock.
+        inputs: files and directories.
+
+    Raises:
+        UserError: names the files.
+    """
+    from facegender import integrity
+
+    if os.environ.get("DVC_STAGE"):
+        integrity.check_inputs(lock, inputs)
+
+
 def fit_verbosity() -> int:
     """Return Keras' `verbose`: a bar by step on a terminal, a line an epoch in a log."""
     return 1 if sys.stdout.isatty() else 2

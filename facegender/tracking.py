@@ -57,6 +57,8 @@ _SEND = (
     "`dvc repro --force --single-item evaluate report`"
 )
 
+CHECK_LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+
 _log = logging.getLogger(__name__)
 
 
@@ -101,8 +103,8 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     own = f"sqlite:///{home / 'mlflow.db'}"
     if not required and uri not in {None, own} and (trouble := _trouble(str(uri))):
         _log.warning(
-            "the MLflow server that MLFLOW_TRACKING_URI names does not answer (%s), so this stage "
-            "logs to mlflow.db. %s.",
+            "the MLflow server that MLFLOW_TRACKING_URI names %s, so this stage logs to mlflow.db. "
+            "%s.",
             trouble,
             _SEND,
         )
@@ -120,7 +122,7 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
         mlflow.set_tracking_uri(uri or own)
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+            _create_experiment(artifacts)
         elif experiment.lifecycle_stage != "active":
             raise UserError(
                 f"MLflow's experiment `{EXPERIMENT}` was deleted, so nothing can be logged to it. "
@@ -133,6 +135,15 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     return moved
 
 
+def _create_experiment(artifacts: str | None) -> None:
+    try:
+        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    except MlflowException as error:
+        # Another machine was faster.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def _make_database(home: Path) -> None:
     """Have MLflow fill a database aside, for one half filled by a kill is beyond repair."""
     new = home / "mlflow.db.new"
@@ -143,13 +154,22 @@ def _make_database(home: Path) -> None:
 
 
 def _trouble(uri: str) -> str | None:
-    """Return why the server at `uri` does not answer, or None if it does."""
+    """Return what is wrong with the server at `uri`, or None if it can be used."""
     mlflow.set_tracking_uri(uri)
     try:
         mlflow.get_experiment_by_name(EXPERIMENT)
     except (MlflowException, RequestException) as error:
-        return _short(error)
+        return (
+            f"refuses you ({CHECK_LOGIN})"
+            if is_refusal(error)
+            else f"does not answer ({_short(error)})"
+        )
     return None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether a server did not accept name and password."""
+    return isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"
 
 
 def _short(error: Exception) -> str:

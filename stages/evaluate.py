@@ -12,6 +12,7 @@ import pandas as pd
 import facegender
 from facegender import evaluation, plots
 from facegender.command import (
+    check_inputs,
     input_tags,
     project_root,
     run_name_and_tags,
@@ -46,6 +47,10 @@ def main() -> None:
     parser.add_argument("--logged", type=Path, required=True, help="file for the id of the run")
     args = parser.parse_args()
     params = load_params(args.params)
+    check_inputs(
+        args.params.with_name("dvc.lock"),
+        [args.processed, args.splits, args.model, args.run, args.keras, args.int8],
+    )
     threshold = params.evaluate.threshold
 
     # After the arguments, so that --help and a bad parameter need not wait for MLflow.

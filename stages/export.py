@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from facegender.command import run_stage
+from facegender.command import check_inputs, run_stage
 from facegender.errors import UserError
 from facegender.params import load_params
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     params = load_params(args.params)
+    check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.model])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender import export

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender.command import run_stage
+from facegender.command import check_inputs, run_stage
 from facegender.errors import UserError
 from facegender.manifest import read_manifest
 from facegender.params import load_params
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     params = load_params(args.params)
+    check_inputs(args.params.with_name("dvc.lock"), [args.raw, args.splits])
 
     summary = json.loads((args.splits / "summary.json").read_text())
     # Those that the split found, which are in no part, and any that cannot be decoded now.

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from facegender import checks, plots
-from facegender.command import run_stage
+from facegender.command import check_inputs, run_stage
 from facegender.labels import LABELS
 from facegender.manifest import build_manifest, write_manifest
 from facegender.params import load_params
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, required=True, help="directory to make")
     args = parser.parse_args()
     params = load_params(args.params)
+    check_inputs(args.params.with_name("dvc.lock"), [args.raw])
     split, data = params.split, params.data
 
     manifest = build_manifest(args.raw, **split.classes.model_dump())

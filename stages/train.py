@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from facegender.command import (
+    check_inputs,
     fit_verbosity,
     input_tags,
     project_root,
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--speed", type=Path, required=True, help="CSV of speed an epoch")
     args = parser.parse_args()
     params = load_params(args.params)
+    check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.splits])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender import checkpoints, model, tracking, training

@@ -96,6 +96,19 @@ def test_a_local_store_that_fails_is_an_error(
         tracking.log_epoch(1, {"loss": 0.5})
 
 
+def test_another_machine_may_make_the_experiment_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.connect(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "get_experiment_by_name", lambda _: None)
+        tracking.connect(tmp_path)
+    with run() as opened:
+        assert (
+            opened.info.experiment_id == mlflow.get_experiment_by_name("facegender").experiment_id
+        )
+
+
 def test_an_interrupted_run_is_taken_up_with_each_epoch_once(tmp_path: Path) -> None:
     tracking.connect(tmp_path)
     ids: list[str] = []

@@ -1,0 +1,225 @@
+"""Whether files are, byte for byte, what dvc.lock records: DVC takes many at their word.
+
+It hashes a file once and then knows it by its time, size and inode. It trusts the name of an
+object that a remote without `verify` sends, and of every read-only object in its cache. So what was
+damaged in a remote, on its way, or in a cache that several people share passes for unchanged.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from facegender.errors import UserError
+
+WORK_TREE = "in the work tree"
+CACHE = "in DVC's cache"
+
+_DOWNLOADS = 8  # at the same time, of objects that mostly are small
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file whose bytes are not those that dvc.lock records.
+
+    Attributes:
+        path: of the file, relative to the repository.
+        place: where the bytes are wrong.
+        name: of the object in a cache or remote, as a path below its `files/md5`.
+    """
+
+    path: str
+    place: str
+    name: str
+
+
+def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
+    """Refuse inputs that are not what dvc.lock records; those that it does not name may be any.
+
+    Args:
+        lock: the file dvc.lock; if there is none, nothing is refused.
+        inputs: files and directories.
+
+    Raises:
+        UserError: names the damaged files.
+    """
+    recorded = _recorded(lock)
+    names = {os.path.relpath(path, lock.parent): path for path in inputs if path.exists()}
+    suspects = {
+        name: recorded[name]
+        for name, path in names.items()
+        if name in recorded and dvc_md5(path) != recorded[name]
+    }
+    if not suspects:
+        return
+    # Slow, and exact: a directory may hold files that .dvcignore names.
+    from dvc.repo import Repo
+
+    with Repo(str(lock.parent)) as repo:
+        differing = _differing(lock.parent, _objects(suspects, repo.cache.local))
+    if differing:
+        listed = ", ".join(differing[:_LISTED]) + (", ..." if len(differing) > _LISTED else "")
+        raise UserError(
+            f"Not what dvc.lock records, though DVC takes it for unchanged: {listed}. Nothing is "
+            "computed from it. `facegender verify` clears away what is damaged; `dvc repro` then "
+            "makes it again."
+        )
+
+
+def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
+    """Hash all that dvc.lock records in the work tree, the cache and, if asked, in a remote.
+
+    Damaged objects are removed from cache and remote, where their name, the digest of what they
+    should be, says that they are of no use. DVC then makes or fetches them again, and `dvc push`
+    sends them again. Damaged files of the work tree are left to DVC, which is made to look at them.
+
+    Args:
+        root: the repository.
+        remote: name of the remote; the empty string is the default one.
+
+    Returns:
+        The number of files that dvc.lock records, and those that are damaged.
+
+    Raises:
+        UserError: there is no dvc.lock, or the remote cannot be read.
+    """
+    from dvc.repo import Repo
+
+    lock = root / "dvc.lock"
+    if not lock.is_file():
+        raise UserError("There is no dvc.lock, so nothing to compare with: `dvc repro` makes it.")
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local
+        objects = _objects(_recorded(lock), cache)
+        found = [
+            Damage(path, WORK_TREE, _name(objects[path])) for path in _differing(root, objects)
+        ]
+        for damage in found:
+            _make_dvc_look(root / damage.path)
+        for path, md5 in objects.items():
+            file = Path(cache.oid_to_path(md5))
+            if file.is_file() and _md5(file) != md5.removesuffix(".dir"):
+                file.unlink()
+                found.append(Damage(path, CACHE, _name(md5)))
+        if remote is not None:
+            found += _verify_remote(repo, remote, objects)
+    return len(objects), found
+
+
+def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[Damage]:
+    name = remote or repo.config["core"].get("remote")
+    try:
+        odb = repo.cloud.get_remote_odb(name, "verify")
+        bad = list(_bad_remote(objects, odb))
+        for path, _ in bad:
+            for parent in PurePosixPath(path).parents:
+                # DVC pushes a directory's files only where its listing is missing.
+                if (listing := objects.get(str(parent))) and odb.exists(listing):
+                    odb.fs.remove(odb.oid_to_path(listing))
+    except Exception as error:  # each kind of storage has its own
+        raise UserError(
+            f"The remote {name or ''} cannot be read: {error}. docs/scaling-storage.md says how to "
+            "set one up; S3 needs `pip install 'facegender[s3]'` or `make install-scale`."
+        ) from error
+    return [Damage(path, f"in the remote {name}", _name(md5)) for path, md5 in bad]
+
+
+def unverified_remotes(root: Path) -> list[str]:
+    """Return the names of DVC's remotes whose objects it does not hash when it fetches them."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        remotes = repo.config["remote"]
+        return [name for name, settings in remotes.items() if not settings.get("verify")]
+
+
+def dvc_md5(path: Path) -> str:
+    """Return DVC's MD5 of a file, or of a directory with all that is in it."""
+    if path.is_file():
+        return _md5(path)
+    files = sorted(
+        (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
+    )
+    entries = [{"md5": _md5(file), "relpath": name} for name, file in files]
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir"
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _recorded(lock: Path) -> dict[str, str]:
+    """Return DVC's MD5 of each output that dvc.lock records, by its path."""
+    if not lock.is_file():
+        return {}
+    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def _objects(outs: Mapping[str, str], cache: Any) -> dict[str, str]:
+    """Return the MD5 of each output and of each file in one, by its path.
+
+    Of a directory whose listing is not in the cache, or is damaged, no files are known.
+    """
+    objects = dict(outs)
+    for path, md5 in outs.items():
+        listing = Path(cache.oid_to_path(md5))
+        if md5.endswith(".dir") and listing.is_file() and _md5(listing) == md5.removesuffix(".dir"):
+            for entry in json.loads(listing.read_text(encoding="utf-8")):
+                objects[f"{path}/{entry['relpath']}"] = entry["md5"]
+    return objects
+
+
+def _differing(root: Path, objects: Mapping[str, str]) -> list[str]:
+    """Return the paths in the work tree that are there and are not what they should be.
+
+    A directory is one of them if its files are not known.
+    """
+    folders = {str(parent) for path in objects for parent in PurePosixPath(path).parents}
+    return [
+        path
+        for path, md5 in objects.items()
+        if path not in folders and (root / path).exists() and dvc_md5(root / path) != md5
+    ]
+
+
+def _make_dvc_look(path: Path) -> None:
+    """Change the time of a file, or of all in a directory, so that DVC hashes it anew."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        try:
+            os.utime(file)
+        except PermissionError:  # a link into a cache of others
+            file.unlink()
+
+
+def _bad_remote(objects: Mapping[str, str], odb: Any) -> Iterator[tuple[str, str]]:
+    """Yield path and MD5 of each object that a remote has damaged, and remove it there."""
+    from dvc_objects.errors import ObjectFormatError
+
+    def is_bad(md5: str) -> bool:
+        try:
+            odb.check(md5)  # fetches it, hashes it, and removes it if it is not what it should be
+        except ObjectFormatError:
+            return True
+        except FileNotFoundError:  # nobody has pushed it
+            return False
+        return False
+
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        paths = list(objects)
+        for path, bad in zip(paths, pool.map(is_bad, objects.values()), strict=True):
+            if bad:
+                yield path, objects[path]
+
+
+def _name(md5: str) -> str:
+    return f"{md5[:2]}/{md5[2:]}"
