@@ -4,7 +4,11 @@ joblib's own backend for Dask is not used: it does not hear of a task that the c
 and then waits for ever; and it fetches results whether or not the last ones are written.
 """
 
+import asyncio
 import functools
+import logging
+import operator
+import pickle
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +21,11 @@ from typing import Any
 import joblib
 import numpy as np
 import PIL
-from distributed import Client, Future
+from distributed import Client, Future, Security, rpc
 from distributed.scheduler import KilledWorker
 from joblib.parallel import ParallelBackendBase
 from PIL import features
+from toolz import compose
 
 from facegender.errors import UserError
 from facegender.files import file_sha256
@@ -29,6 +34,7 @@ from facegender.files import file_sha256
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 _DECODING = ("images.py", "rows.py")  # the code that decides the bytes
+_CALL = compose(operator.methodcaller("__call__"), pickle.loads)  # known to Dask's workers
 _HELD = 4  # results that are here and not yet used
 _ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers
 
@@ -76,10 +82,10 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
             f"they ran it, the last of them {error.last_worker.address}. Mostly they lack memory: "
             "see their logs, and give them more."
         ) from error
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise UserError(
-            f"The Dask cluster cannot import what it should run: {error}. Its scheduler and "
-            "workers need this commit of facegender, installed from requirements-scale.lock."
+            f"A Dask worker does not have what it should run: {error}. Install this commit of "
+            "facegender from requirements-scale.lock on every worker, and start them anew."
         ) from error
     finally:
         with suppress(TimeoutError):
@@ -127,7 +133,12 @@ def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kw
 
 
 def _connect(scheduler: str, patience: float) -> Client:
+    # Of a connection that is lost it prints pages of tracebacks; what is raised says all.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        # First, for a client waits for ever for a scheduler that lets it connect and says nothing.
+        asyncio.run(asyncio.wait_for(_greet(scheduler), patience))
         client = Client(scheduler, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -145,6 +156,12 @@ def _connect(scheduler: str, patience: float) -> Client:
             f"some with `dask worker {scheduler}`; if they need longer, raise compute.patience."
         ) from error
     return client
+
+
+async def _greet(scheduler: str) -> None:
+    certificates = Security().get_connection_args("client")  # by Dask's own settings
+    async with rpc(scheduler, connection_args=certificates) as remote:
+        await remote.identity()
 
 
 def _state(client: Client) -> str:
@@ -173,7 +190,8 @@ class _Backend(ParallelBackendBase):
         return max(2, sum(self._client.nthreads().values()))
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future], None]) -> Future:
-        future = self._client.submit(func, pure=False)
+        # Pickled apart, for a message that a worker cannot unpickle is the end of the worker.
+        future = self._client.submit(_CALL, pickle.dumps(func), pure=False)
         future.add_done_callback(functools.partial(self._hand_over, callback))
         return future
 
