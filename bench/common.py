@@ -66,3 +66,13 @@ def report(rates: dict[str, list[float]], ratios: list[tuple[str, str]]) -> None
         each = [a / b for a, b in zip(rates[name], rates[base], strict=True)]
         spread = f"{min(each):.2f} to {max(each):.2f}"
         print(f"{f'{name} / {base}':<44} {statistics.median(each):9.2f} ({spread})")
+
+
+def peak_memory(pid: int) -> float:
+    """Return the largest resident memory of a process so far in MB. Linux only.
+
+    Pages of mapped files count. Unlike ru_maxrss, what the process that started this one held does
+    not.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

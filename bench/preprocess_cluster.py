@@ -2,7 +2,8 @@
 
 Prints images per second through joblib's processes (loky), and through a Dask scheduler and
 workers with one thread each, all on this machine; in turns, in one run. Makes its own data and
-removes them. It shows what the cluster costs: on one machine it can only be slower.
+removes them. It shows what the cluster costs: on one machine it can only be slower. Prints, too,
+the peak memory of this process and of the workers.
 
     python -m bench.preprocess_cluster
 """
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.common import make_raw, measure, report
+from bench.common import make_raw, measure, peak_memory, report
 from facegender.command import run_command
 from facegender.preprocessing import write_part
 
@@ -67,8 +68,13 @@ def main() -> None:
             }
             measure(runs, 1)  # processes and workers import what they need
             rates = measure(runs, args.rounds)
+            peaks = [peak_memory(worker.pid) for worker in cluster.workers]
     loky, dask = runs
     report(rates, [(dask, loky)])
+    print(
+        f"peak memory at {args.images:,} images: {peak_memory(os.getpid()):,.0f} MB here, "
+        f"{max(peaks):,.0f} MB in the largest worker"
+    )
 
 
 @dataclass
