@@ -39,12 +39,15 @@ def make_raw(folder: Path, images: int, *, size: int = 200) -> pd.DataFrame:
     return build_manifest(folder, female=["female"], male=["male"], ignore=[])
 
 
-def measure(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+def measure(
+    runs: dict[str, Callable[[], int]], rounds: int, *, clear: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
     """Run each function once a round, in turns, so that a busy machine slows all of them.
 
     Args:
         runs: by name, a function that returns how many images it went through.
         rounds: how often.
+        clear: removes what a run leaves, outside its time.
 
     Returns:
         By name, images per second in each round.
@@ -55,6 +58,7 @@ def measure(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[f
             start = time.perf_counter()
             images = run()
             rates[name].append(images / (time.perf_counter() - start))
+            clear()
     return rates
 
 

@@ -56,8 +56,10 @@ def main() -> None:
                 jobs=args.workers,
                 scheduler=scheduler,
             )
-            shutil.rmtree(part)
             return len(manifest)
+
+        def clear() -> None:
+            shutil.rmtree(part, ignore_errors=True)
 
         with local_cluster(folder) as cluster:
             for _ in range(args.workers):
@@ -66,8 +68,8 @@ def main() -> None:
                 f"loky, {args.workers} processes": lambda: preprocess(None),
                 f"Dask, {args.workers} workers": lambda: preprocess(cluster.address),
             }
-            measure(runs, 1)  # processes and workers import what they need
-            rates = measure(runs, args.rounds)
+            measure(runs, 1, clear=clear)  # processes and workers import what they need
+            rates = measure(runs, args.rounds, clear=clear)
             peaks = [peak_memory(worker.pid) for worker in cluster.workers]
     loky, dask = runs
     report(rates, [(dask, loky)])
