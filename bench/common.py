@@ -39,12 +39,15 @@ def make_raw(folder: Path, images: int, *, size: int = 200) -> pd.DataFrame:
     return build_manifest(folder, female=["female"], male=["male"], ignore=[])
 
 
-def measure(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+def measure(
+    runs: dict[str, Callable[[], int]], rounds: int, *, clear: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
     """Run each function once a round, in turns, so that a busy machine slows all of them.
 
     Args:
         runs: by name, a function that returns how many images it went through.
         rounds: how often.
+        clear: removes what a run leaves, outside its time.
 
     Returns:
         By name, images per second in each round.
@@ -55,6 +58,7 @@ def measure(runs: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[f
             start = time.perf_counter()
             images = run()
             rates[name].append(images / (time.perf_counter() - start))
+            clear()
     return rates
 
 
@@ -66,3 +70,13 @@ def report(rates: dict[str, list[float]], ratios: list[tuple[str, str]]) -> None
         each = [a / b for a, b in zip(rates[name], rates[base], strict=True)]
         spread = f"{min(each):.2f} to {max(each):.2f}"
         print(f"{f'{name} / {base}':<44} {statistics.median(each):9.2f} ({spread})")
+
+
+def peak_memory(pid: int) -> float:
+    """Return the largest resident memory of a process so far in MB. Linux only.
+
+    Pages of mapped files count. Unlike ru_maxrss, what the process that started this one held does
+    not.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import joblib
 
-from bench.common import make_raw
+from bench.common import make_raw, peak_memory
 from facegender.command import run_command
 from facegender.manifest import read_manifest, write_manifest
 from facegender.preprocessing import write_part
@@ -114,13 +114,8 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 
 
 def peak() -> tuple[int, float]:
-    """Return this process's id and its largest resident memory so far in MB.
-
-    Pages of mapped files count. Unlike ru_maxrss, what the process that started this one held does
-    not.
-    """
-    status = Path("/proc/self/status").read_text()
-    return os.getpid(), int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    """Return this process's id, and its largest resident memory so far in MB."""
+    return os.getpid(), peak_memory(os.getpid())
 
 
 _STEPS: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {

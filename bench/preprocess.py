@@ -41,8 +41,10 @@ def main() -> None:
 
         def preprocess() -> int:
             write_part(manifest, raw, part, size=args.size, name="train", jobs=args.jobs)
-            shutil.rmtree(part)
             return len(paths)
+
+        def clear() -> None:
+            shutil.rmtree(part, ignore_errors=True)
 
         def in_processes(function: Callable[..., None], *options: int) -> int:
             joblib.Parallel(args.jobs)(
@@ -59,7 +61,8 @@ def main() -> None:
         start = time.perf_counter()
         preprocess()
         first = len(paths) / (time.perf_counter() - start)
-        rates = measure(runs, args.rounds)
+        clear()
+        rates = measure(runs, args.rounds, clear=clear)
         print(f"{'preprocessing, with the start of processes':<44} {first:9,.0f} images/s")
         report(rates, [("preprocessing", "decoding"), ("preprocessing", "decoding and resizing")])
 

@@ -220,6 +220,25 @@ class Gate(_Strict):
     cost: Cost
 
 
+class Compute(_Strict):
+    """Where images are preprocessed, which changes no byte of them."""
+
+    backend: Literal["loky", "dask"]
+    scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None
+    patience: Annotated[float, Field(gt=0, description="seconds")]
+
+    @model_validator(mode="after")
+    def _a_cluster_has_an_address(self) -> Self:
+        if self.backend == "dask" and self.scheduler is None:
+            raise ValueError("backend: dask needs scheduler, such as tcp://10.0.0.1:8786")
+        return self
+
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster to use, or None for this machine's own processes."""
+        return self.scheduler if self.backend == "dask" else None
+
+
 class Params(_Strict):
     """All of params.yaml."""
 
@@ -233,6 +252,9 @@ class Params(_Strict):
     evaluate: Evaluate
     export: Export
     gate: Gate
+    # In no dump: it would be a part of digests, of the page and of MLflow's parameters, and the
+    # same results would differ by the machines that they were made on.
+    compute: Compute = Field(exclude=True)
 
 
 def load_params(path: Path) -> Params:

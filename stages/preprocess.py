@@ -31,7 +31,13 @@ def main() -> None:
         manifest = read_manifest(args.splits / f"{name}.csv")
         total += len(manifest)
         invalid += write_part(
-            manifest, args.raw, args.processed / name, size=params.image.size, name=name
+            manifest,
+            args.raw,
+            args.processed / name,
+            size=params.image.size,
+            name=name,
+            scheduler=params.compute.cluster,
+            patience=params.compute.patience,
         )
 
     report = {**summary, "total": total, "invalid": {"count": len(invalid), "images": invalid}}

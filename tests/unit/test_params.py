@@ -39,6 +39,9 @@ def test_the_folder_itself_is_what_dvc_watches(tmp_path: Path) -> None:
         ("split", "test_fraction", 1.5),
         ("dataset", "source", "flickr"),
         ("evaluate", "threshold", 0),
+        ("compute", "backend", "dask"),
+        ("compute", "scheduler", "localhost"),
+        ("compute", "patience", 0),
     ],
 )
 def test_a_bad_parameter_is_named(tmp_path: Path, section: str, key: str, value: object) -> None:
@@ -61,7 +64,18 @@ def test_flatten_gives_dotted_names(params: Params) -> None:
     assert not any(isinstance(value, dict | list | tuple) for value in flat.values())
 
 
+def test_where_the_work_is_done_is_no_part_of_what_it_is(params: Params) -> None:
+    compute = params.compute.model_copy(update={"backend": "dask", "scheduler": "tcp://here:1"})
+    elsewhere = params.model_copy(update={"compute": compute})
+    assert params.compute.cluster is None
+    assert elsewhere.compute.cluster == "tcp://here:1"
+    # By the one MLflow and the page are told, by the other a training knows its own.
+    assert flatten(elsewhere) == flatten(params)
+    assert elsewhere.model_dump_json() == params.model_dump_json()
+
+
 def test_the_readme_names_every_parameter(params: Params) -> None:
     table = (ROOT / "README.md").read_text().split("## Parameters")[1]
     names = {name.split(".")[-1] for name in flatten(params) if "classes." not in name}
+    names |= set(params.compute.model_dump())
     assert sorted(name for name in names if f"`{name}`" not in table) == []

@@ -247,7 +247,7 @@ def test_every_parameter_is_on_the_page_and_in_the_stage(
     params: Params, elements: Elements
 ) -> None:
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
-    assert set(stage["params"]) == set(Params.model_fields)
+    assert set(stage["params"]) == set(params.model_dump())
     text = " ".join(" ".join(elements.texts).split())
     assert f"train seed {params.train.seed} batch_size {params.train.batch_size} " in text
     assert "train.augmentation zoom 0.1 " in text

@@ -3,8 +3,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from facegender.rows import write_rows
+from facegender.errors import UserError
+from facegender.files import file_sha256
+from facegender.rows import decode_rows, write_rows
 
 
 def test_rows_are_written_in_place_and_failures_by_row(make_images, tmp_path: Path) -> None:
@@ -20,6 +23,29 @@ def test_rows_are_written_in_place_and_failures_by_row(make_images, tmp_path: Pa
     assert (content[:100] == 7).all()
     rows = content[100:].reshape(6, row_bytes)
     assert [bool((row == 7).all()) for row in rows] == [True, True, False, True, False, True]
+
+
+def test_rows_for_a_cluster_are_those_that_are_written(make_images, tmp_path: Path) -> None:
+    images = sorted(make_images(per_class=3).glob("female/*.png"))
+    images[1].write_bytes(b"not an image")
+    array = tmp_path / "array"
+    array.write_bytes(bytes(5 * 8 * 8 * 3))
+    _, reasons = write_rows(images, array, offset=0, first_row=2, size=8)
+    digests = [file_sha256(path) for path in images]
+    first_row, pixels, same_reasons = decode_rows(images, digests, first_row=2, size=8)
+    assert first_row == 2
+    assert same_reasons == reasons
+    assert pixels.tobytes() == array.read_bytes()[2 * 8 * 8 * 3 :]
+
+
+def test_rows_for_a_cluster_are_of_the_files_that_were_labelled(make_images) -> None:
+    images = sorted(make_images(per_class=2).glob("female/*.png"))
+    digests = [file_sha256(path) for path in images]
+    with pytest.raises(UserError, match=r"001\.png: another file is there"):
+        decode_rows(images, digests[:1] * 2, first_row=0, size=8)
+    images[1].unlink()
+    with pytest.raises(UserError, match=r"001\.png: No such file"):
+        decode_rows(images, digests, first_row=0, size=8)
 
 
 def test_processes_do_not_import_pandas() -> None:
