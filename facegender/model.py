@@ -51,7 +51,8 @@ class Network:
         self.trunk = fold_batch_norm(base) if batch_norm == "frozen" else base
         self._test_time_flip = test_time_flip
         drop = keras.layers.Dropout(dropout, seed=seed, name="dropout")
-        self._dense = keras.layers.Dense(1, name="logit")
+        # In float32 whatever the others compute in: its output is what the loss is made of.
+        self._dense = keras.layers.Dense(1, name="logit", dtype="float32")
         features = keras.Input(base.output_shape[1:], name="features")
         self.head = keras.Model(features, self._dense(drop(features)), name="head")
 
@@ -94,6 +95,17 @@ class Network:
         probability = keras.layers.Activation("sigmoid", name="probability_male")(cooled)
         return keras.Model(image, probability, name="facegender")
 
+    def set_replicated(self, replicated: bool) -> None:
+        """Have BatchNorm take its statistics over all devices' shares of a batch, or not."""
+        for layer in self.trunk.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = replicated
+
+    def set_float32(self) -> None:
+        """Compute in float32 from now on, after training in mixed precision."""
+        for layer in (*self.base.layers, *self.trunk.layers, *self.head.layers):
+            layer.dtype_policy = keras.DTypePolicy("float32")
+
     def _logit(self, image: keras.KerasTensor, trunk: keras.Model) -> keras.KerasTensor:
         if not self._test_time_flip:
             return self._dense(trunk(_scale()(image)))
@@ -118,6 +130,7 @@ def build_network(
     seed: int,
     weights_sha256: str | None = None,
     test_time_flip: bool = False,
+    mixed_precision: bool = False,
 ) -> Network:
     """Build MobileNet v1 for `image_size` with one output.
 
@@ -133,11 +146,16 @@ def build_network(
         weights_sha256: digest that a weights file must have, or None.
         test_time_flip: the logit is the mean of the image's and its mirror image's: more often
             right, at twice the work of a prediction. Training is as without.
+        mixed_precision: compute in bfloat16, with weights in float32, until `set_float32`.
 
     Raises:
         UserError: the weights cannot be downloaded, read, or do not fit.
     """
-    base = _mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
+    try:
+        base = _mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
+    finally:
+        keras.config.set_dtype_policy("float32")
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
