@@ -51,8 +51,7 @@ class Network:
         self.trunk = fold_batch_norm(base) if batch_norm == "frozen" else base
         self._test_time_flip = test_time_flip
         drop = keras.layers.Dropout(dropout, seed=seed, name="dropout")
-        # In float32 whatever the others compute in: its output is what the loss is made of.
-        self._dense = keras.layers.Dense(1, name="logit", dtype="float32")
+        self._dense = keras.layers.Dense(1, name="logit")
         features = keras.Input(base.output_shape[1:], name="features")
         self.head = keras.Model(features, self._dense(drop(features)), name="head")
 
@@ -103,8 +102,8 @@ class Network:
 
     def set_float32(self) -> None:
         """Compute in float32 from now on, after training in mixed precision."""
-        for layer in (*self.base.layers, *self.trunk.layers, *self.head.layers):
-            layer.dtype_policy = keras.DTypePolicy("float32")
+        for layer in (*self.base.layers, *self.trunk.layers):
+            layer.dtype_policy = keras.config.dtype_policy()
 
     def _logit(self, image: keras.KerasTensor, trunk: keras.Model) -> keras.KerasTensor:
         if not self._test_time_flip:
@@ -146,16 +145,19 @@ def build_network(
         weights_sha256: digest that a weights file must have, or None.
         test_time_flip: the logit is the mean of the image's and its mirror image's: more often
             right, at twice the work of a prediction. Training is as without.
-        mixed_precision: compute in bfloat16, with weights in float32, until `set_float32`.
+        mixed_precision: compute in bfloat16 but for the head, with weights in float32, until
+            `set_float32`.
 
     Raises:
         UserError: the weights cannot be downloaded, read, or do not fit.
     """
-    keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
+    usual = keras.config.dtype_policy()  # float32
+    if mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         base = _mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
     finally:
-        keras.config.set_dtype_policy("float32")
+        keras.config.set_dtype_policy(usual)
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum

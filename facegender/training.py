@@ -212,7 +212,8 @@ def train_network(
     else:
         kept = clock.history[-1]["epoch"]
     network.set_replicated(False)
-    network.set_float32()
+    if recipe.mixed_precision:
+        network.set_float32()
 
     history = pd.DataFrame(clock.history, columns=HISTORY_COLUMNS)
     speed = pd.DataFrame(clock.speed, columns=SPEED_COLUMNS)
