@@ -105,11 +105,15 @@ def _positions(
         return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
 
     def pieces(positions: tf.Tensor) -> tf.data.Dataset:
-        # Of equal size, none empty: a batch that cannot be divided begins again from its start.
-        length = -(-tf.size(positions) // share.of)
-        filled = tf.gather(positions, tf.range(length * share.of) % tf.size(positions))
-        rows = tf.reshape(filled, (share.of, length))
-        return tf.data.Dataset.from_tensor_slices(rows[share.first : share.first + share.count])
+        # As equal as can be. None may be empty, so fewer images than pieces are taken again.
+        number = tf.maximum(tf.size(positions), share.of)
+        filled = tf.gather(positions, tf.range(number) % tf.size(positions))
+        return tf.data.Dataset.range(share.first, share.first + share.count).map(
+            lambda piece: filled[begin(piece, number) : begin(piece + 1, number)]
+        )
+
+    def begin(piece: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        return tf.cast(piece, tf.int32) * number // share.of
 
     batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
     if share.of > 1:

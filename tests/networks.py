@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import pandas as pd
+import tensorflow as tf
 
 from facegender import training
 from facegender.checkpoints import Checkpoint
@@ -15,7 +16,7 @@ from facegender.processed import Part
 from facegender.training import make_deterministic, train_network
 
 
-def small_network(**changes: Any) -> Network:
+def small_network(strategy: tf.distribute.Strategy | None = None, **changes: Any) -> Network:
     """Build an untrained network for images of 32 pixels, the same for the same arguments."""
     settings = {
         "image_size": 32,
@@ -27,7 +28,8 @@ def small_network(**changes: Any) -> Network:
         "batch_norm_momentum": 0.9,
     } | changes
     make_deterministic(settings["seed"])
-    return build_network(**settings)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        return build_network(**settings)
 
 
 @dataclass(frozen=True)
