@@ -273,6 +273,7 @@ def _train_head(
             initial_epoch=keeper.done,
             epochs=recipe.head_epochs,
             steps_per_epoch=math.ceil(len(train) / recipe.batch_size),
+            validation_steps=math.ceil(len(validation) / recipe.batch_size),
             shuffle=False,  # the dataset shuffles itself
             callbacks=callbacks,
             verbose=verbose,
@@ -346,6 +347,7 @@ def _fine_tune(
                 initial_epoch=recipe.head_epochs + epochs.start,
                 epochs=recipe.head_epochs + epochs.stop,
                 steps_per_epoch=steps,
+                validation_steps=math.ceil(len(validation) / recipe.batch_size),
                 shuffle=False,  # the dataset shuffles itself
                 callbacks=callbacks,
                 verbose=verbose,
