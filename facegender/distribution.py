@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -208,43 +209,50 @@ def invite(cluster: Cluster, invitation: Invitation, digest: str, wait: float) -
         UserError: some did not call, or one has other data or code; the others are told.
     """
     deadline = time.monotonic() + wait
-    missing = set(range(1, len(cluster.workers)))
-    host, port = cluster.chief
-    _log.info("waiting for %d worker(s) at %s", len(missing), cluster.workers[0])
+    others = dict(list(enumerate(cluster.workers))[1:])
+    _log.info("waiting for %d worker(s) at %s", len(others), cluster.workers[0])
     with ExitStack() as stack:
         try:
-            listener = stack.enter_context(socket.create_server((host, port)))
+            listener = stack.enter_context(
+                socket.create_server(
+                    cluster.chief,
+                    family=socket.AF_INET6 if ":" in cluster.chief[0] else socket.AF_INET,
+                )
+            )
         except OSError as error:
             raise UserError(
                 f"Worker 0 cannot listen at {cluster.workers[0]}, its address in TF_CONFIG: "
                 f"{error.strerror or error}."
             ) from error
-        callers: list[Connection] = []
+        callers: dict[int, Connection] = {}
         refusal = None
-        while missing and refusal is None:
+        while len(callers) < len(others) and refusal is None:
             listener.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 caller = stack.enter_context(Connection(listener.accept()[0].detach()))
+            except TimeoutError:
+                missing = [others[index] for index in others if index not in callers]
+                refusal = (
+                    f"Within {wait:.0f} s no `facegender worker` called from {', '.join(missing)}. "
+                    "Start it there, or take the address out of TF_CONFIG."
+                )
+                break
+            try:
                 _send(caller, {"params": invitation.params})
                 answer = _receive(caller, deadline)
-            except TimeoutError:
-                addresses = ", ".join(cluster.workers[index] for index in sorted(missing))
+                index, theirs = int(answer["index"]), answer["digest"]
+                address = others[index]
+            except (OSError, EOFError, ValueError, LookupError, TypeError):
+                caller.close()  # no worker, or one that was stopped
+                continue
+            callers[index] = caller
+            if theirs != digest:
                 refusal = (
-                    f"Within {wait:.0f} s no `facegender worker` called from {addresses}. Start "
-                    "it there, or take the address out of TF_CONFIG."
+                    f"Worker {index} at {address} has other data, starting weights, packages or "
+                    "code than worker 0. Check the same commit out there, and fetch its "
+                    "data/processed with `dvc pull preprocess`."
                 )
-            except (OSError, EOFError, ValueError):
-                continue  # no worker, or one that was stopped
-            else:
-                missing.discard(answer["index"])
-                callers.append(caller)
-                if answer["digest"] != digest:
-                    refusal = (
-                        f"Worker {answer['index']} at {cluster.workers[answer['index']]} has other "
-                        "data, starting weights, packages or code than worker 0. Check the same "
-                        "commit out there, and fetch its data/processed with `dvc pull preprocess`."
-                    )
-        for caller in callers:
+        for caller in callers.values():
             with suppress(OSError):
                 _send(caller, {"refusal": refusal})
                 caller.send_bytes(invitation.checkpoint)
@@ -264,6 +272,7 @@ def join(cluster: Cluster, digest: Callable[[str], str], wait: float) -> Invitat
         UserError: the chief does not answer, or refuses this worker or another one.
     """
     deadline = time.monotonic() + wait
+    digest = cache(digest)  # of large data it takes longer than the chief listens
     gone = f"Worker 0 at {cluster.workers[0]} {{}} Start it there with `dvc repro`."
     while True:
         try:
