@@ -16,6 +16,7 @@ import logging
 import math
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -173,6 +174,8 @@ def open_strategy(name: str, wait: float) -> "Iterator[tf.distribute.Strategy]":
         except tf.errors.OpError as error:
             if not _is_lost_worker(error):
                 raise
+            # Or TensorFlow's threads, which its frames hold, complain when the process ends.
+            traceback.clear_frames(error.__traceback__)
             raise UserError(_LOST.format(reason=_first_reason(error))) from error
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -185,7 +188,9 @@ def _is_lost_worker(error: Exception) -> bool:
 
 def _first_reason(error: Exception) -> str:
     text = str(error).partition("Collective ops is aborted by: ")[2] or str(error)
-    return " ".join(text.partition("The tasks have crashed")[0].split())[:200].rstrip(". ")
+    for rest in ("Additional GRPC error", "The tasks have crashed", "The error could be"):
+        text = text.partition(rest)[0]
+    return " ".join(text.split())[:300].rstrip(". ")
 
 
 @dataclass(frozen=True)

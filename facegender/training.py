@@ -186,7 +186,7 @@ def train_network(
             devices.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    recipe = _for_all_devices(recipe, strategy)
+    recipe = for_all_devices(recipe, strategy)
     set_trainable(network.trunk, recipe.fine_tune_from)
     network.set_replicated(strategy.num_replicas_in_sync > 1)
     with strategy.scope():
@@ -354,8 +354,12 @@ def _fine_tune(
             )
 
 
-def _for_all_devices(recipe: Train, strategy: tf.distribute.Strategy) -> Train:
-    """Return the recipe with the batch size of all devices together."""
+def for_all_devices(recipe: Train, strategy: tf.distribute.Strategy) -> Train:
+    """Return the recipe with the batch size of all devices together.
+
+    Raises:
+        UserError: it cannot be divided among them.
+    """
     devices = strategy.num_replicas_in_sync
     if recipe.batch_per_device:
         return recipe.model_copy(update={"batch_size": recipe.batch_size * devices})
@@ -389,9 +393,9 @@ def _trainable(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Mo
     average a batch of uint8 images, and fail.
     """
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return _AcrossWorkers(model.inputs, model.outputs, name=model.name)
+        return _AcrossWorkers(model.inputs[0], model.outputs[0], name=model.name)
     if strategy.num_replicas_in_sync > 1:
-        return keras.Model(model.inputs, model.outputs, name=model.name)
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     return model
 
 
@@ -405,7 +409,11 @@ def _make_variables(
     """
     if strategy.num_replicas_in_sync > 1:
         model.optimizer.build(model.trainable_variables)
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # one step without a graph is slow, as it would warn
         strategy.run(model.test_step, args=(example,))
+        logger.setLevel(level)
 
 
 def _epoch_length(images: int, recipe: Train) -> tuple[int, int]:
