@@ -1,10 +1,12 @@
 """Batches: processed data as a stream of images and labels, in an order that the seed decides."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from facegender.distribution import WHOLE, Share
 from facegender.processed import Part
 
 
@@ -15,6 +17,7 @@ def make_batches(
     shuffle_seed: int | None = None,
     epochs: range = range(1),
     size: int | None = None,
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
     """Return batches of (images, labels), read while the ones before them are trained on.
 
@@ -27,6 +30,7 @@ def make_batches(
         shuffle_seed: None keeps the order of the index.
         epochs: the epochs to yield, one after another.
         size: pixels a side to shrink the images to; None leaves them as they are.
+        share: of each batch, to read no more; its pieces come one after another.
 
     Returns:
         A dataset of uint8 (batch, size, size, 3) and float32 (batch, 1).
@@ -42,7 +46,7 @@ def make_batches(
         smaller = tf.image.resize(images, (size, size), method="area")
         return tf.cast(tf.round(smaller), tf.uint8), labels
 
-    stream = _positions(len(part), batch_size, shuffle_seed, epochs).map(
+    stream = _positions(len(part), batch_size, shuffle_seed, epochs, share).map(
         read, num_parallel_calls=2, deterministic=True
     )
     if size is not None:
@@ -51,7 +55,13 @@ def make_batches(
 
 
 def make_feature_batches(
-    features: np.ndarray, labels: np.ndarray, batch_size: int, *, shuffle_seed: int, epochs: range
+    features: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    epochs: range = range(1),
+    share: Share = WHOLE,
 ) -> tf.data.Dataset:
     """Return batches of features and labels in memory, in an order as that of `make_batches`.
 
@@ -59,20 +69,33 @@ def make_feature_batches(
         features: shape (n, k).
         labels: shape (n,).
         batch_size: rows a batch; the last one of an epoch may be smaller.
-        shuffle_seed: decides the order, with the epoch.
+        shuffle_seed: decides the order, with the epoch; None keeps it.
         epochs: the epochs to yield, one after another.
+        share: of each batch, as in `make_batches`.
 
     Returns:
         A dataset of (batch, k), in the dtype of the features, and float32 (batch, 1).
     """
     rows, answers = tf.constant(features), tf.constant(labels, tf.float32)[:, None]
-    return _positions(len(features), batch_size, shuffle_seed, epochs).map(
+    return _positions(len(features), batch_size, shuffle_seed, epochs, share).map(
         lambda positions: (tf.gather(rows, positions), tf.gather(answers, positions))
     )
 
 
+def weigh(batches: tf.data.Dataset, class_weights: Sequence[float]) -> tf.data.Dataset:
+    """Add weights to batches of (images, labels): those of their class, float32 (batch,)."""
+    by_class = tf.constant(class_weights, tf.float32)
+    return batches.map(
+        lambda images, labels: (
+            images,
+            labels,
+            tf.gather(by_class, tf.cast(labels[:, 0], tf.int32)),
+        )
+    )
+
+
 def _positions(
-    count: int, batch_size: int, shuffle_seed: int | None, epochs: range
+    count: int, batch_size: int, shuffle_seed: int | None, epochs: range, share: Share
 ) -> tf.data.Dataset:
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
         positions = tf.range(count, dtype=tf.int64)
@@ -81,10 +104,20 @@ def _positions(
             positions = tf.random.experimental.stateless_shuffle(positions, seed=key)
         return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
 
-    batches = len(epochs) * math.ceil(count / batch_size)
-    return (
-        tf.data.Dataset.range(epochs.start, epochs.stop)
-        .flat_map(order)
-        # Without a known number, Keras warns at the end of the data.
-        .apply(tf.data.experimental.assert_cardinality(batches))
-    )
+    def pieces(positions: tf.Tensor) -> tf.data.Dataset:
+        # As equal as can be. None may be empty, so fewer images than pieces are taken again.
+        number = tf.maximum(tf.size(positions), share.of)
+        filled = tf.gather(positions, tf.range(number) % tf.size(positions))
+        return tf.data.Dataset.range(share.first, share.first + share.count).map(
+            lambda piece: filled[begin(piece, number) : begin(piece + 1, number)]
+        )
+
+    def begin(piece: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        return tf.cast(piece, tf.int32) * number // share.of
+
+    batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
+    if share.of > 1:
+        batches = batches.flat_map(pieces)
+    number = len(epochs) * math.ceil(count / batch_size) * share.count
+    # Without a known number, Keras warns at the end of the data.
+    return batches.apply(tf.data.experimental.assert_cardinality(number))

@@ -5,6 +5,7 @@ is named after a digest of all that decides the result, and so never serves anot
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -54,8 +55,19 @@ class Checkpoint:
     def __init__(self, path: Path | None) -> None:
         """Take up what an earlier process saved at `path`; without a path nothing is ever kept."""
         self._path = path
-        self.saved = _read(path) if path is not None else None
+        self.saved = _read(path) if path is not None and path.is_file() else None
         self.run_id: str | None = self.saved.notes["run_id"] if self.saved else None
+
+    @classmethod
+    def received(cls, content: bytes) -> Self:
+        """Return another process' checkpoint, of which this one keeps nothing; see `content`."""
+        checkpoint = cls(None)
+        checkpoint.saved = _read(io.BytesIO(content)) if content else None
+        return checkpoint
+
+    def content(self) -> bytes:
+        """Return what was taken up, as bytes for `received`; none if there was nothing."""
+        return self._path.read_bytes() if self._path is not None and self.saved else b""
 
     def write(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         """Replace the file, whole or not at all. A full disk costs the checkpoint, no more."""
@@ -84,11 +96,9 @@ class Checkpoint:
             self._path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Saved | None:
-    if not path.is_file():
-        return None
+def _read(file: Path | io.BytesIO) -> Saved | None:
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         notes = json.loads(arrays.pop(_NOTES).tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

@@ -169,9 +169,32 @@ def _run(arguments: list[str]) -> int:
     )
     verify.set_defaults(run=_verify)
 
+    _add_worker(commands)
     _add_registry(commands)
     args = parser.parse_args(arguments)
     return args.run(args)
+
+
+def _add_worker(commands: Any) -> None:
+    worker = commands.add_parser(
+        "worker",
+        help="help worker 0 to train, as another worker of TF_CONFIG",
+        description="Take part in a training by several machines: train.strategy is multi_worker, "
+        "TF_CONFIG names this machine as worker 1 or above, and `dvc repro` runs at worker 0, "
+        "whose parameters hold. It needs the same commit and data/processed (`dvc pull "
+        "preprocess`), and writes nothing. docs/scaling-training.md tells more.",
+    )
+    worker.add_argument(
+        "--processed", type=Path, help="directory of the images (default: data/processed)"
+    )
+    worker.add_argument(
+        "--wait",
+        type=float,
+        default=3600,
+        metavar="SECONDS",
+        help="how long worker 0 may take to get to its training (3600)",
+    )
+    worker.set_defaults(run=_worker)
 
 
 def _add_registry(commands: Any) -> None:
@@ -336,6 +359,21 @@ def _sweep(args: argparse.Namespace) -> int:
     tracking.connect(root, tracking_uri())
     failed = run_sweep(root, grid, name=name, jobs=args.jobs, environment=environment)
     return int(failed > 0)
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from facegender.distribution import read_cluster
+
+    cluster = read_cluster(os.environ.get("TF_CONFIG"))
+    if cluster.index == 0:
+        raise UserError("This is worker 0 of TF_CONFIG, where `dvc repro` is to be run.")
+    root = project_root()
+    paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
+    from facegender.worker import help_to_train
+
+    epochs = help_to_train(cluster, args.processed or root / paths["processed"], args.wait)
+    print(f"helped to train {epochs} epochs; worker 0 has the results")
+    return 0
 
 
 def _relocate(_: argparse.Namespace) -> int:

@@ -23,6 +23,8 @@ from facegender.logs import keep_output
 
 # A sweep names its own run in it to the stages of its experiments.
 PARENT_RUN = "FACEGENDER_PARENT_RUN"
+# Seconds in which all workers of a training must be there.
+WORKER_WAIT = "FACEGENDER_WORKER_WAIT"
 
 _KEPT = "`dvc repro` goes on: stages that ended are kept, and epochs of a training"
 
@@ -200,6 +202,18 @@ def pipeline_paths(dvc_yaml: str) -> dict[str, str]:
 def tracking_uri() -> str | None:
     """Return the tracking server that MLFLOW_TRACKING_URI names, or None for the local store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def worker_wait() -> float:
+    """Return how long worker 0 waits for the others, in seconds: 900, or what the user says.
+
+    Raises:
+        UserError: FACEGENDER_WORKER_WAIT is no number above 0.
+    """
+    text = os.environ.get(WORKER_WAIT) or "900"
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"{WORKER_WAIT}={text!r} is no number of seconds, such as 900.")
+    return int(text)
 
 
 def run_name_and_tags() -> tuple[str, dict[str, str]]:

@@ -94,6 +94,17 @@ class Network:
         probability = keras.layers.Activation("sigmoid", name="probability_male")(cooled)
         return keras.Model(image, probability, name="facegender")
 
+    def set_replicated(self, replicated: bool) -> None:
+        """Have BatchNorm take its statistics over all devices' shares of a batch, or not."""
+        for layer in self.trunk.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = replicated
+
+    def set_float32(self) -> None:
+        """Compute in float32 from now on, after training in mixed precision."""
+        for layer in (*self.base.layers, *self.trunk.layers):
+            layer.dtype_policy = keras.config.dtype_policy()
+
     def _logit(self, image: keras.KerasTensor, trunk: keras.Model) -> keras.KerasTensor:
         if not self._test_time_flip:
             return self._dense(trunk(_scale()(image)))
@@ -118,6 +129,7 @@ def build_network(
     seed: int,
     weights_sha256: str | None = None,
     test_time_flip: bool = False,
+    mixed_precision: bool = False,
 ) -> Network:
     """Build MobileNet v1 for `image_size` with one output.
 
@@ -133,11 +145,19 @@ def build_network(
         weights_sha256: digest that a weights file must have, or None.
         test_time_flip: the logit is the mean of the image's and its mirror image's: more often
             right, at twice the work of a prediction. Training is as without.
+        mixed_precision: compute in bfloat16 but for the head, with weights in float32, until
+            `set_float32`.
 
     Raises:
         UserError: the weights cannot be downloaded, read, or do not fit.
     """
-    base = _mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
+    usual = keras.config.dtype_policy()  # float32
+    if mixed_precision:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        base = _mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
+    finally:
+        keras.config.set_dtype_policy(usual)
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum

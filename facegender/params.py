@@ -152,6 +152,9 @@ class Train(_Strict):
     early_stopping_patience: Positive | None
     keep: Literal["best", "last"]
     calibrate: bool
+    strategy: Literal["none", "mirrored", "multi_worker"]
+    mixed_precision: bool
+    batch_per_device: bool
     augmentation: Augmentation
 
     @model_validator(mode="after")

@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,9 +14,11 @@ import pandas as pd
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
-from facegender.batches import make_batches, make_feature_batches
+from facegender.batches import make_batches, make_feature_batches, weigh
 from facegender.calibration import fit_temperature
-from facegender.checkpoints import Checkpoint
+from facegender.checkpoints import Checkpoint, training_digest
+from facegender.distribution import Share, distribute
+from facegender.errors import UserError
 from facegender.model import Network, build_network, set_trainable
 from facegender.params import Augmentation, Params, Train
 from facegender.prediction import predict_arrays
@@ -55,13 +58,35 @@ def make_deterministic(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def new_network(params: Params) -> Network:
+def inputs_digest(params: Params, parts: Sequence[Part]) -> str:
+    """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives."""
+    weights = Path(params.model.weights)
+    return training_digest(
+        params=params.model_dump_json(),
+        files=[
+            *(part.directory / name for part in parts for name in Part.FILES),
+            *([weights] if weights.is_file() else []),
+        ],
+        code=Path(__file__).parent,
+    )
+
+
+def new_network(params: Params, strategy: tf.distribute.Strategy | None = None) -> Network:
     """Return the network that parameters describe, after `make_deterministic`.
+
+    Args:
+        params: all of them.
+        strategy: of `open_strategy`, to have the weights on all its devices.
 
     Raises:
         UserError: as `build_network` does.
     """
     make_deterministic(params.train.seed)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        return _build(params)
+
+
+def _build(params: Params) -> Network:
     return build_network(
         image_size=params.image.size,
         alpha=params.model.alpha,
@@ -72,6 +97,7 @@ def new_network(params: Params) -> Network:
         batch_norm=params.train.batch_norm,
         batch_norm_momentum=params.train.batch_norm_momentum,
         seed=params.train.seed,
+        mixed_precision=params.train.mixed_precision,
     )
 
 
@@ -127,6 +153,7 @@ def train_network(
     validation: Part,
     recipe: Train,
     *,
+    strategy: tf.distribute.Strategy | None = None,
     on_epoch: OnEpoch = lambda epoch, metrics, ended: None,
     checkpoint: Checkpoint | None = None,
     verbose: int = 2,
@@ -140,40 +167,53 @@ def train_network(
     With the rest from a checkpoint, training that was killed ends with the bits that it would have
     ended with.
 
+    With several devices each computes a share of each batch, and draws chances of its own. Then
+    BatchNorm, if it is trained, takes its statistics over the whole batch.
+
     Args:
         network: built for the images of the parts; its layers are trained in place.
         train: training part.
         validation: decides which epoch is best, by its loss.
         recipe: how to train.
+        strategy: the one that the network was built with.
         on_epoch: called after each epoch, when it is in the checkpoint; and first for each that the
             checkpoint holds already.
         checkpoint: where to go on from, and where each epoch is kept; None does neither.
         verbose: as in Keras' `fit`: 1 draws a bar by step, 2 prints a line an epoch.
 
     Raises:
-        UserError: recipe.fine_tune_from names no layer.
+        UserError: recipe.fine_tune_from names no layer, or the batch cannot be divided among the
+            devices.
     """
+    strategy = strategy or tf.distribute.get_strategy()
+    recipe = for_all_devices(recipe, strategy)
     set_trainable(network.trunk, recipe.fine_tune_from)
-    model = network.training(augmentation_layers(recipe.augmentation, recipe.seed))
+    network.set_replicated(strategy.num_replicas_in_sync > 1)
+    with strategy.scope():
+        augmentation = augmentation_layers(recipe.augmentation, recipe.seed)
+    model = network.training(augmentation)
     passes, _ = _epoch_length(len(train), recipe)
     clock, best = _Clock(len(train)), _BestWeights(model)
     keeper = _Keeper(model, checkpoint or Checkpoint(None), clock, best, on_epoch)
-    callbacks = [_Chance(model), clock, best, keras.callbacks.TerminateOnNaN(), keeper]
+    callbacks = [_Chance(model, strategy), clock, best, keras.callbacks.TerminateOnNaN(), keeper]
     small = recipe.small_image_size if recipe.small_epochs else None
     if keeper.done < recipe.head_epochs:
-        _train_head(network, train, validation, recipe, small, callbacks, keeper, verbose)
+        _train_head(network, train, validation, recipe, strategy, small, callbacks, keeper, verbose)
     if recipe.epochs:
         if keeper.done <= recipe.head_epochs:
             # What the head reached by itself is where fine-tuning starts, not what it competes
             # with.
             best.restart()
         clock.images = passes * len(train)
-        _fine_tune(model, train, validation, recipe, small, callbacks, keeper, verbose)
+        _fine_tune(model, train, validation, recipe, strategy, small, callbacks, keeper, verbose)
     if recipe.keep == "best" or not clock.history:
         best.restore()
         kept = best.epoch
     else:
         kept = clock.history[-1]["epoch"]
+    network.set_replicated(False)
+    if recipe.mixed_precision:
+        network.set_float32()
 
     history = pd.DataFrame(clock.history, columns=HISTORY_COLUMNS)
     speed = pd.DataFrame(clock.speed, columns=SPEED_COLUMNS)
@@ -185,6 +225,7 @@ def _train_head(
     train: Part,
     validation: Part,
     recipe: Train,
+    strategy: tf.distribute.Strategy,
     size: int | None,
     callbacks: list[keras.callbacks.Callback],
     keeper: "_Keeper",
@@ -202,26 +243,41 @@ def _train_head(
     schedule = keras.optimizers.schedules.CosineDecay(
         recipe.head_learning_rate, recipe.head_epochs * math.ceil(len(train) / recipe.batch_size)
     )
-    _compile(network.head, recipe, schedule)
-    keeper.restore_optimizer(network.head)
-    network.head.fit(
-        make_feature_batches(
-            inputs,
-            train.labels,
-            recipe.batch_size,
-            shuffle_seed=recipe.seed,
-            epochs=range(keeper.done, recipe.head_epochs),
-        ),
-        validation_data=(val_inputs, validation.labels[:, None]),
-        validation_batch_size=recipe.batch_size,
-        initial_epoch=keeper.done,
-        epochs=recipe.head_epochs,
-        steps_per_epoch=math.ceil(len(train) / recipe.batch_size),
-        shuffle=False,  # the dataset shuffles itself
-        class_weight=_class_weights(recipe, train),
-        callbacks=callbacks,
-        verbose=verbose,
-    )
+    head = _trainable(network.head, strategy)
+
+    def train_share(share: Share) -> tf.data.Dataset:
+        epochs = range(keeper.done, recipe.head_epochs)
+        return _weighed(
+            make_feature_batches(
+                inputs,
+                train.labels,
+                recipe.batch_size,
+                shuffle_seed=recipe.seed,
+                epochs=epochs,
+                share=share,
+            ),
+            train,
+            recipe,
+        )
+
+    def validation_share(share: Share) -> tf.data.Dataset:
+        return make_feature_batches(val_inputs, validation.labels, recipe.batch_size, share=share)
+
+    with strategy.scope():
+        _compile(head, recipe, schedule)
+        _make_variables(head, strategy, (val_inputs[:1], validation.labels[:1, None]))
+        keeper.restore_optimizer(head)
+        head.fit(
+            distribute(strategy, train_share),
+            validation_data=distribute(strategy, validation_share),
+            initial_epoch=keeper.done,
+            epochs=recipe.head_epochs,
+            steps_per_epoch=math.ceil(len(train) / recipe.batch_size),
+            validation_steps=math.ceil(len(validation) / recipe.batch_size),
+            shuffle=False,  # the dataset shuffles itself
+            callbacks=callbacks,
+            verbose=verbose,
+        )
 
 
 def _fine_tune(
@@ -229,6 +285,7 @@ def _fine_tune(
     train: Part,
     validation: Part,
     recipe: Train,
+    strategy: tf.distribute.Strategy,
     small: int | None,
     callbacks: list[keras.callbacks.Callback],
     keeper: "_Keeper",
@@ -245,10 +302,14 @@ def _fine_tune(
         # A decay to the whole of the rate is none at all.
         alpha=1.0 if recipe.schedule == "constant" else 0.0,
     )
-    _compile(model, recipe, schedule, average_steps=recipe.ema_epochs * steps)
+    model = _trainable(model, strategy)
     done = max(0, keeper.done - recipe.head_epochs)
-    if done:
-        keeper.restore_optimizer(model)
+    with strategy.scope():
+        _compile(model, recipe, schedule, average_steps=recipe.ema_epochs * steps)
+        example = validation.read(np.arange(1)), validation.labels[:1, None]
+        _make_variables(model, strategy, example)
+        if done:
+            keeper.restore_optimizer(model)
     if recipe.ema_epochs:
         # Before the others, which then judge and keep the averaged weights.
         callbacks = [_Averages(averaged=done > 0), *callbacks]
@@ -262,24 +323,97 @@ def _fine_tune(
         epochs = range(max(done, epochs.start), epochs.stop)
         if not epochs or model.stop_training:
             continue
-        batches = make_batches(
-            train,
-            recipe.batch_size,
-            shuffle_seed=recipe.seed,
-            epochs=range(epochs.start * passes, epochs.stop * passes),
-            size=size,
+
+        def train_share(
+            share: Share, epochs: range = epochs, size: int | None = size
+        ) -> tf.data.Dataset:
+            batches = make_batches(
+                train,
+                recipe.batch_size,
+                shuffle_seed=recipe.seed,
+                epochs=range(epochs.start * passes, epochs.stop * passes),
+                size=size,
+                share=share,
+            )
+            return _weighed(batches, train, recipe)
+
+        def validation_share(share: Share) -> tf.data.Dataset:
+            return make_batches(validation, recipe.batch_size, share=share)
+
+        with strategy.scope():
+            model.fit(
+                distribute(strategy, train_share),
+                validation_data=distribute(strategy, validation_share),
+                initial_epoch=recipe.head_epochs + epochs.start,
+                epochs=recipe.head_epochs + epochs.stop,
+                steps_per_epoch=steps,
+                validation_steps=math.ceil(len(validation) / recipe.batch_size),
+                shuffle=False,  # the dataset shuffles itself
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+
+
+def for_all_devices(recipe: Train, strategy: tf.distribute.Strategy) -> Train:
+    """Return the recipe with the batch size of all devices together.
+
+    Raises:
+        UserError: it cannot be divided among them.
+    """
+    devices = strategy.num_replicas_in_sync
+    if recipe.batch_per_device:
+        return recipe.model_copy(update={"batch_size": recipe.batch_size * devices})
+    if recipe.batch_size % devices:
+        raise UserError(
+            f"train.batch_size {recipe.batch_size} cannot be divided among {devices} devices: make "
+            "it a multiple, or set train.batch_per_device."
         )
-        model.fit(
-            batches,
-            validation_data=make_batches(validation, recipe.batch_size),
-            initial_epoch=recipe.head_epochs + epochs.start,
-            epochs=recipe.head_epochs + epochs.stop,
-            steps_per_epoch=steps,
-            shuffle=False,  # the dataset shuffles itself
-            class_weight=_class_weights(recipe, train),
-            callbacks=callbacks,
-            verbose=verbose,
-        )
+    return recipe
+
+
+class _AcrossWorkers(keras.Model):
+    """A model that `fit` can train on several machines.
+
+    There Keras averages what a step returns over the first axis, and scalars have none.
+    """
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Train on a batch, and return the metrics, each of shape (1,)."""
+        return {name: value[None] for name, value in super().train_step(data).items()}
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Test on a batch, and return the metrics, each of shape (1,)."""
+        return {name: value[None] for name, value in super().test_step(data).items()}
+
+
+def _trainable(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Model:
+    """Return a model of the same layers that `fit` can train by the strategy.
+
+    It is made outside of the strategy's scope, for otherwise Keras would first have all workers
+    average a batch of uint8 images, and fail.
+    """
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return _AcrossWorkers(model.inputs[0], model.outputs[0], name=model.name)
+    if strategy.num_replicas_in_sync > 1:
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return model
+
+
+def _make_variables(
+    model: keras.Model, strategy: tf.distribute.Strategy, example: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Make the variables of the optimizer and the metrics of a model that was compiled.
+
+    In the first step of `fit` they would be made in a conditional branch, in which devices cannot
+    be brought together (keras-team/keras issue 19246).
+    """
+    if strategy.num_replicas_in_sync > 1:
+        model.optimizer.build(model.trainable_variables)
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("ERROR")  # one step without a graph is slow, as it would warn
+        strategy.run(model.test_step, args=(example,))
+        logger.setLevel(level)
 
 
 def _epoch_length(images: int, recipe: Train) -> tuple[int, int]:
@@ -319,30 +453,36 @@ def _compile(
     )
 
 
-def _class_weights(recipe: Train, part: Part) -> dict[int, float] | None:
+def _weighed(batches: tf.data.Dataset, part: Part, recipe: Train) -> tf.data.Dataset:
+    """Return the batches with weights by class, if the recipe wants them."""
     if recipe.class_weights == "none":
-        return None
-    classes = np.array([0, 1])
-    weights = compute_class_weight("balanced", classes=classes, y=part.labels)
-    return dict(zip(classes.tolist(), weights.tolist(), strict=True))
+        return batches
+    return weigh(batches, compute_class_weight("balanced", classes=np.array([0, 1]), y=part.labels))
 
 
 class _Chance(keras.callbacks.Callback):
-    """Makes what random layers draw a function of their seed, the epoch and the step alone.
+    """Makes what random layers draw a function of their seed, the device, the epoch and the step.
 
     Keras' layers count their draws from the first epoch on, so that one who begins at a later epoch
-    would draw other numbers.
+    would draw other numbers; and on all devices they would draw the same.
     """
 
-    def __init__(self, whole: keras.Model) -> None:
+    def __init__(self, whole: keras.Model, strategy: tf.distribute.Strategy) -> None:
         super().__init__()
+        self._strategy = strategy
         states = [item for item in whole.variables if item.name == "seed_generator_state"]
         self._states = [(state, int(keras.ops.convert_to_numpy(state)[0])) for state in states]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Begin the epoch's numbers; the layers count on from there, one a step."""
         for state, seed in self._states:
-            state.assign(np.random.SeedSequence((seed, epoch)).generate_state(2, np.uint32))
+            copies = self._strategy.experimental_local_results(state.value)
+            resolver = self._strategy.cluster_resolver
+            first = resolver.task_id * len(copies) if resolver is not None else 0
+            for device, copy in enumerate(copies, first):
+                # A zero at the end changes nothing: the first device draws what a single one does.
+                entropy = (seed, epoch, device)
+                copy.assign(np.random.SeedSequence(entropy).generate_state(2, np.uint32))
 
 
 class _Averages(keras.callbacks.SwapEMAWeights):

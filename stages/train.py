@@ -1,8 +1,11 @@
 """Stage 4: MobileNet, trained, with its history; opens the pipeline's MLflow run."""
 
 import argparse
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
+from facegender import distribution
 from facegender.command import (
     check_inputs,
     fit_verbosity,
@@ -11,6 +14,7 @@ from facegender.command import (
     run_name_and_tags,
     run_stage,
     tracking_uri,
+    worker_wait,
 )
 from facegender.params import flatten, load_params
 
@@ -28,6 +32,11 @@ def main() -> None:
     params = load_params(args.params)
     check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.splits])
 
+    cluster = None
+    if params.train.strategy == "multi_worker":
+        cluster = distribution.read_cluster(os.environ.get("TF_CONFIG"))
+        distribution.require_chief(cluster)
+
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender import checkpoints, model, tracking, training
     from facegender.processed import Part
@@ -36,32 +45,32 @@ def main() -> None:
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
     train, validation = Part(args.processed / "train"), Part(args.processed / "validation")
-    digest = checkpoints.training_digest(
-        params=params.model_dump_json(),
-        files=[
-            *(part.directory / name for part in (train, validation) for name in Part.FILES),
-            *(path for path in [Path(params.model.weights)] if path.is_file()),
-        ],
-        code=Path(checkpoints.__file__).parent,
-    )
+    digest = training.inputs_digest(params, [train, validation])
     folder = project_root() / ".dvc" / "tmp" / "facegender"
-    with (
-        checkpoints.open_checkpoint(folder, digest) as checkpoint,
-        tracking.training_run(
-            name=name,
-            params=flatten(params),
-            tags={**tags, **inputs},
-            manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
-            resume=checkpoint.run_id,
-        ) as run,
-    ):
+    with checkpoints.open_checkpoint(folder, digest) as checkpoint, ExitStack() as stack:
+        if cluster is not None:
+            invitation = distribution.Invitation(params.model_dump_json(), checkpoint.content())
+            distribution.invite(cluster, invitation, digest, worker_wait())
+        strategy = stack.enter_context(
+            distribution.open_strategy(params.train.strategy, worker_wait())
+        )
+        run = stack.enter_context(
+            tracking.training_run(
+                name=name,
+                params=flatten(params),
+                tags={**tags, **inputs},
+                manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+                resume=checkpoint.run_id,
+            )
+        )
         checkpoint.run_id = run.info.run_id
-        network = training.new_network(params)
+        network = training.new_network(params, strategy)
         result = training.train_network(
             network,
             train,
             validation,
             params.train,
+            strategy=strategy,
             on_epoch=tracking.log_epoch,
             checkpoint=checkpoint,
             verbose=fit_verbosity(),

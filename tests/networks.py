@@ -2,20 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import pandas as pd
+import tensorflow as tf
 
 from facegender import training
 from facegender.checkpoints import Checkpoint
 from facegender.model import Network, build_network
-from facegender.params import Train
+from facegender.params import Train, load_params
 from facegender.processed import Part
 from facegender.training import make_deterministic, train_network
+from tests.compose import ROOT
 
 
-def small_network(**changes: Any) -> Network:
+def small_network(strategy: tf.distribute.Strategy | None = None, **changes: Any) -> Network:
     """Build an untrained network for images of 32 pixels, the same for the same arguments."""
     settings = {
         "image_size": 32,
@@ -27,7 +30,18 @@ def small_network(**changes: Any) -> Network:
         "batch_norm_momentum": 0.9,
     } | changes
     make_deterministic(settings["seed"])
-    return build_network(**settings)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        return build_network(**settings)
+
+
+def pretrained(part: Part, path: Path) -> Path:
+    """Write weights that have learnt a little, to go on from with BatchNorm frozen."""
+    network = small_network()
+    recipe = load_params(ROOT / "params.yaml").train
+    recipe = recipe.model_copy(update={"epochs": 6, "min_steps_per_epoch": 10, "keep": "last"})
+    train_network(network, part, part, recipe, verbose=0)
+    network.base.save_weights(path)
+    return path
 
 
 @dataclass(frozen=True)

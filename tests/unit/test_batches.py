@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.batches import make_batches
+from facegender.batches import make_batches, make_feature_batches
+from facegender.distribution import WHOLE, Share
 from facegender.manifest import build_manifest
 from facegender.preprocessing import write_part
 from facegender.processed import Part
@@ -83,3 +84,22 @@ def test_a_file_that_became_shorter_is_an_error(part: Part, tmp_path: Path) -> N
     os.truncate(tmp_path / "part" / "images.npy", 1000)
     with pytest.raises(OSError, match="ends within row 39"):
         part.read(np.array([39]))
+
+
+@pytest.mark.parametrize("images", [40, 2])
+def test_shares_are_the_pieces_of_each_batch(part: Part, images: int) -> None:
+    def positions(share: Share) -> list[list[int]]:
+        features = np.arange(images)[:, None]
+        batches = make_feature_batches(features, np.zeros(images), 16, shuffle_seed=3, share=share)
+        return [rows[:, 0].tolist() for rows, _ in batches.as_numpy_iterator()]
+
+    whole = positions(WHOLE)
+    # Two processes, with one device and with two.
+    first, second = positions(Share(0, 1, 3)), positions(Share(1, 2, 3))
+    for number, batch in enumerate(whole):
+        pieces = [first[number], *second[2 * number : 2 * number + 2]]
+        assert [row for piece in pieces for row in piece] == (
+            batch if len(batch) >= 3 else [*batch, batch[0]]
+        )
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    assert len(second) == 2 * len(first) == 2 * len(whole)

@@ -132,6 +132,20 @@ def test_what_is_kept_comes_back_bit_by_bit(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_process_goes_on_from_a_checkpoint_and_keeps_none(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+    assert Checkpoint(path).content() == b""
+    Checkpoint(path).write({"weights.0": np.ones(3)}, {"loss": 0.5})
+    received = Checkpoint.received(Checkpoint(path).content())
+    assert received.saved is not None
+    assert received.saved.notes["loss"] == 0.5
+    np.testing.assert_array_equal(received.saved.arrays["weights.0"], np.ones(3))
+    received.write({}, {})
+    received.remove()
+    assert list(tmp_path.iterdir()) == [path]
+    assert Checkpoint.received(b"").saved is None
+
+
 def test_a_checkpoint_that_cannot_be_read_or_written_costs_itself_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,6 +36,9 @@ def test_the_folder_itself_is_what_dvc_watches(tmp_path: Path) -> None:
     [
         ("train", "epoch", 3),
         ("train", "epochs", -1),
+        ("train", "strategy", "horovod"),
+        ("train", "mixed_precision", "float16"),
+        ("train", "batch_per_device", 32),
         ("split", "test_fraction", 1.5),
         ("dataset", "source", "flickr"),
         ("evaluate", "threshold", 0),

@@ -1,9 +1,12 @@
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from facegender.batches import make_batches
+from facegender.errors import UserError
 from facegender.manifest import build_manifest
 from facegender.model import Network, save_model
 from facegender.params import Augmentation, Params, Train
@@ -14,6 +17,7 @@ from facegender.training import (
     HISTORY_COLUMNS,
     Training,
     augmentation_layers,
+    for_all_devices,
     train_network,
 )
 from tests.networks import small_network
@@ -193,3 +197,34 @@ def test_predictions_of_files_equal_those_of_arrays(part: Part, recipe: Train, t
     expected = predict_arrays(network.inference(), part.batches(16))
     np.testing.assert_allclose([item.probability for item in good], expected, atol=1e-6)
     assert {item.label for item in good} <= {"female", "male"}
+
+
+def test_mixed_precision_leaves_a_model_in_float32(
+    part: Part, recipe: Train, tmp_path: Path
+) -> None:
+    def saved(mixed: bool, batch_norm: str) -> dict[str, bytes]:
+        mixed_recipe = recipe.model_copy(
+            update={"mixed_precision": mixed, "batch_norm": batch_norm, "epochs": 1}
+        )
+        network = small_network(batch_norm=batch_norm, mixed_precision=mixed)
+        policies = {layer.compute_dtype for layer in network.trunk.layers}
+        assert ("bfloat16" in policies) == mixed
+        history = train_network(network, part, part, mixed_recipe, verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        save_model(network.inference(), tmp_path / "model.keras")
+        with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+    for batch_norm in ("train", "frozen"):
+        full, mixed = (saved(mixed, batch_norm) for mixed in (False, True))
+        assert full["config.json"] == mixed["config.json"]
+        assert full["model.weights.h5"] != mixed["model.weights.h5"]
+
+
+def test_a_batch_is_that_of_all_devices_or_of_each(recipe: Train) -> None:
+    three = SimpleNamespace(num_replicas_in_sync=3)
+    with pytest.raises(UserError, match="batch_size 16 cannot be divided among 3 devices"):
+        for_all_devices(recipe, three)
+    each = recipe.model_copy(update={"batch_per_device": True})
+    assert for_all_devices(each, three).batch_size == 48
+    assert for_all_devices(recipe, SimpleNamespace(num_replicas_in_sync=4)) == recipe

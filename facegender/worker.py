@@ -1,0 +1,55 @@
+"""A worker of a training by several machines: it computes its share, and writes nothing."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from facegender.checkpoints import Checkpoint
+from facegender.distribution import Cluster, join, open_strategy
+from facegender.errors import UserError
+from facegender.params import Params
+from facegender.processed import Part
+from facegender.training import inputs_digest, new_network, train_network
+
+
+def help_to_train(cluster: Cluster, processed: Path, wait: float) -> int:
+    """Train with the others of a cluster, whose chief runs the pipeline.
+
+    Args:
+        cluster: of which this process is a worker, not the chief.
+        processed: directory of the processed data.
+        wait: seconds until the chief must have told what is trained.
+
+    Returns:
+        The number of epochs that the training has.
+
+    Raises:
+        UserError: the chief or another worker is missing or gone, or has other data or code.
+    """
+    train, validation = Part(processed / "train"), Part(processed / "validation")
+
+    def digest(text: str) -> str:
+        return inputs_digest(_parameters(text), [train, validation])
+
+    invitation = join(cluster, digest, wait)
+    params = _parameters(invitation.params)
+    with open_strategy("multi_worker", wait) as strategy:
+        result = train_network(
+            new_network(params, strategy),
+            train,
+            validation,
+            params.train,
+            strategy=strategy,
+            checkpoint=Checkpoint.received(invitation.checkpoint),
+        )
+    return len(result.history)
+
+
+def _parameters(text: str) -> Params:
+    try:
+        return Params.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            "Worker 0 has parameters that this commit does not know. Check the same one out there "
+            "and here."
+        ) from error
