@@ -1,0 +1,1 @@
+from tests.pipeline.conftest import new_clone, reproduced  # noqa: F401
