@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -329,15 +330,18 @@ def _scores(
 
     # It says that this environment is not the one that the model was trained in.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-    predict = mlflow.pyfunc.spark_udf(
-        session,
-        str(model),
-        result_type="label string, probability double",
-        env_manager="local",
-        params={"abstain_below": job.abstain_below},
-        # Each core has a task of its own.
-        extra_env={"OMP_NUM_THREADS": "1"},
-    )
+    with warnings.catch_warnings():
+        # Spark says of itself that it is not yet tested with pandas 3; for this, we have.
+        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
+        predict = mlflow.pyfunc.spark_udf(
+            session,
+            str(model),
+            result_type="label string, probability double",
+            env_manager="local",
+            params={"abstain_below": job.abstain_below},
+            # Each core has a task of its own.
+            extra_env={"OMP_NUM_THREADS": "1"},
+        )
     # One task a part.
     numbers = session.range(len(todo), numPartitions=len(todo))
     images = numbers.mapInArrow(
