@@ -147,10 +147,3 @@ def encode_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def encode_bmp(pixels: np.ndarray) -> bytes:
-    """Return an image, uint8 of shape (height, width, 3), as a BMP file: quick, and as large."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "BMP")
-    return buffer.getvalue()

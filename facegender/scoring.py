@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from facegender.errors import UserError
-from facegender.images import InvalidImage, decode_image, encode_bmp
+from facegender.images import InvalidImage, decode_image
 from facegender.places import Folder, Place, place_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ _FETCHES = 8
 _CUTS = 8
 
 # An image of a part: its name, and its bytes or path, or why they are not to be had.
-_Image = tuple[str, bytes | Path | InvalidImage]
+_Named = tuple[str, bytes | Path | InvalidImage]
 
 
 @dataclass(frozen=True)
@@ -393,9 +394,16 @@ def _decoded(image: bytes | Path | InvalidImage, size: int) -> tuple[bytes, str 
     try:
         if isinstance(image, InvalidImage):
             raise image
-        return encode_bmp(decode_image(image, size)), None
+        return _bmp(decode_image(image, size)), None
     except InvalidImage as error:
-        return encode_bmp(np.zeros((size, size, 3), np.uint8)), _text(str(error))
+        return _bmp(np.zeros((size, size, 3), np.uint8)), _text(str(error))
+
+
+def _bmp(pixels: np.ndarray) -> bytes:
+    """Return pixels as a BMP file: quickly written and read, and the same when they are."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return buffer.getvalue()
 
 
 def _text(name: str) -> str:
@@ -403,8 +411,8 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _photos(source: Place, names: Sequence[str]) -> Iterator[_Image]:
-    def fetch(name: str) -> _Image:
+def _photos(source: Place, names: Sequence[str]) -> Iterator[_Named]:
+    def fetch(name: str) -> _Named:
         try:
             return source.address(name), source.photo(name)
         except InvalidImage as error:
@@ -413,7 +421,7 @@ def _photos(source: Place, names: Sequence[str]) -> Iterator[_Image]:
     return map(fetch, names) if isinstance(source, Folder) else _ahead(fetch, names)
 
 
-def _ahead(fetch: Callable[[str], _Image], names: Sequence[str]) -> Iterator[_Image]:
+def _ahead(fetch: Callable[[str], _Named], names: Sequence[str]) -> Iterator[_Named]:
     """Fetch in threads, in order, and no more than is being fetched ahead of what is taken."""
     left = iter(names)
     with ThreadPoolExecutor(_FETCHES) as pool:
@@ -424,7 +432,7 @@ def _ahead(fetch: Callable[[str], _Image], names: Sequence[str]) -> Iterator[_Im
             yield image
 
 
-def _table_rows(table: str, group: int, before: int, start: int, stop: int) -> Iterator[_Image]:
+def _table_rows(table: str, group: int, before: int, start: int, stop: int) -> Iterator[_Named]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -482,7 +490,7 @@ def _spark(master: str, conf: Mapping[str, str], job: Job) -> Iterator["SparkSes
         settings |= own | {"spark.ui.enabled": "false"}
     configured = SparkConf(loadDefaults=False).setAll(list({**settings, **conf}.items()))
     descriptor, log = tempfile.mkstemp(prefix="facegender-score-", suffix=".log")
-    session = None
+    keep, session = False, None
     try:
         # What Java prints is for whoever looks for the cause of a failure.
         with open(descriptor, "w") as output:  # noqa: PTH123 - a descriptor has no path
@@ -490,15 +498,16 @@ def _spark(master: str, conf: Mapping[str, str], job: Job) -> Iterator["SparkSes
         session = SparkSession(SparkContext(conf=configured, gateway=gateway))
         yield session
     except (Py4JError, PySparkException) as error:
+        keep = True
         raise UserError(
             f"Spark does not {'start' if session is None else 'finish'}: {_cause(str(error))}. "
             f"What is scored is kept, and the same command goes on. Spark's log: {log}"
         ) from None
-    else:
-        Path(log).unlink()
     finally:
         if session is not None:
             session.stop()
+        if not keep:
+            Path(log).unlink()
 
 
 def _cause(text: str) -> str:
