@@ -120,10 +120,32 @@ def test_a_run_that_was_killed_goes_on(champion: Clone, expected: pd.DataFrame) 
     assert not (output / "_SUCCESS").exists()
     # What a file cut short by the kill leaves behind.
     (output / ".part-000000.parquet.0.partial").write_bytes(b"PAR1")
+    # A part of the plan is lost: its task fails. Those before it are kept all the same.
+    plan = output / f"_score/plan/{parts - 1:06}.json"
+    names = plan.read_text()
+    plan.unlink()
+    done = champion.run(*command, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Spark does not finish: FileNotFoundError: ")
+    assert "Traceback" not in done.stderr
+    Path(done.stderr.split("Spark's log: ")[1].strip()).unlink()
+    assert len(kept) < len(list(output.glob("part-*.parquet"))) < parts
+    assert not (output / "_SUCCESS").exists()
+    plan.write_text(names)
     done = champion.run(*command)
     assert "of them from before" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     same(output, expected)
+
+
+def test_java_that_does_not_start_is_told(champion: Clone) -> None:
+    wrong = ("--conf", "spark.driver.extraJavaOptions=-XX:+NoSuchOption")
+    done = champion.run(*SCORE, "in", "unstarted.parquet", *wrong, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Spark does not start: ")
+    log = Path(done.stderr.split("Spark's log: ")[1].strip())
+    assert "NoSuchOption" in log.read_text()
+    log.unlink()
 
 
 def test_parquet_is_scored_alike_and_abstains_when_asked(
@@ -227,28 +249,3 @@ def test_errors_of_s3_are_told(champion: Clone, s3: dict[str, str]) -> None:
     done = champion.run(*SCORE, f"s3a://{BUCKET}/none", "never.parquet", check=False, **s3)
     assert "INPUT is empty: there is no image in s3a://photos/none" in done.stderr
     assert not (champion.root / "never.parquet").exists()
-
-
-def test_a_job_that_fails_says_why_and_goes_on(champion: Clone, expected: pd.DataFrame) -> None:
-    output = champion.root / "failed.parquet"
-    command = (*SCORE, "in", "failed.parquet", "--part-images", "60")
-    # Java 17 has no such option, so that Spark does not start; the plan is there by then.
-    wrong = ("--conf", "spark.driver.extraJavaOptions=-XX:+NoSuchOption")
-    done = champion.run(*command, *wrong, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: Spark does not start: ")
-    log = Path(done.stderr.split("Spark's log: ")[1].strip())
-    assert "NoSuchOption" in log.read_text()
-    log.unlink()
-    # A part of the plan is lost: its task fails.
-    plan = output / "_score/plan/000000.json"
-    names = plan.read_text()
-    plan.unlink()
-    done = champion.run(*command, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: Spark does not finish: FileNotFoundError: ")
-    assert "Traceback" not in done.stderr
-    Path(done.stderr.split("Spark's log: ")[1].strip()).unlink()
-    plan.write_text(names)
-    champion.run(*command)
-    same(output, expected)
