@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -37,6 +38,8 @@ from facegender.places import Folder, Place, place_of
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
+
+_log = logging.getLogger(__name__)
 
 # Images a file of the output: some ten seconds of one core.
 PART_IMAGES = 1000
@@ -178,9 +181,12 @@ def score(
     if todo:
         size = model_size(model)
         with _spark(master, conf, job) as session:
-            frame = _scores(
-                session, job, place_of(source), target, todo=todo, model=model, size=size
-            )
+            with warnings.catch_warnings():
+                # Spark says that pandas 3 is new to it; the tests say that this works.
+                warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
+                frame = _scores(
+                    session, job, place_of(source), target, todo=todo, model=model, size=size
+                )
             with _progress(session, total=len(todo)):
                 rows = frame.collect()
     if _DONE not in there:
@@ -331,18 +337,15 @@ def _scores(
 
     # It says that this environment is not the one that the model was trained in.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # Spark says of itself that it is not yet tested with pandas 3; for this, we have.
-        warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
-        predict = mlflow.pyfunc.spark_udf(
-            session,
-            str(model),
-            result_type="label string, probability double",
-            env_manager="local",
-            params={"abstain_below": job.abstain_below},
-            # Each core has a task of its own.
-            extra_env={"OMP_NUM_THREADS": "1"},
-        )
+    predict = mlflow.pyfunc.spark_udf(
+        session,
+        str(model),
+        result_type="label string, probability double",
+        env_manager="local",
+        params={"abstain_below": job.abstain_below},
+        # Each core has a task of its own.
+        extra_env={"OMP_NUM_THREADS": "1"},
+    )
     # One task a part.
     numbers = session.range(len(todo), numPartitions=len(todo))
     images = numbers.mapInArrow(
@@ -490,22 +493,31 @@ def _spark(master: str, conf: Mapping[str, str], job: Job) -> Iterator["SparkSes
         settings |= own | {"spark.ui.enabled": "false"}
     configured = SparkConf(loadDefaults=False).setAll(list({**settings, **conf}.items()))
     descriptor, log = tempfile.mkstemp(prefix="facegender-score-", suffix=".log")
-    keep, session = False, None
+    keep, session, gateway = False, None, None
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         # What Java prints is for whoever looks for the cause of a failure.
         with open(descriptor, "w") as output:  # noqa: PTH123 - a descriptor has no path
             gateway = launch_gateway(configured, {"stdout": output, "stderr": output})
         session = SparkSession(SparkContext(conf=configured, gateway=gateway))
+        # Spark's own handler waits for the job to end before it has Java cancel it.
+        signal.signal(signal.SIGINT, on_interrupt)
         yield session
+        session.stop()
     except (Py4JError, PySparkException) as error:
         keep = True
         raise UserError(
             f"Spark does not {'start' if session is None else 'finish'}: {_cause(str(error))}. "
             f"What is scored is kept, and the same command goes on. Spark's log: {log}"
         ) from None
+    except BaseException:
+        _log.warning("what is scored is kept: `facegender score` as before goes on with the rest")
+        raise
     finally:
-        if session is not None:
-            session.stop()
+        if gateway is not None:
+            # Its hooks end the application and remove its files.
+            gateway.proc.terminate()
+            gateway.proc.wait()
         if not keep:
             Path(log).unlink()
 
