@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, fields
@@ -472,6 +473,8 @@ def _score(args: argparse.Namespace) -> int:
     from facegender import scoring
     from facegender.places import explained
 
+    # Spark says that pandas 3 is new to it; the tests say that what is used here works.
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
     scoring.check_spark()
     # Spark's workers are to have what this process has.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

@@ -14,15 +14,12 @@ import logging
 import math
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +48,7 @@ _DONE = "_SUCCESS"
 _BATCH = 64
 # Objects of S3 fetched at the same time by each task, whose core would wait for most of them.
 _FETCHES = 8
+_LOOK_SECONDS = 0.5
 # A row group of Parquet is cut into no more parts than this, for each reads it from its start.
 _CUTS = 8
 
@@ -180,15 +178,12 @@ def score(
     rows: list[Any] = []
     if todo:
         size = model_size(model)
-        with _spark(master, conf, job) as session:
-            with warnings.catch_warnings():
-                # Spark says that pandas 3 is new to it; the tests say that this works.
-                warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
-                frame = _scores(
-                    session, job, place_of(source), target, todo=todo, model=model, size=size
-                )
-            with _progress(session, total=len(todo)):
-                rows = frame.collect()
+        # In a thread of its own: this one is to hear of Ctrl-C, and Spark to be told.
+        with ThreadPoolExecutor(1) as pool, _spark(master, conf) as session:
+            frame = _scores(
+                session, job, place_of(source), target, todo=todo, model=model, size=size
+            )
+            rows = _followed(pool.submit(frame.collect), session, total=len(todo))
     if _DONE not in there:
         target.write(_DONE, b"")
     return Scored(job.images, sum(row.images for row in rows), sum(row.failed for row in rows))
@@ -316,9 +311,6 @@ def _columns(schema: "pa.Schema", table: Path) -> tuple[str, str | None]:
         if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             return binary[0], name
     return binary[0], None
-
-
-# What follows runs in Spark's workers, but for `_scores`, `_spark` and `_progress`.
 
 
 def _scores(
@@ -473,7 +465,7 @@ def _write(batches: Iterable["pa.RecordBatch"], target: Place) -> Iterator["pa.R
 
 
 @contextmanager
-def _spark(master: str, conf: Mapping[str, str], job: Job) -> Iterator["SparkSession"]:
+def _spark(master: str, conf: Mapping[str, str]) -> Iterator["SparkSession"]:
     """Give a session, whose log is a file that is kept if it fails."""
     from py4j.protocol import Py4JError
     from pyspark import SparkConf, SparkContext
@@ -494,16 +486,12 @@ def _spark(master: str, conf: Mapping[str, str], job: Job) -> Iterator["SparkSes
     configured = SparkConf(loadDefaults=False).setAll(list({**settings, **conf}.items()))
     descriptor, log = tempfile.mkstemp(prefix="facegender-score-", suffix=".log")
     keep, session, gateway = False, None, None
-    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         # What Java prints is for whoever looks for the cause of a failure.
         with open(descriptor, "w") as output:  # noqa: PTH123 - a descriptor has no path
             gateway = launch_gateway(configured, {"stdout": output, "stderr": output})
         session = SparkSession(SparkContext(conf=configured, gateway=gateway))
-        # Spark's own handler waits for the job to end before it has Java cancel it.
-        signal.signal(signal.SIGINT, on_interrupt)
         yield session
-        session.stop()
     except (Py4JError, PySparkException) as error:
         keep = True
         raise UserError(
@@ -514,8 +502,11 @@ def _spark(master: str, conf: Mapping[str, str], job: Job) -> Iterator["SparkSes
         _log.warning("what is scored is kept: `facegender score` as before goes on with the rest")
         raise
     finally:
+        if session is not None:
+            with suppress(Exception):  # it may have been what failed
+                session.stop()
         if gateway is not None:
-            # Its hooks end the application and remove its files.
+            # It would end with this process; here, so that its files are gone before.
             gateway.proc.terminate()
             gateway.proc.wait()
         if not keep:
@@ -536,26 +527,11 @@ def _first_line(error: object) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-@contextmanager
-def _progress(session: "SparkSession", *, total: int) -> Iterator[None]:
-    """Show how many parts are done, on a terminal."""
+def _followed(rows: "Future[list]", session: "SparkSession", *, total: int) -> list:
+    """Wait for Spark's answer and return it; on a terminal, show how many parts are done."""
     tracker = session.sparkContext.statusTracker()
-    ended = threading.Event()
-
-    def follow() -> None:
-        with tqdm(total=total, unit="file", leave=False) as bar:
-            while not ended.wait(0.5):
-                stages = map(tracker.getStageInfo, tracker.getActiveStageIds())
-                bar.n = sum(stage.numCompletedTasks for stage in stages if stage)
-                bar.refresh()
-
-    if not sys.stderr.isatty():
-        yield
-        return
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with tqdm(total=total, unit="file", leave=False, disable=not sys.stderr.isatty()) as bar:
+        while not wait([rows], timeout=_LOOK_SECONDS).done:
+            stages = map(tracker.getStageInfo, tracker.getActiveStageIds())
+            bar.update(sum(stage.numCompletedTasks for stage in stages if stage) - bar.n)
+    return rows.result()
