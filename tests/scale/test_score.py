@@ -24,14 +24,14 @@ from facegender.files import find_images
 from facegender.images import encode_png
 from tests.bad_images import BAD, GOOD, fill
 from tests.conftest import Exported
-from tests.pipeline.conftest import HOST, Clone
+from tests.pipeline.conftest import HOST, START_SECONDS, Clone
 from tests.unit.conftest import RUNS, log_run
 
 pytestmark = [
     pytest.mark.scale,
     pytest.mark.skipif(not shutil.which("java"), reason="needs Java"),
 ]
-pytest.importorskip("pyspark")
+pyspark = pytest.importorskip("pyspark")
 
 SCORE = ("facegender", "score", "--master", "local[2]")
 BUCKET = "photos"
@@ -138,28 +138,83 @@ def test_a_run_that_was_killed_goes_on(champion: Clone, expected: pd.DataFrame) 
     same(output, expected)
 
 
-def test_java_that_does_not_start_is_told(champion: Clone) -> None:
-    wrong = ("--conf", "spark.driver.extraJavaOptions=-XX:+NoSuchOption")
-    done = champion.run(*SCORE, "in", "unstarted.parquet", *wrong, check=False)
+def test_java_that_does_not_start_is_told(champion: Clone, tmp_path: Path) -> None:
+    java = tmp_path / "bin/java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho this Java is too old >&2\nexit 1\n")
+    java.chmod(0o755)
+    command = (*SCORE, "in", "unstarted.parquet")
+    done = champion.run(*command, check=False, JAVA_HOME=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("error: Spark does not start: ")
     log = Path(done.stderr.split("Spark's log: ")[1].strip())
-    assert "NoSuchOption" in log.read_text()
+    assert "this Java is too old" in log.read_text()
     log.unlink()
 
 
-def test_parquet_is_scored_alike_and_abstains_when_asked(
-    champion: Clone, expected: pd.DataFrame
+@pytest.fixture
+def cluster(champion: Clone, tmp_path: Path) -> Iterator[str]:
+    """Run a master and a worker of Spark's own kind of cluster, and give its address."""
+    program = Path(pyspark.__file__).parent / "bin/spark-class"
+    port = free_port()
+    address = f"spark://{HOST}:{port}"
+    places = {"SPARK_LOCAL_DIRS": str(tmp_path / "local"), "SPARK_WORKER_DIR": str(tmp_path)}
+    options = ("--host", HOST, "--webui-port", "0")
+    commands = {
+        "Master": (*options, "--port", str(port)),
+        "Worker": (*options, "--cores", "2", "--memory", "1g", address),
+    }
+    processes = []
+    try:
+        for name, words in commands.items():
+            with (tmp_path / name).open("w") as log:
+                process = subprocess.Popen(
+                    [program, f"org.apache.spark.deploy.{name.lower()}.{name}", *words],
+                    env=champion.environment(SPARK_LOCAL_IP=HOST, **places),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            processes.append(process)
+            if name == "Master":
+                wait_for(port, process)
+        yield address
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return free.getsockname()[1]
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    end = time.monotonic() + START_SECONDS
+    while True:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < end, "it does not answer"
+        time.sleep(0.2)
+
+
+def test_parquet_is_scored_alike_by_a_cluster_and_abstains_when_asked(
+    champion: Clone, expected: pd.DataFrame, cluster: str
 ) -> None:
     names = [str(path) for path in find_images(champion.root / "in")]
     contents = [(champion.root / "in" / name).read_bytes() for name in names]
     table = pa.table({"path": [f"in/{name}" for name in names], "content": contents})
     pq.write_table(table, champion.root / "photos.parquet")
     champion.run(
-        *(*SCORE, "photos.parquet", "table.parquet", "--part-images", "20"),
-        *("--abstain-below", "0.9", "--model", "models:/facegender/1"),
+        *("facegender", "score", "photos.parquet", "table.parquet", "--part-images", "20"),
+        *("--master", cluster, "--conf", f"spark.driver.host={HOST}"),
+        *("--conf", "spark.ui.enabled=false", "--abstain-below", "0.7"),
+        *("--model", "models:/facegender/1"),
     )
-    sure = expected["probability"].sub(0.5).abs() >= 0.4
+    sure = expected["probability"].sub(0.5).abs() >= 0.2
     label = expected["label"].where(sure | expected["label"].isna(), "uncertain")
     assert label.nunique() == 3
     same(champion.root / "table.parquet", expected.assign(label=label))
@@ -170,9 +225,7 @@ def s3(champion: Clone) -> Iterator[dict[str, str]]:
     """Run an S3 server with the images in a bucket, and give the environment that names it."""
     boto3 = pytest.importorskip("boto3")
     pytest.importorskip("moto")
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     binary = Path(sys.executable).with_name("moto_server")
     process = subprocess.Popen(
         [binary, "--host", HOST, "--port", str(port)],
@@ -187,13 +240,7 @@ def s3(champion: Clone) -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     try:
-        end = time.monotonic() + 120
-        while True:
-            with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
-                break
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.2)
+        wait_for(port, process)
         client = boto3.client(
             "s3",
             endpoint_url=environment["AWS_ENDPOINT_URL"],
