@@ -8,6 +8,8 @@ import math
 import os
 import secrets
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, fields
@@ -171,6 +173,7 @@ def _run(arguments: list[str]) -> int:
 
     _add_worker(commands)
     _add_registry(commands)
+    _add_score(commands)
     args = parser.parse_args(arguments)
     return args.run(args)
 
@@ -229,6 +232,77 @@ def _add_registry(commands: Any) -> None:
     )
     models.add_argument("--json", action="store_true", help="one JSON object a line")
     models.set_defaults(run=_models)
+
+
+def _add_score(commands: Any) -> None:
+    score = commands.add_parser(
+        "score",
+        help="label millions of images on Spark, into Parquet",
+        description="Label all images of INPUT with a registered model on Spark, and write OUTPUT: "
+        "a folder of Parquet files with the columns of `predict --csv`, image, label, probability "
+        "(of the label male) and error. An image that cannot be read is a row that says why; exit "
+        "code 0 all the same. Killed or failed: the same command goes on, and each image is in "
+        "OUTPUT once. Needs Java and the extra `spark` (docs/scaling-score.md).",
+    )
+    score.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a folder (searched through), a Parquet file, or folder of them, with one column of "
+        "bytes of image files, or s3a://BUCKET/PREFIX",
+    )
+    score.add_argument(
+        "output", metavar="OUTPUT", help="a new folder or s3a://BUCKET/PREFIX; or one to go on with"
+    )
+    score.add_argument(
+        "--model",
+        metavar="URI",
+        default="models:/facegender@champion",
+        help="of a model in MLflow (default: models:/facegender@champion)",
+    )
+    score.add_argument(
+        "--abstain-below",
+        type=_confidence,
+        default=0.5,
+        metavar="P",
+        help="as of `facegender predict`",
+    )
+    score.add_argument(
+        "--master",
+        metavar="URL",
+        default="local[*]",
+        help="of Spark: this machine's cores (default: local[*]), or a cluster's, "
+        "spark://HOST:PORT, yarn, ...",
+    )
+    score.add_argument(
+        "--conf",
+        action="append",
+        type=_setting,
+        default=[],
+        metavar="KEY=VALUE",
+        help="of Spark, as of `spark-submit`; may be repeated",
+    )
+    score.add_argument(
+        "--part-images",
+        type=_count,
+        default=1000,
+        metavar="N",
+        help="images in each file of OUTPUT, which are scored by one core, and again if that is "
+        "killed (1000); as it was at first when a run goes on",
+    )
+    score.set_defaults(run=_score)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
+    return key, value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1")
+    return int(text)
 
 
 def _reason(text: str) -> str:
@@ -469,6 +543,44 @@ def _promote(args: argparse.Namespace) -> int:
     how = "passes and" if done.verdict.passed else "does not pass, but by force"
     after = f", after version {done.former}, which `facegender rollback` puts back"
     print(f"{name} {how} is the champion now{after if done.former else ''}")
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    # Pandas, MLflow and Spark, which predicting does without.
+    from facegender import scoring
+    from facegender.places import explained
+
+    # Spark says that pandas 3 is new to it; the tests say that what is used here works.
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
+    scoring.check_spark()
+    # Spark's workers are to have what this process has.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
+        with _registry() as (registry, _):
+            import mlflow
+
+            model = registry.pinned(args.model)
+            local = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=folder)
+        with explained():
+            job = scoring.prepare(
+                args.input,
+                args.output,
+                model=model,
+                abstain_below=args.abstain_below,
+                part_images=args.part_images,
+            )
+            done = scoring.score(
+                job,
+                args.input,
+                args.output,
+                model=Path(local),
+                master=args.master,
+                conf=dict(args.conf),
+            )
+    before = f", {done.images - done.now:,} of them from before" if done.now < done.images else ""
+    failed = f"; {done.failed:,} could not be read: column error" if done.failed else ""
+    print(f"{args.output}: {done.images:,} images{before}, by {model}{failed}")
     return 0
 
 

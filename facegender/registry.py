@@ -211,6 +211,30 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         return number, back
 
 
+def pinned(uri: str) -> str:
+    """Return the address of a model that no promotion changes: an alias becomes its version.
+
+    Args:
+        uri: models:/NAME@ALIAS, or any other address that MLflow knows, which is returned as it is.
+
+    Raises:
+        UserError: no version has the alias.
+    """
+    name, at, alias = uri.removeprefix("models:/").rpartition("@")
+    if not uri.startswith("models:/") or not at:
+        return uri
+    try:
+        version = MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        raise UserError(
+            f"MLflow has no {uri}. `facegender promote RUN` makes a champion, `facegender models` "
+            "lists what there is."
+        ) from None
+    return f"models:/{name}/{version.version}"
+
+
 def list_versions() -> list[Version]:
     """Return all registered versions, the newest first."""
     client = MlflowClient()

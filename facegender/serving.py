@@ -50,7 +50,9 @@ class FaceGender(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the LiteRT model of a logged model."""
-        self._predictor = load_litert(Path(context.artifacts["model"]), threads=os.cpu_count() or 1)
+        # What runs many of these on one machine says how many threads each may have (Spark does).
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        self._predictor = load_litert(Path(context.artifacts["model"]), threads=threads)
         self._threshold = float(context.model_config["threshold"])
         # The server answers each request in a thread of its own, and the runtime allows one.
         self._one_at_a_time = Lock()

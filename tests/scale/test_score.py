@@ -1,0 +1,298 @@
+"""`facegender score` on a real Spark of two cores, by a registered model, beside `predict`."""
+
+import csv
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from facegender import registry
+from facegender.files import find_images
+from facegender.images import encode_png
+from tests.bad_images import BAD, GOOD, fill
+from tests.conftest import Exported
+from tests.pipeline.conftest import HOST, START_SECONDS, Clone
+from tests.unit.conftest import RUNS, log_run
+
+pytestmark = [
+    pytest.mark.scale,
+    pytest.mark.skipif(not shutil.which("java"), reason="needs Java"),
+]
+pyspark = pytest.importorskip("pyspark")
+
+SCORE = ("facegender", "score", "--master", "local[2]")
+BUCKET = "photos"
+
+
+@pytest.fixture(scope="module")
+def champion(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A root with a store whose champion is the small model, and images, good and bad ones."""
+    root = tmp_path_factory.mktemp("score")
+    run = mlflow.get_run(log_run(root, exported, "good", RUNS["good"]))
+
+    def passes(candidate: Path, former: Path | None) -> registry.Verdict:
+        return registry.Verdict(True, "fit")
+
+    assert registry.promote(run, passes, lock=root / "lock").champion
+    sure = {f"noise-{number}": encode_png(image) for number, image in enumerate(exported.images)}
+    fill(root / "in" / "noise", sure)
+    fill(root / "in" / "forms", GOOD)
+    fill(root / "in" / "bad", {name: content for name, (content, _) in BAD.items()})
+    return Clone(root)
+
+
+@pytest.fixture(scope="module")
+def expected(champion: Clone, exported: Exported) -> pd.DataFrame:
+    """What `predict` says of the images."""
+    model = ("--model", str(exported.float32))
+    done = champion.run("facegender", "predict", "--csv", *model, "in", check=False)
+    assert done.returncode == 1, done.stderr
+    table = pd.DataFrame(csv.DictReader(io.StringIO(done.stdout))).replace("", None)
+    assert table["error"].notna().sum() == len(BAD)
+    # Else all of this could be true of a model that says the same of every image.
+    assert table["probability"].nunique() > 50
+    return table.astype({"probability": float})
+
+
+def same(output: Path, expected: pd.DataFrame) -> None:
+    """Assert that an output has each image once, and what `predict` says of it."""
+    scored = pd.read_parquet(output)
+    assert scored.columns.tolist() == expected.columns.tolist()
+    assert len(scored) == len(expected)
+    pair = scored.merge(expected, on="image", suffixes=("", "_expected"), validate="1:1")
+    assert len(pair) == len(expected)
+    for column in ("label", "error"):
+        both = pair[[column, f"{column}_expected"]].fillna("")
+        assert both[column].tolist() == both[f"{column}_expected"].tolist()
+    assert pair["probability"].isna().equals(pair["error"].notna())
+    assert (pair["probability"] - pair["probability_expected"]).abs().max() <= 1e-6
+
+
+def test_a_folder_is_scored_as_predict_does(champion: Clone, expected: pd.DataFrame) -> None:
+    done = champion.run(*SCORE, "in", "folder.parquet", "--part-images", "40")
+    assert done.stdout == (
+        f"folder.parquet: {len(expected)} images, by models:/facegender/1; "
+        f"{len(BAD)} could not be read: column error\n"
+    )
+    # Spark, Java and MLflow say nothing that a user could use.
+    assert done.stderr == ""
+    output = champion.root / "folder.parquet"
+    assert len(list(output.glob("part-*.parquet"))) == -(-len(expected) // 40)
+    assert (output / "_SUCCESS").exists()
+    same(output, expected)
+    # Once more: nothing is left to do, which needs no Spark.
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    done = champion.run(*SCORE, "in", "folder.parquet")
+    assert f"{len(expected)} images, {len(expected)} of them from before" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+
+
+def test_a_run_that_was_killed_goes_on(champion: Clone, expected: pd.DataFrame) -> None:
+    command = (*SCORE, "in", "killed.parquet", "--part-images", "3")
+    process = subprocess.Popen(
+        command, cwd=champion.root, env=champion.environment(), start_new_session=True
+    )
+    output = champion.root / "killed.parquet"
+    try:
+        while len(list(output.glob("part-*.parquet"))) < 4:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        # Driver, Java and workers at once.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in output.glob("part-*.parquet")}
+    parts = -(-len(expected) // 3)
+    assert 4 <= len(kept) < parts
+    assert not (output / "_SUCCESS").exists()
+    # What a file cut short by the kill leaves behind.
+    (output / ".part-000000.parquet.0.partial").write_bytes(b"PAR1")
+    # A part of the plan is lost: its task fails. Those before it are kept all the same.
+    plan = output / f"_score/plan/{parts - 1:06}.json"
+    names = plan.read_text()
+    plan.unlink()
+    done = champion.run(*command, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Spark does not finish: FileNotFoundError: ")
+    assert "Traceback" not in done.stderr
+    Path(done.stderr.split("Spark's log: ")[1].strip()).unlink()
+    assert len(kept) < len(list(output.glob("part-*.parquet"))) < parts
+    assert not (output / "_SUCCESS").exists()
+    plan.write_text(names)
+    done = champion.run(*command)
+    assert "of them from before" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    same(output, expected)
+
+
+def test_java_that_does_not_start_is_told(champion: Clone, tmp_path: Path) -> None:
+    java = tmp_path / "bin/java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho this Java is too old >&2\nexit 1\n")
+    java.chmod(0o755)
+    command = (*SCORE, "in", "unstarted.parquet")
+    done = champion.run(*command, check=False, JAVA_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Spark does not start: ")
+    log = Path(done.stderr.split("Spark's log: ")[1].strip())
+    assert "this Java is too old" in log.read_text()
+    log.unlink()
+
+
+@pytest.fixture
+def cluster(champion: Clone, tmp_path: Path) -> Iterator[str]:
+    """Run a master and a worker of Spark's own kind of cluster, and give its address."""
+    program = Path(pyspark.__file__).parent / "bin/spark-class"
+    port = free_port()
+    address = f"spark://{HOST}:{port}"
+    places = {"SPARK_LOCAL_DIRS": str(tmp_path / "local"), "SPARK_WORKER_DIR": str(tmp_path)}
+    options = ("--host", HOST, "--webui-port", "0")
+    commands = {
+        "Master": (*options, "--port", str(port)),
+        "Worker": (*options, "--cores", "2", "--memory", "1g", address),
+    }
+    processes = []
+    try:
+        for name, words in commands.items():
+            with (tmp_path / name).open("w") as log:
+                process = subprocess.Popen(
+                    [program, f"org.apache.spark.deploy.{name.lower()}.{name}", *words],
+                    env=champion.environment(SPARK_LOCAL_IP=HOST, **places),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            processes.append(process)
+            if name == "Master":
+                wait_for(port, process)
+        yield address
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        return free.getsockname()[1]
+
+
+def wait_for(port: int, process: subprocess.Popen) -> None:
+    end = time.monotonic() + START_SECONDS
+    while True:
+        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
+            return
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < end, "it does not answer"
+        time.sleep(0.2)
+
+
+def test_parquet_is_scored_alike_by_a_cluster_and_abstains_when_asked(
+    champion: Clone, expected: pd.DataFrame, cluster: str
+) -> None:
+    names = [str(path) for path in find_images(champion.root / "in")]
+    contents = [(champion.root / "in" / name).read_bytes() for name in names]
+    table = pa.table({"path": [f"in/{name}" for name in names], "content": contents})
+    pq.write_table(table, champion.root / "photos.parquet")
+    champion.run(
+        *("facegender", "score", "photos.parquet", "table.parquet", "--part-images", "20"),
+        *("--master", cluster, "--conf", f"spark.driver.host={HOST}"),
+        *("--conf", "spark.ui.enabled=false", "--abstain-below", "0.7"),
+        *("--model", "models:/facegender/1"),
+    )
+    sure = expected["probability"].sub(0.5).abs() >= 0.2
+    label = expected["label"].where(sure | expected["label"].isna(), "uncertain")
+    assert label.nunique() == 3
+    same(champion.root / "table.parquet", expected.assign(label=label))
+
+
+@pytest.fixture(scope="module")
+def s3(champion: Clone) -> Iterator[dict[str, str]]:
+    """Run an S3 server with the images in a bucket, and give the environment that names it."""
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto")
+    port = free_port()
+    binary = Path(sys.executable).with_name("moto_server")
+    process = subprocess.Popen(
+        [binary, "--host", HOST, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "very-secret-testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        wait_for(port, process)
+        client = boto3.client(
+            "s3",
+            endpoint_url=environment["AWS_ENDPOINT_URL"],
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=BUCKET)
+        for name in find_images(champion.root / "in"):
+            content = (champion.root / "in" / name).read_bytes()
+            client.put_object(Bucket=BUCKET, Key=f"in/{name}", Body=content)
+        # Neither a photo nor below the prefix.
+        client.put_object(Bucket=BUCKET, Key="in/notes.txt", Body=b"")
+        client.put_object(Bucket=BUCKET, Key="into/a.jpg", Body=b"")
+        yield environment
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_prefix_of_s3_is_scored_alike(
+    champion: Clone, expected: pd.DataFrame, s3: dict[str, str], tmp_path: Path
+) -> None:
+    import boto3
+
+    command = (*SCORE, f"s3a://{BUCKET}/in", f"s3a://{BUCKET}/out/scores.parquet")
+    done = champion.run(*command, "--part-images", "60", **s3)
+    assert f"{len(expected)} images, by models:/facegender/1" in done.stdout
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3["AWS_ENDPOINT_URL"],
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+        region_name="us-east-1",
+    )
+    listed = client.list_objects_v2(Bucket=BUCKET, Prefix="out/scores.parquet/")["Contents"]
+    assert len({entry["Key"].split("/")[2] for entry in listed} - {"_score", "_SUCCESS"}) == 2
+    for entry in listed:
+        path = tmp_path / entry["Key"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read())
+        assert b"very-secret-testing" not in path.read_bytes()
+    prefixed = expected.assign(image=f"s3a://{BUCKET}/" + expected["image"])
+    same(tmp_path / "out/scores.parquet", prefixed)
+
+
+def test_errors_of_s3_are_told(champion: Clone, s3: dict[str, str]) -> None:
+    done = champion.run(*SCORE, "s3a://nobody/in", "never.parquet", check=False, **s3)
+    assert done.returncode == 1
+    assert "error: S3 does not do it" in done.stderr
+    assert "NoSuchBucket" in done.stderr
+    assert "very-secret-testing" not in done.stderr
+    done = champion.run(*SCORE, f"s3a://{BUCKET}/none", "never.parquet", check=False, **s3)
+    assert "INPUT is empty: there is no image in s3a://photos/none" in done.stderr
+    assert not (champion.root / "never.parquet").exists()

@@ -1,0 +1,255 @@
+"""What `facegender score` does before Spark starts and in its workers; more in tests/scale."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from facegender import places, registry, scoring
+from facegender.cli import _run
+from facegender.errors import UserError
+from facegender.files import find_images, walk_images
+from facegender.images import InvalidImage, decode_image, encode_png
+from facegender.places import place_of
+from facegender.scoring import Job
+from tests.unit.conftest import Store
+
+MODEL = "models:/facegender/1"
+
+
+def photos(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number:03}.jpg").write_bytes(b"x")
+    return folder
+
+
+def prepare(source: Path, output: Path, **changes: object) -> Job:
+    settings = {"model": MODEL, "abstain_below": 0.5, "part_images": 10} | changes
+    return scoring.prepare(str(source), str(output), **settings)
+
+
+def planned(output: Path) -> list[list]:
+    return [json.loads(path.read_text()) for path in sorted((output / "_score/plan").iterdir())]
+
+
+def flat(parts: list[list]) -> list:
+    return [item for part in parts for item in part]
+
+
+def test_the_plan_has_each_image_once(tmp_path: Path) -> None:
+    source = photos(tmp_path / "in" / "deep", 25).parent
+    photos(tmp_path / "in" / ".hidden", 1)
+    job = prepare(source, tmp_path / "out")
+    assert job == Job(str(source), False, MODEL, 0.5, parts=3, images=25)
+    parts = planned(tmp_path / "out")
+    assert [len(part) for part in parts] == [10, 10, 5]
+    assert sorted(flat(parts)) == [f"deep/{number:03}.jpg" for number in range(25)]
+
+
+def test_a_plan_that_is_written_down_is_kept(tmp_path: Path) -> None:
+    source = photos(tmp_path / "in", 25)
+    job = prepare(source, tmp_path / "out")
+    (source / "another.jpg").write_bytes(b"x")
+    assert prepare(source, tmp_path / "out", part_images=1) == job
+    assert len(flat(planned(tmp_path / "out"))) == 25
+
+
+def test_a_plan_that_broke_off_is_made_anew(tmp_path: Path) -> None:
+    source = photos(tmp_path / "in", 25)
+    prepare(source, tmp_path / "out")
+    (tmp_path / "out/_score/job.json").unlink()
+    assert prepare(source, tmp_path / "out", part_images=25).parts == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": "models:/facegender/2"}, "models:/facegender/1 there, models:/facegender/2 now"),
+        ({"abstain_below": 0.9}, "abstain_below 0.5 there, 0.9 now"),
+    ],
+)
+def test_another_job_is_not_mixed_in(tmp_path: Path, changes: dict, named: str) -> None:
+    source = photos(tmp_path / "in", 3)
+    prepare(source, tmp_path / "out")
+    with pytest.raises(UserError, match="is of another job") as error:
+        prepare(source, tmp_path / "out", **changes)
+    assert named in str(error.value)
+    with pytest.raises(UserError, match="is of another job"):
+        prepare(photos(tmp_path / "other", 3), tmp_path / "out")
+
+
+def test_what_is_there_is_not_written_into(tmp_path: Path) -> None:
+    source = photos(tmp_path / "in", 3)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"OUTPUT exists: .* is a file"):
+        prepare(source, tmp_path / "file")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"OUTPUT exists: .* is not empty"):
+        prepare(source, tmp_path / "folder")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_to_score_leaves_no_output(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no INPUT"):
+        prepare(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no photo")
+    with pytest.raises(UserError, match="INPUT is empty: there is no image"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match=r"notes.txt is no Parquet file"):
+        prepare(tmp_path / "in" / "notes.txt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def rows_of(output: Path) -> list[tuple]:
+    return [row for part in planned(output) for row in scoring._table_rows(*part)]
+
+
+@pytest.mark.parametrize("row_group_size", [3, 20, 1000])
+def test_rows_of_parquet_are_read_once_whatever_its_row_groups(
+    tmp_path: Path, row_group_size: int
+) -> None:
+    contents = [str(number).encode() for number in range(200)]
+    table = pa.table({"path": [f"{number}.jpg" for number in range(200)], "content": contents})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=row_group_size)
+    job = prepare(tmp_path / "in.parquet", tmp_path / "out", part_images=50)
+    assert (job.table, job.images) == (True, 200)
+    expected = [(f"{number}.jpg", str(number).encode()) for number in range(200)]
+    assert rows_of(tmp_path / "out") == expected
+
+
+def test_parquet_of_hugging_face_and_rows_without_a_name_or_bytes(tmp_path: Path) -> None:
+    images = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": b"b", "path": None}, {"bytes": None}]
+    folder = tmp_path / "in" / "split=test"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 0]}), folder / "0.parquet")
+    (tmp_path / "in" / "_SUCCESS").touch()
+    assert prepare(tmp_path / "in", tmp_path / "out").images == 3
+    (first, second, (name, error)) = rows_of(tmp_path / "out")
+    assert first == ("a.jpg", b"a")
+    assert second == (f"{folder}/0.parquet#1", b"b")
+    assert name == f"{folder}/0.parquet#2"
+    assert isinstance(error, InvalidImage)
+
+
+def test_parquet_must_have_one_column_of_bytes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [b""], "b": [b""]}), tmp_path / "two.parquet")
+    with pytest.raises(UserError, match=r"has 2 columns of bytes \(a, b\)"):
+        prepare(tmp_path / "two.parquet", tmp_path / "out")
+    pq.write_table(pa.table({"a": ["text"]}), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"has 0 columns of bytes \(none\).*Its columns: a"):
+        prepare(tmp_path / "none.parquet", tmp_path / "out")
+
+
+def test_the_model_sees_the_pixels_that_predict_sees() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    content, error = scoring._decoded(encode_png(pixels), 32)
+    assert error is None
+    expected = decode_image(encode_png(pixels), 32)
+    np.testing.assert_array_equal(decode_image(content, 32), expected)
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    try:
+        photos(tmp_path / "in", 1).joinpath(name).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes only text")
+    prepare(tmp_path / "in", tmp_path / "out")
+    assert planned(tmp_path / "out") == [["000.jpg", name]]
+    assert scoring._text(name) == r"caf\udce9.jpg"
+
+
+def test_images_are_walked_as_they_are_found(tmp_path: Path) -> None:
+    for name in ("b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp", "__MACOSX/5.jpg", "a/.6.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/folder.jpg").mkdir()
+    walked = list(walk_images(tmp_path))
+    assert find_images(tmp_path) == sorted(walked, key=str)
+    assert {str(path) for path in walked} == {"b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp"}
+    assert all(isinstance(path, PurePosixPath) for path in walked)
+
+
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = place_of(str(tmp_path))
+    place.write("a", b"before")
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        place.write("a", b"after")
+    assert place.read("a") == b"before"
+    assert list(place.names()) == ["a"]
+
+
+def test_an_alias_becomes_its_version(store: Store) -> None:
+    with pytest.raises(UserError, match="no models:/facegender@champion"):
+        registry.pinned("models:/facegender@champion")
+    run = registry.mlflow.get_run(store.runs["good"])
+    judge = lambda candidate, champion: registry.Verdict(True, "fit")  # noqa: E731
+    registry.promote(run, judge, lock=store.root / "lock")
+    assert registry.pinned("models:/facegender@champion") == "models:/facegender/1"
+    assert registry.pinned("models:/facegender/1") == "models:/facegender/1"
+    assert registry.pinned(f"runs:/{store.runs['good']}/model").startswith("runs:/")
+
+
+def test_there_is_no_champion_to_score_by(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "check_spark", lambda: None)
+    with pytest.raises(UserError, match="no models:/facegender@champion"):
+        _run(["score", str(photos(tmp_path / "in", 1)), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pyspark", None)
+        with pytest.raises(UserError, match=r"pip install 'facegender\[spark\]'"):
+            _run(["score", "in", "out"])
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "boto3", None)
+        with pytest.raises(UserError, match=r"pip install 'facegender\[s3\]'"):
+            place_of("s3a://bucket/photos")
+    monkeypatch.setitem(sys.modules, "pyspark", shutil)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(UserError, match="There is no Java on PATH"):
+        _run(["score", "in", "out"])
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="There is no Java in JAVA_HOME"):
+        _run(["score", "in", "out"])
+
+
+def test_addresses_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", shutil)
+    place = place_of("s3a://bucket/photos/")
+    assert place == places.Prefix("s3a://bucket/photos", "bucket", "photos/")
+    assert place.address("a.jpg") == "s3a://bucket/photos/a.jpg"
+    assert place_of("s3://bucket") == places.Prefix("s3://bucket", "bucket", "")
+    for wrong in ("s3://", "s3://key:secret@bucket/x"):
+        with pytest.raises(UserError, match="no address on S3"):
+            place_of(wrong)
+
+
+@pytest.mark.parametrize(
+    "option", [["--part-images", "0"], ["--conf", "x"], ["--abstain-below", "2"]]
+)
+def test_options_are_checked(option: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _run(["score", "in", "out", *option])
