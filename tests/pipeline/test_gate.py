@@ -82,6 +82,8 @@ def learnt(new_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFac
     table["label"] = table["label"].sample(frac=1, random_state=0).to_numpy()
     index.unlink()  # the cache may hold the same file
     table.to_csv(index, index=False)
+    # Or the stages would refuse what dvc.lock does not record.
+    clone.run("dvc", "commit", "--force", "preprocess")
     for stage in ("train", "export", "evaluate"):
         clone.run("dvc", "repro", "--single-item", stage)
     clone.commit("labels of the training part shuffled")
