@@ -6,9 +6,8 @@ and then waits for ever; and it fetches results whether or not the last ones are
 
 import asyncio
 import functools
+import importlib.util
 import logging
-import operator
-import pickle
 import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,6 @@ from distributed import Client, Future, Security, rpc
 from distributed.scheduler import KilledWorker
 from joblib.parallel import ParallelBackendBase
 from PIL import features
-from toolz import compose
 
 from facegender.errors import UserError
 from facegender.files import file_sha256
@@ -34,7 +32,6 @@ from facegender.files import file_sha256
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 _DECODING = ("images.py", "rows.py")  # the code that decides the bytes
-_CALL = compose(operator.methodcaller("__call__"), pickle.loads)  # known to Dask's workers
 _HELD = 4  # results that are here and not yet used
 _ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers
 
@@ -57,6 +54,7 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
     """
     client = _connect(scheduler, patience)
     try:
+        _check_workers(client)
         backend = _Backend(client, patience)
         here = environment()
         results = joblib.Parallel(
@@ -79,13 +77,8 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
     except KilledWorker as error:
         raise UserError(
             f"The Dask cluster gave a task up, for {error.allowed_failures + 1} workers died while "
-            f"they ran it, the last of them {error.last_worker.address}. Mostly they lack memory: "
-            "see their logs, and give them more."
-        ) from error
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"A Dask worker does not have what it should run: {error}. Install this commit of "
-            "facegender from requirements-scale.lock on every worker, and start them anew."
+            f"they ran it, the last of them {error.last_worker.address}. Mostly they lack memory, "
+            "or this commit of facegender: see their logs."
         ) from error
     finally:
         with suppress(TimeoutError):
@@ -158,6 +151,35 @@ def _connect(scheduler: str, patience: float) -> Client:
     return client
 
 
+def _check_workers(client: Client) -> None:
+    """Ask those workers that are there whether they have this module.
+
+    By a function of Python's own, for a worker that cannot import what a message names dies of it.
+    """
+    asked = [
+        client.submit(
+            importlib.util.find_spec,
+            __name__,
+            workers=[worker],
+            allow_other_workers=True,
+            pure=False,
+        )
+        for worker in client.nthreads()
+    ]
+    for future in asked:
+        try:
+            lacks = future.result(timeout=_ANSWER_SECONDS) is None
+        except TimeoutError:
+            continue  # one that is slow is no reason not to begin
+        except ImportError:
+            lacks = True
+        if lacks:
+            raise UserError(
+                f"A Dask worker has no {__name__}. Install this commit of facegender from "
+                "requirements-scale.lock on every worker, and start them anew."
+            )
+
+
 async def _greet(scheduler: str) -> None:
     certificates = Security().get_connection_args("client")  # by Dask's own settings
     async with rpc(scheduler, connection_args=certificates) as remote:
@@ -190,8 +212,7 @@ class _Backend(ParallelBackendBase):
         return max(2, sum(self._client.nthreads().values()))
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future], None]) -> Future:
-        # Pickled apart, for a message that a worker cannot unpickle is the end of the worker.
-        future = self._client.submit(_CALL, pickle.dumps(func), pure=False)
+        future = self._client.submit(func, pure=False)
         future.add_done_callback(functools.partial(self._hand_over, callback))
         return future
 
