@@ -102,8 +102,9 @@ class Network:
 
     def set_float32(self) -> None:
         """Compute in float32 from now on, after training in mixed precision."""
-        for layer in (*self.base.layers, *self.trunk.layers):
-            layer.dtype_policy = keras.config.dtype_policy()
+        folded = self.trunk is not self.base
+        self.base = _in_float32(self.base)
+        self.trunk = _in_float32(self.trunk) if folded else self.base
 
     def _logit(self, image: keras.KerasTensor, trunk: keras.Model) -> keras.KerasTensor:
         if not self._test_time_flip:
@@ -112,6 +113,18 @@ class Network:
         both = keras.ops.concatenate([image, keras.ops.flip(image, axis=2)], axis=0)
         logits = self._dense(trunk(_scale()(both)))
         return keras.ops.mean(keras.ops.reshape(logits, (2, -1, 1)), axis=0)
+
+
+def _in_float32(model: keras.Model) -> keras.Model:
+    # Another model, as a model's graph is saved with the dtypes that it was built with.
+    float32 = keras.config.dtype_policy()
+    copy = keras.models.clone_model(
+        model,
+        input_tensors=keras.Input(model.input_shape[1:], name=model.layers[0].name),
+        clone_function=lambda layer: layer.from_config(layer.get_config() | {"dtype": float32}),
+    )
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def _scale() -> keras.layers.Layer:
