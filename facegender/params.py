@@ -1,5 +1,6 @@
 """The parameters of the pipeline as frozen types: params.yaml is parsed here and nowhere else."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -258,6 +259,11 @@ class Params(_Strict):
     # In no dump: it would be a part of digests, of the page and of MLflow's parameters, and the
     # same results would differ by the machines that they were made on.
     compute: Compute = Field(exclude=True)
+
+    def to_json(self) -> str:
+        """Return all parameters, `compute` as well, for `Params.model_validate_json`."""
+        whole = self.model_dump(mode="json") | {"compute": self.compute.model_dump(mode="json")}
+        return json.dumps(whole)
 
 
 def load_params(path: Path) -> Params:

@@ -49,7 +49,7 @@ def main() -> None:
     folder = project_root() / ".dvc" / "tmp" / "facegender"
     with checkpoints.open_checkpoint(folder, digest) as checkpoint, ExitStack() as stack:
         if cluster is not None:
-            invitation = distribution.Invitation(params.model_dump_json(), checkpoint.content())
+            invitation = distribution.Invitation(params.to_json(), checkpoint.content())
             distribution.invite(cluster, invitation, digest, worker_wait())
         strategy = stack.enter_context(
             distribution.open_strategy(params.train.strategy, worker_wait())

@@ -79,10 +79,9 @@ def cluster() -> Callable[[int], str]:
 @contextmanager
 def started(clone: Clone, *command: str, **env: str) -> Iterator[subprocess.Popen]:
     """Run a command until the block ends; its output goes to a file beside the clone."""
+    environment = clone.environment(FACEGENDER_WORKER_WAIT=str(PATIENCE), **env)
     with clone.root.with_suffix(".log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=clone.root, env=clone.environment(**env), stdout=log, stderr=log
-        )
+        process = subprocess.Popen(command, cwd=clone.root, env=environment, stdout=log, stderr=log)
         try:
             yield process
         finally:

@@ -10,6 +10,7 @@ import pytest
 from facegender.command import worker_wait
 from facegender.distribution import Cluster, Invitation, invite, join, read_cluster, require_chief
 from facegender.errors import UserError
+from facegender.processed import Part
 
 HOST = "127.0.0.1"
 
@@ -170,3 +171,20 @@ def test_processed_data_must_be_there(workers: tuple[str, ...], tmp_path: Path) 
 
     with pytest.raises(UserError, match="Cannot read the processed data"):
         help_to_train(Cluster(workers, 1), tmp_path, 1)
+
+
+def test_a_worker_that_does_not_know_the_parameters_is_refused(
+    workers: tuple[str, ...], part: Part, tmp_path: Path
+) -> None:
+    from facegender.worker import help_to_train
+
+    pair, processed = workers[:2], tmp_path / "processed"
+    processed.mkdir()
+    for name in ("train", "validation"):
+        (processed / name).symlink_to(part.directory)
+    chief, worker = in_threads(
+        lambda: invite(Cluster(pair, 0), Invitation('{"later": 1}', b""), "mine", 60),
+        lambda: help_to_train(Cluster(pair, 1), processed, 60),
+    )
+    assert "code than worker 0" in str(chief)
+    assert "called the training off" in str(worker)

@@ -26,6 +26,13 @@ def test_every_composition_is_valid(tmp_path: Path, recipe: str, dataset: list[s
     assert params.image.size == {"quick": 96, "paper": 224, "best": 224}[recipe]
 
 
+def test_all_parameters_pass_through_json(tmp_path: Path) -> None:
+    cluster = ["compute.backend=dask", "compute.scheduler=tcp://10.0.0.1:8786"]
+    compose(tmp_path / "params.yaml", "dataset=sample", *cluster)
+    params = load_params(tmp_path / "params.yaml")
+    assert Params.model_validate_json(params.to_json()) == params
+
+
 def test_the_folder_itself_is_what_dvc_watches(tmp_path: Path) -> None:
     compose(tmp_path / "params.yaml", "dataset=folder", "dataset.path=some/faces")
     assert load_params(tmp_path / "params.yaml").dataset.input == "some/faces"
