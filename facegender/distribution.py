@@ -11,6 +11,7 @@ checkpoint to go on from. They answer with a digest of their data and code.
 """
 
 import faulthandler
+import gc
 import json
 import logging
 import math
@@ -174,11 +175,19 @@ def open_strategy(name: str, wait: float) -> "Iterator[tf.distribute.Strategy]":
         except tf.errors.OpError as error:
             if not _is_lost_worker(error):
                 raise
-            # Or TensorFlow's threads, which its frames hold, complain when the process ends.
-            traceback.clear_frames(error.__traceback__)
+            _free_frames(error)
             raise UserError(_LOST.format(reason=_first_reason(error))) from error
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _free_frames(error: BaseException | None) -> None:
+    # They hold a pool of threads that TensorFlow did not close, which, if it lives until the
+    # process ends, complains then with a traceback. It is in a cycle, too.
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+    gc.collect()
 
 
 def _is_lost_worker(error: Exception) -> bool:

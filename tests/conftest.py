@@ -89,24 +89,26 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported(*paths, images, predict_arrays(model, [images]))
 
 
-@pytest.fixture
-def make_images(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that fills a folder with small images that differ by class.
+def write_images(
+    folder: Path, per_class: int = 20, classes: tuple[str, ...] = ("female", "male")
+) -> Path:
+    """Fill a folder with small images that differ by class.
 
     Images of the second class are brighter, so that a model can learn them in a few steps.
     """
+    generator = np.random.default_rng(0)
+    for place, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = generator.integers(0, 128, (40, 40, 3)) + 127 * (place % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:03}.png")
+    return folder
 
-    def make(folder: str = "raw", per_class: int = 20, classes: tuple = ("female", "male")) -> Path:
-        generator = np.random.default_rng(0)
-        for place, name in enumerate(classes):
-            directory = tmp_path / folder / name
-            directory.mkdir(parents=True)
-            for number in range(per_class):
-                pixels = generator.integers(0, 128, (40, 40, 3)) + 127 * (place % 2)
-                Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{number:03}.png")
-        return tmp_path / folder
 
-    return make
+@pytest.fixture
+def make_images(tmp_path: Path) -> Callable[..., Path]:
+    """Return `write_images` for folders in the test's own, by default `raw`."""
+    return lambda folder="raw", **settings: write_images(tmp_path / folder, **settings)
 
 
 @pytest.fixture
