@@ -183,9 +183,14 @@ def open_strategy(name: str, wait: float) -> "Iterator[tf.distribute.Strategy]":
 
 def _free_frames(error: BaseException | None) -> None:
     # They hold a pool of threads that TensorFlow did not close, which, if it lives until the
-    # process ends, complains then with a traceback. It is in a cycle, too.
+    # process ends, complains then with a traceback. Keras took TensorFlow's own frames out of the
+    # error's traceback, but those that they called are there, and hold them. The pool is in a
+    # cycle, too.
     while error is not None:
-        traceback.clear_frames(error.__traceback__)
+        for inner, _ in traceback.walk_tb(error.__traceback__):
+            for frame, _ in traceback.walk_stack(inner):
+                with suppress(RuntimeError):  # it still runs
+                    frame.clear()
         error = error.__context__
     gc.collect()
 
