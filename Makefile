@@ -51,7 +51,7 @@ test-fast: $(INSTALLED) ## the quick tests alone
 	pytest -m 'not slow and not scale' -n 2
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
-	pytest -m scale
+	pytest -m scale -n 2 --dist loadfile
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
 	HYPOTHESIS_PROFILE=fuzz pytest tests/unit/test_properties.py tests/unit/test_fuzz.py -n 2
@@ -103,7 +103,6 @@ bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.duplicates
 	python -m bench.determinism
 	python -m bench.pipeline_overhead
-	python -m bench.determinism
 
 clean: ## remove what the pipeline made; the environment and MLflow's runs stay
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp
