@@ -24,6 +24,7 @@ pytestmark = pytest.mark.scale
 
 # Two cores may have other work.
 PATIENCE = 300
+WAIT = {"FACEGENDER_WORKER_WAIT": str(PATIENCE)}
 METRICS = ["loss", "accuracy", "val_loss", "val_accuracy"]
 
 # What each device draws for itself is not what a single one draws, so nothing is drawn here. All
@@ -96,7 +97,7 @@ def cluster() -> Callable[[int], str]:
 @contextmanager
 def started(clone: Clone, *command: str, **env: str) -> Iterator[subprocess.Popen]:
     """Run a command until the block ends; its output goes to a file beside the clone."""
-    environment = clone.environment(FACEGENDER_WORKER_WAIT=str(PATIENCE), **env)
+    environment = clone.environment(**WAIT, **env)
     with clone.root.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(command, cwd=clone.root, env=environment, stdout=log, stderr=log)
         try:
@@ -130,7 +131,7 @@ def together(alone: Alone, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cl
     chief, worker = machines(alone, tmp_path_factory.mktemp("together"))
     before, config = files(worker), cluster()
     with started(worker, "facegender", "worker", TF_CONFIG=config(1)) as process:
-        chief.run("dvc", "repro", "train", TF_CONFIG=config(0))
+        chief.run("dvc", "repro", "train", TF_CONFIG=config(0), **WAIT)
         assert process.wait(PATIENCE) == 0, printed(worker)
     return chief, worker, before
 
@@ -175,7 +176,7 @@ def test_a_killed_worker_stops_the_training_which_then_goes_on(
     assert not (chief.root / "models" / "model.keras").exists()
 
     with started(worker, "facegender", "worker", TF_CONFIG=config(1)) as process:
-        again = chief.run("dvc", "repro", "train", TF_CONFIG=config(0))
+        again = chief.run("dvc", "repro", "train", TF_CONFIG=config(0), **WAIT)
         assert process.wait(PATIENCE) == 0, printed(worker)
     assert "training goes on after epoch" in again.stderr
     for name in ("metrics/history.csv", "models/model.keras"):
