@@ -6,7 +6,7 @@ address in the database as an absolute path and has no way to change one, so SQL
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -102,22 +102,24 @@ def _path(address: str) -> Path | None:
 
 
 @contextmanager
-def alive(artifact_uri: str) -> Iterator[None]:
+def alive(artifact_uri: str) -> Iterator[ExitStack]:
     """Hold a lock beside a run's artifacts for as long as this process works on the run.
 
     The system takes the lock away when the process ends, in whatever way, so `is_dead` can tell.
     Runs on a tracking server have none.
+
+    Yields:
+        What removes the lock's file at the end. Emptied by `pop_all`, it leaves the file, by which
+        `is_dead` then knows a run that could not be ended.
     """
     path = _lock_path(artifact_uri)
     if path is None:
-        yield
+        yield ExitStack()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    with FileLock(path), ExitStack() as removal:
+        removal.callback(path.unlink, missing_ok=True)
+        yield removal
 
 
 def is_dead(artifact_uri: str) -> bool:

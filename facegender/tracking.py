@@ -279,17 +279,27 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
 
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
-    with alive(run.info.artifact_uri):
+    with alive(run.info.artifact_uri) as removal:
         # Nested, for a sweep's own run may be open.
         mlflow.start_run(run_id=run.info.run_id, nested=True)
-        status = "FAILED"
         try:
             yield run
-            status = "FINISHED"
-        finally:
-            if mlflow.active_run() is not None:
-                with _lost_if_down():
-                    mlflow.end_run(status)
+        except BaseException:
+            # What went wrong matters more than a store that fails now as well, such as a database
+            # that was interrupted while it wrote.
+            try:
+                _end("FAILED")
+            except MlflowException as error:
+                removal.pop_all()  # so that `_end_dead_runs` finds it
+                _log.warning("MLflow has this run as running still (%s)", _short(error))
+            raise
+        _end("FINISHED")
+
+
+def _end(status: str) -> None:
+    if mlflow.active_run() is not None:
+        with _lost_if_down():
+            mlflow.end_run(status)
 
 
 def _user() -> dict[str, str]:

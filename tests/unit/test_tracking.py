@@ -1,5 +1,7 @@
 import socket
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -131,3 +133,25 @@ def test_an_interrupted_run_is_taken_up_with_each_epoch_once(tmp_path: Path) -> 
     assert (ended.info.status, ended.info.run_name) == ("FINISHED", "again")
     with run(resume="0" * 32) as other:
         assert other.info.run_id != ids[0]
+
+
+def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracking.connect(tmp_path)
+    ids: list[str] = []
+
+    def interrupted_while_writing(other: sqlite3.Connection) -> None:
+        with run() as opened:
+            ids.append(opened.info.run_id)
+            other.execute("BEGIN EXCLUSIVE")
+            raise KeyboardInterrupt
+
+    with (
+        closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        interrupted_while_writing(other)
+    assert "as running still" in caplog.text
+    tracking.connect(tmp_path)
+    assert mlflow.get_run(ids[0]).info.status == "KILLED"
