@@ -404,16 +404,16 @@ def _make_variables(
 ) -> None:
     """Make the variables of the optimizer and the metrics of a model that was compiled.
 
-    In the first step of `fit` they would be made in a conditional branch, in which devices cannot
-    be brought together (keras-team/keras issue 19246).
+    Else the first step of `fit` would make them: TensorFlow then traces the step twice, which takes
+    seconds, and on several devices fails, for they cannot be brought together in the conditional
+    branch where it happens (keras-team/keras issue 19246).
     """
-    if strategy.num_replicas_in_sync > 1:
-        model.optimizer.build(model.trainable_variables)
-        logger = tf.get_logger()
-        level = logger.level
-        logger.setLevel("ERROR")  # one step without a graph is slow, as it would warn
-        strategy.run(model.test_step, args=(example,))
-        logger.setLevel(level)
+    model.optimizer.build(model.trainable_variables)
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # one step without a graph is slow, as it would warn
+    strategy.run(model.test_step, args=(example,))
+    logger.setLevel(level)
 
 
 def _epoch_length(images: int, recipe: Train) -> tuple[int, int]:
