@@ -32,6 +32,7 @@ SMALL = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share a clone or a server on one worker, for `pytest --dist loadgroup`."""
     for item in items:
