@@ -45,8 +45,8 @@ def convert(model: keras.Model, calibration: np.ndarray) -> tuple[bytes, bytes]:
         # Of the statistics that inputs had in TensorFlow 1.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs")
         model.export(folder, format="tf_saved_model", verbose=False)
-        float32 = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        float32 = converter.convert()
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: ([image[None]] for image in calibration)
         # Without float kernels to fall back to, a layer that cannot be int8 is an error.
