@@ -5,6 +5,8 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 INSTALLED_SCALE := $(VENV)/installed-scale
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# A test may take a core and a gigabyte.
+PYTEST := pytest -n logical --maxprocesses 4
 # Stages run `python`; theirs is the one of the environment, whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
@@ -44,17 +46,17 @@ gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV,
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
 test: $(INSTALLED) ## all tests, the quick ones first
-	pytest -m 'not slow and not scale' -n 2
-	pytest -m 'slow and not scale' -n 2 --dist loadgroup
+	$(PYTEST) -m 'not slow and not scale'
+	$(PYTEST) -m 'slow and not scale' --dist loadgroup
 
 test-fast: $(INSTALLED) ## the quick tests alone
-	pytest -m 'not slow and not scale' -n 2
+	$(PYTEST) -m 'not slow and not scale'
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
-	pytest -m scale -n 2 --dist loadfile
+	$(PYTEST) -m scale --dist loadfile
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
-	HYPOTHESIS_PROFILE=fuzz pytest tests/unit/test_properties.py tests/unit/test_fuzz.py -n 2
+	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit/test_properties.py tests/unit/test_fuzz.py
 
 lint: $(INSTALLED) ## ruff and mypy
 	ruff check .

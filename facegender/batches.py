@@ -119,5 +119,9 @@ def _positions(
     if share.of > 1:
         batches = batches.flat_map(pieces)
     number = len(epochs) * math.ceil(count / batch_size) * share.count
+    # Nothing is left to tune, and the thread that tunes is slow to end: `fit` would wait for it, for
+    # up to a minute. (An option holds for all that is made of a dataset.)
+    options = tf.data.Options()
+    options.autotune.enabled = False
     # Without a known number, Keras warns at the end of the data.
-    return batches.apply(tf.data.experimental.assert_cardinality(number))
+    return batches.apply(tf.data.experimental.assert_cardinality(number)).with_options(options)
