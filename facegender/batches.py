@@ -119,8 +119,8 @@ def _positions(
     if share.of > 1:
         batches = batches.flat_map(pieces)
     number = len(epochs) * math.ceil(count / batch_size) * share.count
-    # Nothing is left to tune, and the thread that tunes is slow to end: `fit` would wait for it, for
-    # up to a minute. (An option holds for all that is made of a dataset.)
+    # Nothing is left to tune, and the thread that tunes is slow to end: `fit` would wait for it, up
+    # to a minute. (An option holds for all that is made of a dataset.)
     options = tf.data.Options()
     options.autotune.enabled = False
     # Without a known number, Keras warns at the end of the data.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.batches import make_batches, make_feature_batches
+from facegender.batches import make_batches, make_feature_batches, weigh
 from facegender.distribution import WHOLE, Share
 from facegender.manifest import build_manifest
 from facegender.preprocessing import write_part
@@ -49,6 +49,13 @@ def test_several_epochs_follow_each_other_each_with_every_image(part: Part) -> N
     )
     np.testing.assert_array_equal(labels, np.concatenate([labels for _, labels in alone]))
     assert len(make_batches(part, 16, epochs=range(3))) == 9
+
+
+def test_no_dataset_starts_the_tuner_for_which_fit_would_wait(part: Part) -> None:
+    features = make_feature_batches(np.zeros((8, 3)), np.zeros(8), 4)
+    for batches in (make_batches(part, 16, size=16), features):
+        assert batches.options().autotune.enabled is False
+        assert weigh(batches, [1, 1]).options().autotune.enabled is False
 
 
 def test_rows_without_an_image_are_left_out(
