@@ -620,7 +620,6 @@ class _Keeper(keras.callbacks.Callback):
     def restore_optimizer(self, model: keras.Model) -> None:
         """Put back the state of the optimizer of the model that the checkpoint's epoch trained."""
         if self.done:
-            model.optimizer.build(model.trainable_variables)
             saved = self._saved("optimizer")
             for variable, value in zip(model.optimizer.variables, saved, strict=True):
                 variable.assign(value)
