@@ -41,10 +41,19 @@ def convert(model: keras.Model, calibration: np.ndarray) -> tuple[bytes, bytes]:
         The model in float32; and with int8 weights, by channel, and int8 activations. Both take
         and give what `model` does, in batches of any size.
     """
+    images = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
+    # Variables and one function, without all that Keras' own export adds: half the time.
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.serve = tf.function(
+        lambda image: {"output_0": model(image, training=False)},
+        input_signature=[images],
+        autograph=False,
+    )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # Of the statistics that inputs had in TensorFlow 1.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs")
-        model.export(folder, format="tf_saved_model", verbose=False)
+        tf.saved_model.save(module, folder, signatures=module.serve)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         float32 = converter.convert()
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
