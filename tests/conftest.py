@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from facegender.params import Params, load_params
 from facegender.preprocessing import write_part
 from facegender.processed import Part
 from tests.compose import ROOT
+
+gc.set_threshold(50_000)  # as in facegender.command
 
 # Bounded, and the same examples every time; `make fuzz` tries many more, which differ.
 settings.register_profile(
