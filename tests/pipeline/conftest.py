@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.compose import ROOT
@@ -155,6 +156,11 @@ def answers(port: int) -> bool:
         connection.close()
 
 
+def is_result(name: str) -> bool:
+    """Return whether a file of git's is of the committed parameters, which clones do not have."""
+    return name.startswith("metrics/") or name in {"dvc.lock", "docs/model-card.md"}
+
+
 @pytest.fixture(scope="session")
 def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
     """Return a function that clones the work tree, as it is, with small parameters committed."""
@@ -168,8 +174,7 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
             check=True,
         ).stdout.decode()
         for name in filter(None, listed.split("\0")):
-            # Results belong to the committed parameters, not to the small ones.
-            if (ROOT / name).is_file() and not name.startswith("metrics/") and name != "dvc.lock":
+            if (ROOT / name).is_file() and not is_result(name):
                 (clone.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, clone.root / name)
         clone.run("git", "init", "--quiet", "--initial-branch=main")
@@ -183,11 +188,24 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
 
 
 @pytest.fixture(scope="session")
-def reproduced(new_clone: Callable[..., Clone]) -> Clone:
-    """A clone in which the pipeline has run once. Tests must leave its files as they found them."""
-    clone = new_clone()
-    clone.run("dvc", "repro")
-    clone.commit("results")
+def reproduced(
+    new_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Clone:
+    """A clone in which the pipeline has run once. Tests must leave its files as they found them.
+
+    The first of pytest-xdist's workers that needs it runs the pipeline; each has its own copy.
+    """
+    ours = tmp_path_factory.getbasetemp()
+    shared = ours if worker_id == "master" else ours.parent
+    first = Clone(shared / "first" / "facegender")
+    with FileLock(shared / "first.lock"):
+        if not first.root.exists():
+            clone = new_clone()
+            clone.run("dvc", "repro")
+            clone.commit("results")
+            shutil.copytree(clone.root, first.root, symlinks=True)
+    clone = copy_of(first, tmp_path_factory.mktemp("reproduced"))
+    clone.run("facegender", "relocate")
     return clone
 
 

@@ -98,18 +98,7 @@ FOLDED = {
 
 
 def test_all_that_the_best_recipe_does_gives_the_same_bytes(
-    part: Part, recipe: Train, tmp_path: Path
-) -> None:
-    changed = Train.model_validate(recipe.model_dump() | FOLDED)
-    for name in "ab":
-        network, training = fit(part, changed)
-        save_model(network.inference(1.5), tmp_path / f"{name}.keras")
-        assert list(training.history["epoch"]) == [1, 2, 3, 4, 5, 6]
-    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
-
-
-def test_small_images_come_first_and_few_images_come_again(
-    part: Part, recipe: Train, monkeypatch: pytest.MonkeyPatch
+    part: Part, recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[range, int | None]] = []
 
@@ -119,10 +108,15 @@ def test_small_images_come_first_and_few_images_come_again(
         return make_batches(*args, epochs=epochs, size=size, **rest)
 
     monkeypatch.setattr("facegender.training.make_batches", spy)
-    _, training = fit(part, Train.model_validate(recipe.model_dump() | FOLDED))
-    # Three steps a pass (40 images in batches of 16), so three passes for seven steps.
-    assert asked == [(range(0, 6), 32), (range(6, 9), None)]
-    assert len(training.history) == 6
+    changed = Train.model_validate(recipe.model_dump() | FOLDED)
+    for name in "ab":
+        network, training = fit(part, changed)
+        save_model(network.inference(1.5), tmp_path / f"{name}.keras")
+        assert list(training.history["epoch"]) == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+    # Small images come first. Three steps a pass (40 images in batches of 16), so few images come
+    # again: three passes for seven steps.
+    assert asked == [(range(0, 6), 32), (range(6, 9), None)] * 2
 
 
 def test_small_images_without_frozen_batch_norm_are_refused(recipe: Train) -> None:
@@ -202,21 +196,21 @@ def test_predictions_of_files_equal_those_of_arrays(part: Part, recipe: Train, t
 def test_mixed_precision_leaves_a_model_in_float32(
     part: Part, recipe: Train, tmp_path: Path
 ) -> None:
-    def saved(mixed: bool, batch_norm: str) -> dict[str, bytes]:
-        mixed_recipe = recipe.model_copy(
-            update={"mixed_precision": mixed, "batch_norm": batch_norm, "epochs": 1}
-        )
+    def saved(mixed: bool, batch_norm: str, epochs: int) -> dict[str, bytes]:
+        changes = {"mixed_precision": mixed, "batch_norm": batch_norm, "epochs": epochs}
         network = small_network(batch_norm=batch_norm, mixed_precision=mixed)
         policies = {layer.compute_dtype for layer in network.trunk.layers}
         assert ("bfloat16" in policies) == mixed
-        history = train_network(network, part, part, mixed_recipe, verbose=0).history
+        recipe_here = recipe.model_copy(update=changes)
+        history = train_network(network, part, part, recipe_here, verbose=0).history
         assert np.isfinite(history["loss"]).all()
         save_model(network.inference(), tmp_path / "model.keras")
         with zipfile.ZipFile(tmp_path / "model.keras") as archive:
             return {name: archive.read(name) for name in archive.namelist()}
 
-    for batch_norm in ("train", "frozen"):
-        full, mixed = (saved(mixed, batch_norm) for mixed in (False, True))
+    # What has not been trained is stored in the same way.
+    for batch_norm, epochs in (("train", 1), ("frozen", 0)):
+        full, mixed = saved(False, batch_norm, epochs), saved(True, batch_norm, 1)
         assert full["config.json"] == mixed["config.json"]
         assert full["model.weights.h5"] != mixed["model.weights.h5"]
 
