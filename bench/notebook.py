@@ -6,7 +6,6 @@ or validation part; what it sees after each epoch is the test part, as in the st
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,15 +18,9 @@ _BATCH = 32
 
 def new_model(weights: str) -> keras.Model:
     """Build MobileNet with one unit for the probability of male, compiled."""
-    if Path(weights).is_file():
-        base = keras.applications.MobileNet(
-            input_shape=(_SIZE, _SIZE, 3), include_top=False, weights=None, pooling="avg"
-        )
-        base.load_weights(weights)
-    else:
-        base = keras.applications.MobileNet(
-            input_shape=(_SIZE, _SIZE, 3), include_top=False, weights=weights, pooling="avg"
-        )
+    base = keras.applications.MobileNet(
+        input_shape=(_SIZE, _SIZE, 3), include_top=False, weights=weights, pooling="avg"
+    )
     model = keras.Sequential([base, keras.layers.Dense(1, activation="sigmoid")])
     # Adam's rate, and the ranges below, are the guesses of conf/recipe/paper.yaml.
     model.compile(keras.optimizers.Adam(1e-4), "binary_crossentropy", metrics=["accuracy"])

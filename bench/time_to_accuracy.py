@@ -72,8 +72,8 @@ def main() -> None:
                 result, curves[recipe] = run(recipe, processed, args.weights, args.changes)
                 results[recipe].append(result)
                 show(f"{recipe}, split {seed}", result)
-        for recipe in curves.keys() - {"best"}:
-            if "best" in curves:
+        for recipe in args.recipes:
+            if recipe != "best" and "best" in curves:
                 show_when_reached(curves["best"], recipe, results[recipe][-1])
     means = {recipe: average(rows) for recipe, rows in results.items()}
     if len(args.split_seeds) > 1:
