@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,28 @@ def test_the_server_abstains_when_asked(post: Post, content: list[bytes]) -> Non
     }
     _, answer = post(body)
     assert [item["label"] for item in answer["predictions"]] == ["uncertain"]
+
+
+def test_a_tracking_server_promotes_and_rolls_back_alike(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    serve = (
+        *("mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"),
+        *("--artifacts-destination", (tmp_path / "artifacts").as_uri(), "--workers", "1"),
+    )
+    with served(clone, serve, tmp_path / "server.log") as port:
+        remote = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{port}"}
+        # Runs that the server has not seen: evaluation logs them anew.
+        for threshold in ("0.5", "0.4"):
+            text = (clone.root / "params.yaml").read_text()
+            changed = text.replace("threshold: 0.5", f"threshold: {threshold}")
+            (clone.root / "params.yaml").write_text(changed)
+            clone.run("dvc", "repro", "--force", "--single-item", "evaluate", **remote)
+            run_id = json.loads((clone.root / "models/evaluation_run.json").read_text())["run_id"]
+            force = ("--force", "--reason", "a trial")
+            done = clone.run("facegender", "promote", run_id[:12], *force, **remote)
+            assert "is the champion now" in done.stdout
+        done = clone.run("facegender", "rollback", **remote)
+        assert "version 1 is the champion again" in done.stdout
+        listed = clone.run("facegender", "models", "--json", **remote).stdout.splitlines()
+        assert [json.loads(line)["aliases"] for line in listed] == [[], ["champion"]]
+    assert "no model is registered" in clone.run("facegender", "models").stderr

@@ -51,7 +51,7 @@ class Interrupted(Exception):
     ("changes", "times"),
     [
         pytest.param(BEST, 1, id="best"),
-        pytest.param(BEST, 2, id="best more often", marks=pytest.mark.slow),
+        pytest.param(BEST, 3, id="best more often", marks=pytest.mark.slow),
         pytest.param(QUICK, 2, id="quick", marks=pytest.mark.slow),
         pytest.param(STOPPING, 1, id="stopping", marks=pytest.mark.slow),
     ],
