@@ -7,6 +7,7 @@ INSTALLED_SCALE := $(VENV)/installed-scale
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # A test may take a core and a gigabyte.
 PYTEST := pytest -n logical --maxprocesses 4
+QUICK := not slow and not scale and not campaign
 # Stages run `python`; theirs is the one of the environment, whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
@@ -45,12 +46,12 @@ report: $(INSTALLED) ## metrics/report.html, and report.html compared with main 
 gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV, GATE=--format...)
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
-test: $(INSTALLED) ## all tests, the quick ones first
-	$(PYTEST) -m 'not slow and not scale'
-	$(PYTEST) -m 'slow and not scale' --dist loadgroup
+test: $(INSTALLED) ## the tests, the quick ones first
+	$(PYTEST) -m '$(QUICK)'
+	$(PYTEST) -m slow --dist loadgroup
 
 test-fast: $(INSTALLED) ## the quick tests alone
-	$(PYTEST) -m 'not slow and not scale'
+	$(PYTEST) -m '$(QUICK)'
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
 	$(PYTEST) -m scale --dist loadfile
@@ -94,7 +95,8 @@ serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5
 verify-reproducible: $(INSTALLED) ## run the commit twice in clones, and compare all outputs' bytes
 	python -m bench.reproducible
 
-faults: $(INSTALLED) ## kill the pipeline 30 times, and compare what `dvc repro` then makes
+faults: $(INSTALLED) ## the tests' long forms: kill the pipeline 30 times, interrupt training 6 times
+	$(PYTEST) -m campaign
 	python -m bench.faults
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run

@@ -23,7 +23,7 @@ from mlflow.entities import Run
 
 from facegender.command import input_tags
 from facegender.params import Params, flatten
-from tests.pipeline.conftest import HOST, Clone, copy_of, served, write_grid
+from tests.pipeline.conftest import EPOCHS, HOST, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +118,7 @@ def test_a_sweep_nests_its_runs_and_marks_the_best_by_validation_loss(swept: Clo
     every = runs(swept)
     parent = every["sweep"]
     assert parent.info.status == "FINISHED"
-    assert parent.data.params["train.epochs"] == "3, 4, 5, 2, -1"
+    assert parent.data.params["train.epochs"] == f"3, 4, 5, {EPOCHS}, -1"
     children = {name: run for name, run in every.items() if name.startswith("sweep-")}
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {
         parent.info.run_id
@@ -143,7 +143,7 @@ def test_results_that_dvc_had_are_logged_without_training(swept: Clone) -> None:
     repro = runs(swept)["repro"]
     # (MLflow adds the threshold of the logged model to the parameters.)
     assert restored.data.params.items() <= repro.data.params.items()
-    assert restored.data.params["train.epochs"] == "2"
+    assert restored.data.params["train.epochs"] == str(EPOCHS)
     assert restored.data.metrics.items() <= repro.data.metrics.items()
 
 

@@ -24,20 +24,9 @@ import yaml
 
 from bench.faults import kill_repro, start_repro
 from bench.outputs import differences, output_digests
-from tests.pipeline.conftest import SMALL, Clone, copy_of
+from tests.pipeline.conftest import EPOCHS, Clone, copy_of
 
 pytestmark = pytest.mark.slow
-
-EPOCHS = 12  # enough for what happens after the first to happen before the last
-
-
-@pytest.fixture(scope="module")
-def trained(reproduced: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone in which the pipeline has run undisturbed, with a training of more epochs."""
-    clone = copy_of(reproduced, tmp_path_factory.mktemp("trained"))
-    clone.compose(*SMALL, f"train.epochs={EPOCHS}")
-    clone.run("dvc", "repro")
-    return clone
 
 
 def before(clone: Clone, stage: str, folder: Path) -> Clone:
@@ -87,19 +76,19 @@ def steps_of(run: mlflow.entities.Run, client: mlflow.MlflowClient) -> list[int]
     ids=["preprocess", "evaluate"],
 )
 def test_a_stage_that_is_killed_is_done_again(
-    trained: Clone, tmp_path: Path, stage: str, seconds: float, everything: bool
+    reproduced: Clone, tmp_path: Path, stage: str, seconds: float, everything: bool
 ) -> None:
-    clone = before(trained, stage, tmp_path)
+    clone = before(reproduced, stage, tmp_path)
     assert kill_repro(clone.root, stage, seconds, everything=everything)
     clone.run("dvc", "repro", stage)
-    assert_same(clone, trained, stage)
+    assert_same(clone, reproduced, stage)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_training_goes_on_where_it_was_stopped(
-    trained: Clone, tmp_path: Path, number: signal.Signals
+    reproduced: Clone, tmp_path: Path, number: signal.Signals
 ) -> None:
-    clone = before(trained, "train", tmp_path)
+    clone = before(reproduced, "train", tmp_path)
     dvc = start_repro(clone.root, "train")
     wait_for_epoch(clone, dvc)
     os.killpg(dvc.pid, number)
@@ -109,7 +98,7 @@ def test_a_training_goes_on_where_it_was_stopped(
         assert "interrupted; `dvc repro` goes on" in printed(clone)
     done = clone.run("dvc", "repro", "train")
     assert "training goes on after epoch" in done.stdout + done.stderr
-    assert_same(clone, trained, "train")
+    assert_same(clone, reproduced, "train")
     assert list((clone.root / ".dvc/tmp/facegender").glob("*.npz")) == []
     client = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("facegender").experiment_id])
@@ -118,7 +107,9 @@ def test_a_training_goes_on_where_it_was_stopped(
 
 
 @pytest.mark.parametrize(("stage", "room"), [("preprocess", 100_000), ("train", 2_000_000)])
-def test_a_full_disk_loses_nothing(trained: Clone, tmp_path: Path, stage: str, room: int) -> None:
+def test_a_full_disk_loses_nothing(
+    reproduced: Clone, tmp_path: Path, stage: str, room: int
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -127,7 +118,7 @@ def test_a_full_disk_loses_nothing(trained: Clone, tmp_path: Path, stage: str, r
     if mounted.returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
-        clone = before(trained, stage, disk)
+        clone = before(reproduced, stage, disk)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(free - room))
         done = clone.run("dvc", "repro", stage, check=False)
@@ -136,19 +127,19 @@ def test_a_full_disk_loses_nothing(trained: Clone, tmp_path: Path, stage: str, r
         assert "Traceback" not in done.stderr
         (disk / "filler").unlink()
         clone.run("dvc", "repro", stage)
-        assert_same(clone, trained, stage)
+        assert_same(clone, reproduced, stage)
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_dvcs_own_lock_cut_short_needs_one_command(trained: Clone, tmp_path: Path) -> None:
-    clone = copy_of(trained, tmp_path)
+def test_dvcs_own_lock_cut_short_needs_one_command(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
     # What a kill leaves in the 0.03 seconds that DVC takes to write the file.
     (clone.root / "dvc.lock").write_text("")
     assert clone.run("dvc", "repro", check=False).returncode != 0
     (clone.root / "dvc.lock").unlink()
     clone.run("dvc", "repro")
-    assert_same(clone, trained)
+    assert_same(clone, reproduced)
 
 
 class Server:
@@ -277,14 +268,14 @@ def assert_complete(server: Server) -> None:
 
 
 def test_a_server_that_is_silent_gets_the_run_later(
-    trained: Clone, tmp_path: Path, server: Server
+    reproduced: Clone, tmp_path: Path, server: Server
 ) -> None:
-    clone = before(trained, "train", tmp_path)
+    clone = before(reproduced, "train", tmp_path)
     server.mode = "silent"
     done = clone.run("dvc", "repro", **on_server(server))
     assert "does not answer" in done.stderr
     assert "dvc repro --force --single-item evaluate report" in done.stderr
-    assert_same(clone, trained)
+    assert_same(clone, reproduced)
     local = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
     (run,) = local.search_runs([local.get_experiment_by_name("facegender").experiment_id])
     assert "test_accuracy" in run.data.metrics
@@ -293,22 +284,22 @@ def test_a_server_that_is_silent_gets_the_run_later(
     send = ("dvc", "repro", "--force", "--single-item", "evaluate", "report")
     clone.run(*send, **on_server(server))
     assert_complete(server)
-    assert_same(clone, trained)
+    assert_same(clone, reproduced)
 
 
 def test_a_server_that_dies_in_mid_training_gets_the_rest_later(
-    trained: Clone, tmp_path: Path, server: Server
+    reproduced: Clone, tmp_path: Path, server: Server
 ) -> None:
-    clone = before(trained, "train", tmp_path)
+    clone = before(reproduced, "train", tmp_path)
     dvc = start_repro(clone.root, "train", **on_server(server))
     wait_for_epoch(clone, dvc)
     server.mode = "shut"
     assert dvc.wait() == 0, printed(clone)
     assert "the rest of this stage is not logged" in printed(clone)
-    assert_same(clone, trained, "train")
+    assert_same(clone, reproduced, "train")
     server.mode = "open"
     (run,) = server.runs()
     assert len(steps_of(run, server.client())) < EPOCHS
     clone.run("dvc", "repro", **on_server(server))
     assert_complete(server)
-    assert_same(clone, trained)
+    assert_same(clone, reproduced)

@@ -13,7 +13,7 @@ import pytest
 from mlflow.entities import Run
 
 from facegender.processed import Part
-from tests.pipeline.conftest import SMALL, Clone, copy_of
+from tests.pipeline.conftest import EPOCHS, SMALL, Clone, copy_of
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_a_second_repro_runs_nothing(reproduced: Clone) -> None:
 def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
     (run,) = runs(reproduced)
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["train.epochs"] == str(EPOCHS)
     assert run.data.params["dataset.source"] == "sample"
     assert "version.tensorflow" in run.data.tags
     commit = reproduced.run("git", "rev-list", "--max-parents=0", "HEAD").stdout.strip()
@@ -86,7 +86,7 @@ def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
     history = pd.read_csv(reproduced.root / "metrics/history.csv")
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"):
         logged = client.get_metric_history(run.info.run_id, name)
-        assert [point.step for point in logged] == [1, 2]
+        assert [point.step for point in logged] == list(range(1, EPOCHS + 1))
         np.testing.assert_allclose([point.value for point in logged], history[name])
     metrics = json.loads((reproduced.root / "metrics/test.json").read_text())
     assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
@@ -215,10 +215,10 @@ def test_a_model_from_elsewhere_gets_a_run_of_its_own_once(
     assert "again" in clone.run(*evaluate).stdout
     (same,) = runs(clone)
     assert same.info.run_id == run.info.run_id
-    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["train.epochs"] == str(EPOCHS)
     assert "test_accuracy" in run.data.metrics
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_loss")
-    assert [point.step for point in history] == [1, 2]
+    assert [point.step for point in history] == list(range(1, EPOCHS + 1))
 
 
 def test_the_folder_source_and_its_metadata(

@@ -23,13 +23,12 @@ from mlflow.server import get_app_client
 
 from tests.compose import ROOT
 from tests.leaks import holding
-from tests.pipeline.conftest import HOST, SMALL, Clone, answers, copy_of, write_grid
+from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, answers, copy_of, write_grid
 from tests.scale.servers import BUCKET, free_port, running, s3_server, stored
 
 pytestmark = pytest.mark.scale
 
 NAMES = ("one", "two", "three", "four")
-EPOCHS = 20
 # What a pipeline logs, in small: parameters, datasets, epochs, files, and nothing else runs.
 PIPELINE = f"""
 import sys, time
@@ -236,7 +235,7 @@ def test_the_pipelines_run_is_on_the_server_and_nowhere_else(team: Team, clone: 
     for metric in ("loss", "val_accuracy"):
         points = client.get_metric_history(run.info.run_id, metric)
         assert [point.value for point in points] == pytest.approx(history[metric].tolist())
-    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["train.epochs"] == str(EPOCHS)
     figures = json.loads((clone.root / "metrics/test.json").read_text())
     assert run.data.metrics["test_accuracy"] == figures["accuracy"]
     names = {item.path for item in client.list_artifacts(run.info.run_id, "metrics")}
@@ -244,7 +243,7 @@ def test_the_pipelines_run_is_on_the_server_and_nowhere_else(team: Team, clone: 
 
 
 def test_a_sweep_nests_its_runs_there(team: Team, clone: Clone) -> None:
-    write_grid(clone.root.parent / "grid.yaml", [2])
+    write_grid(clone.root.parent / "grid.yaml", [EPOCHS])
     clone.run("facegender", "sweep", "../grid.yaml", "--name", "sweep", **team.client)
     runs = team.runs()
     assert runs["sweep-1"].data.tags["mlflow.parentRunId"] == runs["sweep"].info.run_id

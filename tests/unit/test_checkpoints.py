@@ -51,9 +51,9 @@ class Interrupted(Exception):
     ("changes", "times"),
     [
         pytest.param(BEST, 1, id="best"),
-        pytest.param(BEST, 3, id="best more often", marks=pytest.mark.slow),
-        pytest.param(QUICK, 2, id="quick", marks=pytest.mark.slow),
-        pytest.param(STOPPING, 1, id="stopping", marks=pytest.mark.slow),
+        pytest.param(BEST, 3, id="best more often", marks=pytest.mark.campaign),
+        pytest.param(QUICK, 2, id="quick", marks=pytest.mark.campaign),
+        pytest.param(STOPPING, 1, id="stopping", marks=pytest.mark.campaign),
     ],
 )
 def test_a_training_that_was_interrupted_ends_with_the_same_bits(
