@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def main() -> int:
             print(f"== {name}: left out", flush=True)
             continue
         print(f"== {name}", flush=True)
-        if run_step(step, jobs[args.job].get("env", {})):
-            print(f"== {name}: failed", flush=True)
-            failed = True
+        start = time.monotonic()
+        code = run_step(step, jobs[args.job].get("env", {}))
+        print(f"== {name}: exit code {code} after {time.monotonic() - start:.0f} s", flush=True)
+        failed |= code != 0
     return int(failed)
 
 
