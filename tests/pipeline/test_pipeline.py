@@ -284,7 +284,7 @@ def test_a_bad_parameter_stops_the_pipeline_with_one_paragraph(
 ) -> None:
     clone = copy_of(reproduced, tmp_path)
     text = (clone.root / "params.yaml").read_text()
-    (clone.root / "params.yaml").write_text(text.replace("epochs: 2", "epochs: -2", 1))
+    (clone.root / "params.yaml").write_text(text.replace(f"epochs: {EPOCHS}", "epochs: -2", 1))
     done = clone.run("dvc", "repro", check=False)
     assert done.returncode != 0
     assert "epochs" in done.stderr
