@@ -138,12 +138,13 @@ def run(
 def train(
     recipe: str, parts: Mapping[str, Part], weights: str, changes: list[str]
 ) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Train by a recipe as the stage does, and judge the model on the test part.
+    """Train by a recipe as the stage does, and judge the model and its int8 export.
 
     Returns:
         The figures at the end, and after each epoch of fine-tuning the seconds and the accuracy.
     """
-    from facegender import training
+    from facegender import export, training
+    from facegender.litert import load_litert
     from facegender.prediction import predict_arrays
 
     with tempfile.TemporaryDirectory() as folder:
@@ -155,9 +156,8 @@ def train(
     curve: list[tuple[float, float]] = []
     start = time.perf_counter()
 
-    def now(temperature: float = 1.0) -> dict[str, float]:
-        model = network.inference(temperature)
-        return judge(parts["test"], predict_arrays(model, parts["test"].batches(32)))
+    def now() -> dict[str, float]:
+        return judge(parts["test"], predict_arrays(network.inference(), parts["test"].batches(32)))
 
     def report(epoch: int, metrics: dict[str, float], ended: int) -> None:
         nonlocal start
@@ -179,7 +179,19 @@ def train(
 
     kept = result.history[result.history["epoch"] == result.kept_epoch].iloc[0]
     validation = {name: float(kept[name]) for name in ("val_accuracy", "val_loss")}
-    return {"seconds": seconds, **validation, **now(temperature)}, curve
+    model, test = network.inference(temperature), parts["test"]
+    probabilities = predict_arrays(model, test.batches(32))
+    calibration = export.calibration_images(
+        parts["train"], params.export.calibration_images, params.export.seed
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model_int8.tflite"
+        path.write_bytes(export.convert(model, calibration)[1])
+        int8 = export.exported_metrics(
+            path, load_litert(path, threads=1), test, probabilities, threshold=0.5, batch_size=32
+        )
+    measured = {**judge(test, probabilities), "int8_accuracy": int8["accuracy"]}
+    return {"seconds": seconds, **validation, **measured}, curve
 
 
 def run_notebook(
