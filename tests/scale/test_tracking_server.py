@@ -29,6 +29,7 @@ from tests.scale.servers import BUCKET, free_port, running, s3_server, stored
 pytestmark = pytest.mark.scale
 
 NAMES = ("one", "two", "three", "four")
+LOGGED = 20  # epochs
 # What a pipeline logs, in small: parameters, datasets, epochs, files, and nothing else runs.
 PIPELINE = f"""
 import sys, time
@@ -47,7 +48,7 @@ def main():
     with tracking.training_run(
         name=name, params=params, tags={{}}, manifests={{"train": root / "train.csv"}}
     ):
-        for epoch in range(1, {EPOCHS} + 1):
+        for epoch in range(1, {LOGGED} + 1):
             tracking.log_epoch(epoch, {{"loss": 1 / epoch, "val_loss": 2 / epoch}})
         tracking.log_evaluation(
             {{"accuracy": 0.5}}, test_manifest=root / "train.csv", files=[root / name]
@@ -176,7 +177,7 @@ def test_four_pipelines_at_once_on_a_new_server_log_all_they_have(
         for metric, first in (("loss", 1), ("val_loss", 2)):
             history = client.get_metric_history(run.info.run_id, metric)
             assert [(point.step, point.value) for point in history] == [
-                (epoch, pytest.approx(first / epoch)) for epoch in range(1, EPOCHS + 1)
+                (epoch, pytest.approx(first / epoch)) for epoch in range(1, LOGGED + 1)
             ]
         assert run.data.metrics["test_accuracy"] == 0.5
         assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"train", "test"}
@@ -276,12 +277,15 @@ def test_the_registry_promotes_and_rolls_back_there(
     )
     assert first != second
     force = ("--force", "--reason", "small, for a test")
-    clone.run("facegender", "promote", first, *force, **team.client)
-    clone.run("facegender", "promote", second, *force, **team.client)
+    for run in (first[:12], second):
+        done = clone.run("facegender", "promote", run, *force, **team.client)
+        assert "is the champion now" in done.stdout
     # Another clone sees the same, and may put the former one back.
     assert champion(other, team) == second
-    other.run("facegender", "rollback", **team.client)
+    done = other.run("facegender", "rollback", **team.client)
+    assert "version 1 is the champion again" in done.stdout
     assert champion(clone, team) == first
+    assert "no model is registered" in clone.run("facegender", "models").stderr
     model = mlflow.artifacts.download_artifacts(
         "models:/facegender@champion", dst_path=str(tmp_path / "model")
     )
