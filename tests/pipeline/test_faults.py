@@ -1,9 +1,10 @@
 """Bad luck: the pipeline killed, interrupted, out of disk, or without its MLflow server.
 
-After each of these, plain `dvc repro` makes the bytes that it makes undisturbed. `make faults` is
-the long form of the kills.
+After each of these, plain `dvc repro` makes the bytes that it makes undisturbed. `make campaign`
+has the long form of the kills.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import yaml
 
 from bench.faults import kill_repro, start_repro
 from bench.outputs import differences, output_digests
-from tests.pipeline.conftest import EPOCHS, Clone, copy_of
+from tests.pipeline.conftest import EPOCHS, Clone, copy_of, files
 
 pytestmark = pytest.mark.slow
 
@@ -59,11 +60,19 @@ def printed(clone: Clone) -> str:
     return clone.root.with_name(f"{clone.root.name}.log").read_text()
 
 
-def wait_for_epoch(clone: Clone, dvc: subprocess.Popen) -> None:
-    """Wait until an epoch of the training is in a checkpoint."""
-    while not list((clone.root / ".dvc/tmp/facegender").glob("*.npz")):
+def checkpoints(clone: Clone) -> list[int]:
+    """Return when each checkpoint was written."""
+    return [path.stat().st_mtime_ns for path in (clone.root / ".dvc/tmp/facegender").glob("*.npz")]
+
+
+def train_until_an_epoch_is_kept(clone: Clone, **env: str) -> subprocess.Popen:
+    """Start the training, and return when one more epoch is in a checkpoint."""
+    before = checkpoints(clone)
+    dvc = start_repro(clone.root, "train", **env)
+    while checkpoints(clone) == before:
         assert dvc.poll() is None, printed(clone)
         time.sleep(0.01)
+    return dvc
 
 
 def steps_of(run: mlflow.entities.Run, client: mlflow.MlflowClient) -> list[int]:
@@ -84,18 +93,15 @@ def test_a_stage_that_is_killed_is_done_again(
     assert_same(clone, reproduced, stage)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_training_goes_on_where_it_was_stopped(
-    reproduced: Clone, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_training_goes_on_where_it_was_stopped(reproduced: Clone, tmp_path: Path) -> None:
     clone = before(reproduced, "train", tmp_path)
-    dvc = start_repro(clone.root, "train")
-    wait_for_epoch(clone, dvc)
-    os.killpg(dvc.pid, number)
-    assert dvc.wait() != 0
+    for number in (signal.SIGKILL, signal.SIGINT):
+        dvc = train_until_an_epoch_is_kept(clone)
+        os.killpg(dvc.pid, number)
+        assert dvc.wait() != 0
+    assert printed(clone).count("training goes on after epoch") == 1
+    assert printed(clone).count("interrupted; `dvc repro` goes on") == 1
     assert "Traceback" not in printed(clone)
-    if number == signal.SIGINT:
-        assert "interrupted; `dvc repro` goes on" in printed(clone)
     done = clone.run("dvc", "repro", "train")
     assert "training goes on after epoch" in done.stdout + done.stderr
     assert_same(clone, reproduced, "train")
@@ -106,7 +112,10 @@ def test_a_training_goes_on_where_it_was_stopped(
     assert steps_of(run, client) == list(range(1, EPOCHS + 1))
 
 
-@pytest.mark.parametrize(("stage", "room"), [("preprocess", 100_000), ("train", 2_000_000)])
+@pytest.mark.parametrize(
+    ("stage", "room"),
+    [("preprocess", 100_000), pytest.param("train", 2_000_000, marks=pytest.mark.campaign)],
+)
 def test_a_full_disk_loses_nothing(
     reproduced: Clone, tmp_path: Path, stage: str, room: int
 ) -> None:
@@ -138,8 +147,8 @@ def test_dvcs_own_lock_cut_short_needs_one_command(reproduced: Clone, tmp_path: 
     (clone.root / "dvc.lock").write_text("")
     assert clone.run("dvc", "repro", check=False).returncode != 0
     (clone.root / "dvc.lock").unlink()
-    clone.run("dvc", "repro")
-    assert_same(clone, reproduced)
+    clone.run("dvc", "repro", "preprocess")
+    assert_same(clone, reproduced, "download", "split", "preprocess")
 
 
 class Server:
@@ -267,20 +276,46 @@ def assert_complete(server: Server) -> None:
     assert {"test_accuracy", "temperature", "export_n"} <= run.data.metrics.keys()
 
 
+@pytest.fixture(scope="module")
+def unheard(started_server: Server, new_clone: Callable[..., Clone]) -> tuple[Clone, str]:
+    """A new clone that ran the pipeline beside a silent server, and what it printed."""
+    clone = new_clone()
+    started_server.forget()
+    started_server.mode = "silent"
+    done = clone.run("dvc", "repro", **on_server(started_server))
+    assert started_server.runs() == []
+    return clone, done.stderr
+
+
+def test_two_clones_give_the_same_bytes(reproduced: Clone, unheard: tuple[Clone, str]) -> None:
+    other, _ = unheard
+    for folder in ("metrics", "models", "data", "docs"):
+        one, two = files(reproduced.root / folder), files(other.root / folder)
+        # What differs from run to run is in files of its own: times, and ids of runs.
+        for expected in ("speed.csv", "export.json", "run.json", "evaluation_run.json"):
+            assert one.pop(expected, None) != two.pop(expected, "absent")
+        assert one == two
+        assert one
+    exports = [
+        json.loads((clone.root / "metrics/export.json").read_text())
+        for clone in (reproduced, other)
+    ]
+    for export in exports:
+        for kind in ("float32", "int8"):
+            assert export[kind].pop("latency_ms") > 0
+    assert exports[0] == exports[1]
+
+
 def test_a_server_that_is_silent_gets_the_run_later(
-    reproduced: Clone, tmp_path: Path, server: Server
+    reproduced: Clone, unheard: tuple[Clone, str], server: Server
 ) -> None:
-    clone = before(reproduced, "train", tmp_path)
-    server.mode = "silent"
-    done = clone.run("dvc", "repro", **on_server(server))
-    assert "does not answer" in done.stderr
-    assert "dvc repro --force --single-item evaluate report" in done.stderr
+    clone, stderr = unheard
+    assert "does not answer" in stderr
+    assert "dvc repro --force --single-item evaluate report" in stderr
     assert_same(clone, reproduced)
     local = mlflow.MlflowClient(f"sqlite:///{clone.root / 'mlflow.db'}")
     (run,) = local.search_runs([local.get_experiment_by_name("facegender").experiment_id])
     assert "test_accuracy" in run.data.metrics
-    server.mode = "open"
-    assert server.runs() == []
     send = ("dvc", "repro", "--force", "--single-item", "evaluate", "report")
     clone.run(*send, **on_server(server))
     assert_complete(server)
@@ -291,8 +326,7 @@ def test_a_server_that_dies_in_mid_training_gets_the_rest_later(
     reproduced: Clone, tmp_path: Path, server: Server
 ) -> None:
     clone = before(reproduced, "train", tmp_path)
-    dvc = start_repro(clone.root, "train", **on_server(server))
-    wait_for_epoch(clone, dvc)
+    dvc = train_until_an_epoch_is_kept(clone, **on_server(server))
     server.mode = "shut"
     assert dvc.wait() == 0, printed(clone)
     assert "the rest of this stage is not logged" in printed(clone)
@@ -300,6 +334,6 @@ def test_a_server_that_dies_in_mid_training_gets_the_rest_later(
     server.mode = "open"
     (run,) = server.runs()
     assert len(steps_of(run, server.client())) < EPOCHS
-    clone.run("dvc", "repro", **on_server(server))
+    clone.run("dvc", "repro", "evaluate", **on_server(server))
     assert_complete(server)
-    assert_same(clone, reproduced)
+    assert_same(clone, reproduced, "train", "export", "evaluate")

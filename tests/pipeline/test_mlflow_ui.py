@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
-from tests.pipeline.conftest import HOST, Clone, served
+from tests.pipeline.conftest import EPOCHS, HOST, Clone, served
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ localStorage.setItem("mlflow.workflowType_v1", JSON.stringify("machine_learning"
 
 @dataclass(frozen=True)
 class Ui:
-    """A running `mlflow ui`, and in its store a sweep: runs of 3, 4 and 5 epochs, their parent."""
+    """A running `mlflow ui`, and in its store a sweep: runs of 3, 4 and 12 epochs, their parent."""
 
     address: str
     runs: list[Run]
@@ -70,7 +70,7 @@ def ui(browser: Browser, swept: Clone, tmp_path_factory: pytest.TempPathFactory)
     assert experiment is not None
     every = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     runs = [every[f"sweep-{number}"] for number in (1, 2, 3)]
-    assert [run.data.params["train.epochs"] for run in runs] == ["3", "4", "5"]
+    assert [run.data.params["train.epochs"] for run in runs] == ["3", "4", str(EPOCHS)]
     log = tmp_path_factory.mktemp("ui") / "ui.log"
     with served(swept, ("mlflow", "ui"), log) as port:
         yield Ui(f"http://{HOST}:{port}", runs, every["sweep"])
@@ -158,7 +158,7 @@ def test_three_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], No
         return page.get_by_role("row").filter(has=head)
 
     expect(row("Run Name:").get_by_role("cell")).to_have_text(ui.names)
-    expect(row("train.epochs").get_by_role("cell")).to_have_text(["3", "4", "5"])
+    expect(row("train.epochs").get_by_role("cell")).to_have_text(["3", "4", str(EPOCHS)])
     expect(row("train.seed").get_by_role("cell")).to_have_text(["42"] * 3)
     # Metrics are no table but a column of names and, beside it, a grid with a column for each run.
     columns = page.get_by_role("grid")
@@ -177,7 +177,7 @@ def test_three_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], No
     page.get_by_role("switch").nth(0).click()
     page.get_by_role("switch").nth(1).click()
     expect(row("train.seed")).to_be_hidden()
-    expect(row("train.epochs").get_by_role("cell")).to_have_text(["3", "4", "5"])
+    expect(row("train.epochs").get_by_role("cell")).to_have_text(["3", "4", str(EPOCHS)])
     page.get_by_role("button", name="Run details").evaluate("head => head.scrollIntoView()")
     keep("mlflow-compare")
 

@@ -3,7 +3,6 @@
 import io
 import zipfile
 from base64 import b64encode
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +14,7 @@ from PIL import Image
 
 from tests.kaggle_server import SIGNATURE, KaggleServer, kaggle_server
 from tests.leaks import contents, holding, is_pickle
-from tests.pipeline.conftest import HOST, SMALL, Clone, served
+from tests.pipeline.conftest import HOST, SMALL, Clone, copy_of, served
 
 pytestmark = pytest.mark.slow
 
@@ -94,19 +93,28 @@ def faces() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [("download",), pytest.param((), marks=pytest.mark.campaign, id="all")],
+)
 def test_no_run_leaves_a_credential_anywhere(
-    new_clone: Callable[..., Clone], tmp_path: Path
+    reproduced: Clone,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    stages: tuple[str, ...],
 ) -> None:
+    """From Kaggle, and evaluated on a server; in the long form all stages between them as well."""
     canaries = Canaries(f"canary{uuid4().hex}", tmp_path / "home")
     canaries.write_files()
     (tmp_path / "tmp").mkdir()
     store = Clone(tmp_path / "store")
     store.root.mkdir()
-    clone = new_clone()
+    clone = copy_of(reproduced, tmp_path_factory.mktemp("clone"))
     remote = f"https://{canaries.mark}-git@example.org/faces.git"
     clone.run("git", "remote", "add", "origin", remote)
     clone.compose(*SMALL[2:], "dataset=kaggle", "dataset.slug=owner/faces")
     clone.commit("from Kaggle")
+    evaluate = ("dvc", "repro", "--force", "--single-item", "evaluate")
     printed = []
 
     def run(*command: str, **env: str) -> str:
@@ -118,7 +126,10 @@ def test_no_run_leaves_a_credential_anywhere(
         environment = canaries.environment(server, tmp_path)
         with served(store, ("mlflow", "ui"), tmp_path / "store.log") as port:
             address = canaries.address(f"http://{HOST}:{port}")
-            assert run("dvc", "repro", MLFLOW_TRACKING_URI=address).startswith("exit 0")
+            from_kaggle = run("dvc", "repro", *stages, MLFLOW_TRACKING_URI=address)
+            assert from_kaggle.startswith("exit 0")
+            if stages:
+                assert run(*evaluate, MLFLOW_TRACKING_URI=address).startswith("exit 0")
         # The credentials were used, and MLflow has the run.
         sent = {request.authorization for request in server.calls("DownloadDataset")}
         assert sent == {f"Bearer {canaries.token}"}
@@ -126,7 +137,6 @@ def test_no_run_leaves_a_credential_anywhere(
         (there,) = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
         assert there.data.tags["mlflow.source.git.repoURL"] == "https://example.org/faces.git"
 
-        evaluate = ("dvc", "repro", "--force", "--single-item", "evaluate")
         assert run(*evaluate).startswith("exit 0")  # into the repository's own store
         down = run(*evaluate, MLFLOW_TRACKING_URI=address)
         assert down.startswith("exit 0")

@@ -142,6 +142,7 @@ def test_the_server_abstains_when_asked(post: Post, content: list[bytes]) -> Non
     assert [item["label"] for item in answer["predictions"]] == ["uncertain"]
 
 
+@pytest.mark.campaign  # in short: test_tracking_server.py, on a team's server
 def test_a_tracking_server_promotes_and_rolls_back_alike(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
     serve = (

@@ -86,7 +86,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(
         assert seen == expected.history["epoch"].tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign  # in short: test_faults.py, in the pipeline
 def test_a_training_that_was_killed_goes_on(part: Part, recipe: Callable, tmp_path: Path) -> None:
     expected = train_small(part, recipe(BEST), Checkpoint(None))
     (tmp_path / "recipe.json").write_text(recipe(BEST).model_dump_json())
