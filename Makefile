@@ -5,14 +5,20 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 INSTALLED_SCALE := $(VENV)/installed-scale
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# A test may take a core and a gigabyte.
-PYTEST := pytest -n logical --maxprocesses 4
-QUICK := not slow and not scale and not campaign
+# A test may take a core and a gigabyte; one that runs the pipeline often waits for a server.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := pytest -n $(CORES) --maxprocesses 4
+PIPELINES := pytest -n $(shell expr $(CORES) + 1) --maxprocesses 5 --dist loadgroup
 # Stages run `python`; theirs is the one of the environment, whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes
+# pip where uv does not get through: uv does not read pip's settings, such as a company's index.
+SYNC = $(VENV)/bin/uv pip install --quiet --no-config --compile-bytecode --require-hashes -r $< || \
+	  { echo 'uv cannot install: trying pip'; $(PIP) -r $<; }
+
 .DEFAULT_GOAL := help
-.PHONY: help install install-scale repro report gate sweep test test-fast test-scale fuzz lint audit format params lock ui serve bench verify-reproducible faults clean
+.PHONY: help install install-scale repro report gate sweep test test-fast test-scale campaign fuzz lint audit format params lock ui serve bench verify-reproducible clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,14 +30,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  { echo 'error: Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...'; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo 'error: Python has no venv: on Debian, apt-get install python3-venv'; exit 1; }
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@# uv, as the lock pins it, takes a third of pip's time for the others.
+	@sed -n '/^uv==/,/[^\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(PIP) --no-deps -r $(VENV)/uv.txt
+	$(SYNC)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 install-scale: $(INSTALLED_SCALE) ## the same, and all that docs/scaling.md needs
 
 $(INSTALLED_SCALE): requirements-scale.lock $(INSTALLED)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(SYNC)
 	@touch $@
 
 repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
@@ -46,15 +55,18 @@ report: $(INSTALLED) ## metrics/report.html, and report.html compared with main 
 gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV, GATE=--format...)
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
-test: $(INSTALLED) ## the tests, the quick ones first
-	$(PYTEST) -m '$(QUICK)'
-	$(PYTEST) -m slow --dist loadgroup
+test: test-fast ## the tests, the quick ones first; those of extras that are not installed skip
+	$(PIPELINES) -m 'not campaign' tests/pipeline tests/scale
 
 test-fast: $(INSTALLED) ## the quick tests alone
-	$(PYTEST) -m '$(QUICK)'
+	$(PYTEST) -m 'not campaign' tests/unit
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
-	$(PYTEST) -m scale --dist loadfile
+	$(PIPELINES) -m 'not campaign' tests/scale
+
+campaign: $(INSTALLED_SCALE) ## what CI has in short at full length: tests, 30 kills of the pipeline
+	$(PIPELINES) -m campaign
+	python -m bench.faults
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit/test_properties.py tests/unit/test_fuzz.py
@@ -94,10 +106,6 @@ serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5
 
 verify-reproducible: $(INSTALLED) ## run the commit twice in clones, and compare all outputs' bytes
 	python -m bench.reproducible
-
-faults: $(INSTALLED) ## the tests' long forms: kill the pipeline 30 times, interrupt training 6 times
-	$(PYTEST) -m campaign
-	python -m bench.faults
 
 bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.input_pipeline

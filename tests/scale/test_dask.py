@@ -23,7 +23,7 @@ from bench.preprocess_cluster import HOST, Cluster, local_cluster
 from facegender.errors import UserError
 from facegender.preprocessing import write_part
 from tests.compose import ROOT
-from tests.pipeline.conftest import SMALL, Clone
+from tests.pipeline.conftest import SMALL, Clone, copy_of
 
 pytestmark = pytest.mark.scale
 distributed = pytest.importorskip("distributed", reason="make install-scale")
@@ -256,10 +256,9 @@ def test_results_wait_until_the_last_ones_are_written(two_workers: Cluster, tmp_
 
 
 def test_dvc_reproduces_the_same_bytes(
-    two_workers: Cluster, new_clone: Callable[..., Clone], tmp_path: Path
+    two_workers: Cluster, reproduced: Clone, tmp_path: Path
 ) -> None:
-    clone = new_clone()
-    clone.run("dvc", "repro", "preprocess")
+    clone = copy_of(reproduced, tmp_path)
     here = output_digests(clone.root)["preprocess"]
     lock = (clone.root / "dvc.lock").read_bytes()
 

@@ -239,7 +239,6 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, name: str) -> None:
     assert megabytes < 250
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])
 def test_the_largest_picture_that_is_decoded_takes_less_than_a_gigabyte(
     tmp_path: Path, mode: str

@@ -99,7 +99,6 @@ def test_portraits_are_all_different(shared: Path) -> None:
     assert clusters(fingerprints(paths)) == []
 
 
-@pytest.mark.slow
 def test_the_whole_sample_is_all_different(tmp_path: Path) -> None:
     draw_sample(tmp_path, per_class=600, image_size=128, seed=42)
     assert clusters(fingerprints([tmp_path / path for path in find_images(tmp_path)])) == []
