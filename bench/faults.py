@@ -7,7 +7,7 @@ processes, or the stage's own process. Every output must come out with the same 
 runs and times excepted); a kill counts as survived if `dvc repro` went on after it, and its stage's
 outputs are the same. The seed decides the moments, as shares of what each stage took undisturbed.
 
-    make faults
+    make campaign
 """
 
 import argparse

@@ -141,14 +141,23 @@ def test_a_full_disk_loses_nothing(
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_dvcs_own_lock_cut_short_needs_one_command(reproduced: Clone, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(("download", "split", "preprocess"), id="preprocess"),
+        pytest.param((), marks=pytest.mark.campaign, id="all"),
+    ],
+)
+def test_dvcs_own_lock_cut_short_needs_one_command(
+    reproduced: Clone, tmp_path: Path, stages: tuple[str, ...]
+) -> None:
     clone = copy_of(reproduced, tmp_path)
     # What a kill leaves in the 0.03 seconds that DVC takes to write the file.
     (clone.root / "dvc.lock").write_text("")
     assert clone.run("dvc", "repro", check=False).returncode != 0
     (clone.root / "dvc.lock").unlink()
-    clone.run("dvc", "repro", "preprocess")
-    assert_same(clone, reproduced, "download", "split", "preprocess")
+    clone.run("dvc", "repro", *stages[-1:])
+    assert_same(clone, reproduced, *stages)
 
 
 class Server:

