@@ -175,6 +175,7 @@ def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
         assert told.items() <= run.data.params.items()
 
 
+@pytest.mark.campaign  # in short: test_store.py, where a stage is stopped
 def test_a_sweep_that_is_stopped_stops_its_experiments(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
     write_grid(tmp_path / "grid.yaml", [100_000])
@@ -218,6 +219,7 @@ def get(address: str, place: str, **query: str) -> bytes:
         connection.close()
 
 
+@pytest.mark.campaign  # in short: test_store.py, without the pages
 def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) -> None:
     clone = copy_of(swept, tmp_path / "another place")
     run = runs(swept)["sweep-1"]
@@ -242,10 +244,9 @@ def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) ->
     assert all(address.startswith(clone.root.as_uri()) for (address,) in addresses)
 
 
-def test_a_queued_experiment_and_a_stage_run_by_hand_log_to_the_same_store(
-    swept: Clone, tmp_path: Path
-) -> None:
-    clone = copy_of(swept, tmp_path)
+@pytest.mark.campaign  # in short: the sweep, whose experiments are temporary, too
+def test_a_queued_experiment_logs_to_the_same_store(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
     clone.experiment("train.epochs=1", options=("--queue", "--name", "queued"))
     # The worker goes on by itself, but would hold on to this process's pipes.
     clone.run("sh", "-c", "dvc queue start >/dev/null 2>&1")
@@ -258,6 +259,11 @@ def test_a_queued_experiment_and_a_stage_run_by_hand_log_to_the_same_store(
     assert queued.data.tags["dvc.exp_name"] == "queued"
     assert "test_accuracy" in queued.data.metrics
 
+
+def test_a_stage_that_is_run_by_hand_logs_to_the_same_store(
+    reproduced: Clone, tmp_path: Path
+) -> None:
+    clone = copy_of(reproduced, tmp_path)
     before = runs(clone)["repro"].info.end_time
     folder = clone.root / "docs"
     lock = yaml.safe_load((clone.root / "dvc.lock").read_text())

@@ -331,6 +331,7 @@ def test_a_server_that_is_silent_gets_the_run_later(
     assert_same(clone, reproduced)
 
 
+@pytest.mark.campaign  # in short: test_tracking.py, without the pipeline
 def test_a_server_that_dies_in_mid_training_gets_the_rest_later(
     reproduced: Clone, tmp_path: Path, server: Server
 ) -> None:

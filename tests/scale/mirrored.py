@@ -1,4 +1,4 @@
-"""Trains by each recipe on one and on two devices of this process, and prints both; a program.
+"""Trains on one and on two devices of this process, and prints both; run as a program.
 
 The devices are two CPUs that TensorFlow makes of this machine's: it must not have begun yet.
 """
@@ -37,13 +37,11 @@ def main() -> None:
     still = {"zoom": 0, "width_shift": 0, "height_shift": 0, "horizontal_flip": False}
     usual = load_params(ROOT / "params.yaml").train
     augmentation = usual.augmentation.model_copy(update=still)
-    folder, start, *recipes = sys.argv[1:]
-    part = Part(Path(folder))
+    recipe = usual.model_copy(update={"augmentation": augmentation, **json.loads(sys.argv[2])})
+    part = Part(Path(sys.argv[1]))
+    weights = pretrained(part, Path(sys.argv[3])) if recipe.batch_norm == "frozen" else None
     ways = (tf.distribute.get_strategy(), two)
-    for changes in map(json.loads, recipes):
-        recipe = usual.model_copy(update={"augmentation": augmentation, **changes})
-        weights = pretrained(part, Path(start)) if recipe.batch_norm == "frozen" else None
-        print(json.dumps([train(part, recipe, way, weights) for way in ways]))
+    print(json.dumps([train(part, recipe, way, weights) for way in ways]))
 
 
 if __name__ == "__main__":

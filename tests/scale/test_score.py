@@ -93,6 +93,15 @@ def test_a_folder_is_scored_as_predict_does(champion: Clone, expected: pd.DataFr
     assert len(list(output.glob("part-*.parquet"))) == -(-len(expected) // 40)
     assert (output / "_SUCCESS").exists()
     same(output, expected)
+    # A part is lost, and the last word with it: that part alone is scored again.
+    lost, *kept = sorted(output.glob("part-*.parquet"))
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    lost.unlink()
+    (output / "_SUCCESS").unlink()
+    done = champion.run(*SCORE, "in", "folder.parquet", "--part-images", "40")
+    assert f"{len(expected)} images, {len(expected) - 40} of them from before" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    same(output, expected)
     # Once more: nothing is left to do, which needs no Spark.
     before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
     done = champion.run(*SCORE, "in", "folder.parquet")
@@ -100,6 +109,7 @@ def test_a_folder_is_scored_as_predict_does(champion: Clone, expected: pd.DataFr
     assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
 
 
+@pytest.mark.campaign  # in short: the test above, which takes a part away
 def test_a_run_that_was_killed_goes_on(champion: Clone, expected: pd.DataFrame) -> None:
     command = (*SCORE, "in", "killed.parquet", "--part-images", "3")
     process = subprocess.Popen(
@@ -201,23 +211,25 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
         time.sleep(0.2)
 
 
-def test_parquet_is_scored_alike_by_a_cluster_and_abstains_when_asked(
-    champion: Clone, expected: pd.DataFrame, cluster: str
+@pytest.mark.parametrize("by", ["Spark here", pytest.param("cluster", marks=pytest.mark.campaign)])
+def test_parquet_is_scored_alike_and_abstains_when_asked(
+    champion: Clone, expected: pd.DataFrame, by: str, request: pytest.FixtureRequest
 ) -> None:
+    master = request.getfixturevalue("cluster") if by == "cluster" else "local[2]"
     names = [str(path) for path in find_images(champion.root / "in")]
     contents = [(champion.root / "in" / name).read_bytes() for name in names]
     table = pa.table({"path": [f"in/{name}" for name in names], "content": contents})
     pq.write_table(table, champion.root / "photos.parquet")
     champion.run(
-        *("facegender", "score", "photos.parquet", "table.parquet", "--part-images", "20"),
-        *("--master", cluster, "--conf", f"spark.driver.host={HOST}"),
+        *("facegender", "score", "photos.parquet", f"{by}.parquet", "--part-images", "20"),
+        *("--master", master, "--conf", f"spark.driver.host={HOST}"),
         *("--conf", "spark.ui.enabled=false", "--abstain-below", "0.7"),
         *("--model", "models:/facegender/1"),
     )
     sure = expected["probability"].sub(0.5).abs() >= 0.2
     label = expected["label"].where(sure | expected["label"].isna(), "uncertain")
     assert label.nunique() == 3
-    same(champion.root / "table.parquet", expected.assign(label=label))
+    same(champion.root / f"{by}.parquet", expected.assign(label=label))
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +273,7 @@ def s3(champion: Clone) -> Iterator[dict[str, str]]:
         process.wait()
 
 
+@pytest.mark.campaign  # in short: a folder, above, and the errors of S3, below
 def test_a_prefix_of_s3_is_scored_alike(
     champion: Clone, expected: pd.DataFrame, s3: dict[str, str], tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_the_chief_alone_writes_and_logs(alone: Alone, together: tuple[Clone, Cl
     assert len({path.read_bytes() for path in model}) == 2
 
 
+@pytest.mark.campaign  # in short: a killed chief, which is noticed in the same way
 def test_a_killed_worker_stops_the_training_which_then_goes_on(
     alone: Alone, together: tuple[Clone, Clone, dict], tmp_path: Path
 ) -> None:
@@ -185,7 +186,6 @@ def test_a_killed_worker_stops_the_training_which_then_goes_on(
         assert (chief.root / name).read_bytes() == uninterrupted.read_bytes(), name
 
 
-@pytest.mark.campaign  # in short: a killed worker, which the chief notices in the same way
 def test_a_chief_that_is_killed_stops_the_worker(alone: Alone, tmp_path: Path) -> None:
     chief, worker = machines(alone, tmp_path)
     config = cluster()
@@ -210,19 +210,19 @@ def test_a_chief_that_is_killed_stops_the_worker(alone: Alone, tmp_path: Path) -
     assert "Traceback" not in printed(worker)
 
 
-def on_two_devices(part: Part, *recipes: dict) -> list[tuple[dict, dict]]:
-    """Train by each recipe on one device and on two, in a process of its own."""
+def on_two_devices(part: Part, recipe: dict) -> tuple[dict, dict]:
+    """Train on one device and on two, in a process of its own."""
     weights = part.directory.with_name("start.weights.h5")
-    words = (part.directory, weights, *map(json.dumps, recipes))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.scale.mirrored", *words],
+        [sys.executable, "-m", "tests.scale.mirrored", part.directory, json.dumps(recipe), weights],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()[-len(recipes) :]]
+    one, two = json.loads(done.stdout.splitlines()[-1])
+    return one, two
 
 
 BEST = {
@@ -242,23 +242,24 @@ BEST = {
 }
 
 
-# Two steps: more would show how differences of rounding grow (see EQUAL).
-BATCH_NORM = {"batch_size": 20, "epochs": 1, "optimizer": "sgd"}
-
-
-def test_two_devices_train_as_one_and_share_the_statistics_of_batch_norm(part: Part) -> None:
-    (one, two), by_statistics = on_two_devices(part, BEST, BATCH_NORM)
+@pytest.mark.campaign  # in short: two processes, above, and the test below
+def test_two_devices_train_as_one(part: Part) -> None:
+    one, two = on_two_devices(part, BEST)
     assert one["history"]["loss"][2] < one["history"]["loss"][1] - 0.02  # it learns
     for name in METRICS:
         assert one["history"][name] == pytest.approx(two["history"][name], abs=1e-3), name
     assert one["answers"] == pytest.approx(two["answers"], abs=1e-3)
-    one, two = by_statistics
+
+
+def test_two_devices_share_the_statistics_of_batch_norm(part: Part) -> None:
+    # Two steps: more would show how differences of rounding grow (see EQUAL).
+    one, two = on_two_devices(part, {"batch_size": 20, "epochs": 1, "optimizer": "sgd"})
     for name in METRICS:
         assert one["history"][name] == pytest.approx(two["history"][name], abs=1e-3), name
 
 
-@pytest.mark.campaign  # in short: mixed precision on one device, and two devices in full
+@pytest.mark.campaign  # in short: on one device, in test_training.py
 def test_two_devices_train_in_mixed_precision(part: Part) -> None:
-    ((one, two),) = on_two_devices(part, BEST | {"mixed_precision": True})
+    one, two = on_two_devices(part, BEST | {"mixed_precision": True})
     assert one["history"]["loss"][2] < one["history"]["loss"][1] - 0.02
     assert one["history"]["loss"] == pytest.approx(two["history"]["loss"], abs=0.05)

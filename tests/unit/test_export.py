@@ -82,6 +82,7 @@ def test_int8_is_int8_by_channel_between_uint8_and_float32(exported: Exported) -
     assert exported.int8.stat().st_size < 0.5 * exported.float32.stat().st_size
 
 
+@pytest.mark.campaign  # in short: test_two_clones_give_the_same_bytes
 def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", exported.images)
     code = (

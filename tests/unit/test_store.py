@@ -179,6 +179,7 @@ def test_a_deleted_experiment_is_a_clear_error(filled: Path, tmp_path: Path) -> 
         tracking.connect(root)
 
 
+@pytest.mark.campaign  # in short: the sweep in test_experiments.py
 def test_four_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / ".dvc").mkdir()
     epochs = 150

@@ -40,6 +40,7 @@ def fit(part: Part, recipe: Train, momentum: float = 0.9) -> tuple[Network, Trai
     return network, train_network(network, part, part, recipe, verbose=0)
 
 
+@pytest.mark.campaign  # in short: test_two_clones_give_the_same_bytes, for one seed
 def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         network, training = fit(part, recipe.model_copy(update={"seed": seed}))
