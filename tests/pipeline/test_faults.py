@@ -8,9 +8,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -25,7 +23,7 @@ import yaml
 
 from bench.faults import kill_repro, start_repro
 from bench.outputs import differences, output_digests
-from tests.pipeline.conftest import EPOCHS, Clone, copy_of, files
+from tests.pipeline.conftest import EPOCHS, HOST, Clone, copy_of, files, served
 
 pytestmark = pytest.mark.slow
 
@@ -167,28 +165,10 @@ class Server:
         mode: open, shut or silent.
     """
 
-    def __init__(self, folder: Path, binaries: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int) -> None:
+        self.address = f"http://{HOST}:{port}"
         self.mode = "open"
         self.earlier: set[str] = set()
-        self.process = subprocess.Popen(
-            [
-                binaries / "mlflow",
-                "server",
-                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
-                *("--artifacts-destination", str(folder / "artifacts")),
-            ],
-            cwd=folder,
-            # Of its workers for jobs none is needed here, and they take long to start.
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
         outer = self
 
         class Gate(BaseHTTPRequestHandler):
@@ -222,17 +202,9 @@ class Server:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.gate = ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+        self.gate = ThreadingHTTPServer((HOST, 0), Gate)
         threading.Thread(target=self.gate.serve_forever, daemon=True).start()
-        self.uri = f"http://127.0.0.1:{self.gate.server_port}"
-        while True:
-            assert self.process.poll() is None
-            try:
-                urllib.request.urlopen(f"{self.address}/health")
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.2)
-            else:
-                return
+        self.uri = f"http://{HOST}:{self.gate.server_port}"
 
     def runs(self) -> list[mlflow.entities.Run]:
         """Return those of this test."""
@@ -251,17 +223,18 @@ class Server:
     def client(self) -> mlflow.MlflowClient:
         return mlflow.MlflowClient(self.address)
 
-    def close(self) -> None:
-        self.gate.shutdown()
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
 
 @pytest.fixture(scope="module")
 def started_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"), Path(sys.executable).parent)
-    yield server
-    server.close()
+    place = Clone(tmp_path_factory.mktemp("server"))
+    command = (
+        *("mlflow", "server", "--backend-store-uri", f"sqlite:///{place.root / 'server.db'}"),
+        *("--artifacts-destination", str(place.root / "artifacts")),
+    )
+    with served(place, command, place.root / "log") as port:
+        server = Server(port)
+        yield server
+        server.gate.shutdown()
 
 
 @pytest.fixture
