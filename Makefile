@@ -5,17 +5,28 @@ VENV := .venv
 INSTALLED := $(VENV)/installed
 INSTALLED_SCALE := $(VENV)/installed-scale
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# A test may take a core and a gigabyte; one that runs the pipeline often waits for a server.
-CORES := $(shell getconf _NPROCESSORS_ONLN)
-PYTEST := pytest -n $(CORES) --maxprocesses 4
-PIPELINES := pytest -n $(shell expr $(CORES) + 1) --maxprocesses 5 --dist loadgroup
+# A test may take a core and a gigabyte, and often waits: for a server, or another process.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST := pytest -n $(WORKERS) --maxprocesses 5
 # Stages run `python`; theirs is the one of the environment, whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes
-# pip where uv does not get through: uv does not read pip's settings, such as a company's index.
-SYNC = $(VENV)/bin/uv pip install --quiet --no-config --compile-bytecode --require-hashes -r $< || \
-	  { echo 'uv cannot install: trying pip'; $(PIP) -r $<; }
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# Makes the environment anew from the lock that is the target's first prerequisite. uv, as the lock
+# pins it, takes a third of pip's time; pip steps in where uv does not get through, for uv does not
+# read pip's settings, such as a company's index.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+  { echo 'error: Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...'; exit 1; }
+@$(PYTHON) -m venv $(VENV) || \
+  { echo 'error: Python has no venv: on Debian, apt-get install python3-venv'; exit 1; }
+@sed -n '/^uv==/,/[^\]$$/p' $< > $(VENV)/uv.txt
+$(PIP) --require-hashes --no-deps -r $(VENV)/uv.txt
+$(VENV)/bin/uv pip install --quiet --no-config --compile-bytecode --require-hashes -r $< || \
+  $(PIP) --require-hashes -r $<
+$(PIP) --no-deps --no-build-isolation --editable .
+@touch $(INSTALLED) $@
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-scale repro report gate sweep test test-fast test-scale campaign fuzz lint audit format params lock ui serve bench verify-reproducible clean
@@ -26,22 +37,12 @@ help: ## list these targets
 install: $(INSTALLED) ## make the environment in .venv from requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
-	  { echo 'error: Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...'; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
-	  { echo 'error: Python has no venv: on Debian, apt-get install python3-venv'; exit 1; }
-	@# uv, as the lock pins it, takes a third of pip's time for the others.
-	@sed -n '/^uv==/,/[^\]$$/p' requirements.lock > $(VENV)/uv.txt
-	$(PIP) --no-deps -r $(VENV)/uv.txt
-	$(SYNC)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+	$(environment)
 
 install-scale: $(INSTALLED_SCALE) ## the same, and all that docs/scaling.md needs
 
-$(INSTALLED_SCALE): requirements-scale.lock $(INSTALLED)
-	$(SYNC)
-	@touch $@
+$(INSTALLED_SCALE): requirements-scale.lock pyproject.toml
+	$(environment)
 
 repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	dvc repro
@@ -56,16 +57,16 @@ gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV,
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
 test: test-fast ## the tests, the quick ones first; those of extras that are not installed skip
-	$(PIPELINES) -m 'not campaign' tests/pipeline tests/scale
+	$(PYTEST) --dist loadgroup -m 'not campaign' tests/pipeline tests/scale
 
 test-fast: $(INSTALLED) ## the quick tests alone
 	$(PYTEST) -m 'not campaign' tests/unit
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
-	$(PIPELINES) -m 'not campaign' tests/scale
+	$(PYTEST) --dist loadgroup -m 'not campaign' tests/scale
 
 campaign: $(INSTALLED_SCALE) ## what CI has in short at full length: tests, 30 kills of the pipeline
-	$(PIPELINES) -m campaign
+	$(PYTEST) --dist loadgroup -m campaign
 	python -m bench.faults
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -49,6 +50,28 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def make_once(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Return a function that gives a folder which is filled once for all pytest-xdist's workers.
+
+    It takes the folder's name, and what fills an empty one. Nobody may change what is there.
+    """
+    ours = tmp_path_factory.getbasetemp()
+    shared = ours if worker_id == "master" else ours.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                making = tmp_path_factory.mktemp(name)
+                fill(making)
+                making.rename(shared / name)
+        return shared / name
+
+    return make
+
+
 @dataclass(frozen=True)
 class Exported:
     """A small model, saved and exported, and images of which it is sure or not."""
@@ -61,7 +84,17 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(make_once: Callable[[str, Callable[[Path], None]], Path]) -> Exported:
+    folder = make_once("exported", export_small_model)
+    models = (folder / name for name in EXPORTED)
+    return Exported(*models, *(np.load(folder / f"{name}.npy") for name in ARRAYS))
+
+
+EXPORTED = ("model.keras", "model.tflite", "model_int8.tflite")
+ARRAYS = ("images", "probabilities")
+
+
+def export_small_model(folder: Path) -> None:
     import keras
 
     from facegender.export import convert
@@ -84,12 +117,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     training.fit(images, wanted[:, None], batch_size=16, epochs=30, verbose=0)
     model = network.inference(temperature=1.5)
 
-    folder = tmp_path_factory.mktemp("exported")
-    paths = [folder / name for name in ("model.keras", "model.tflite", "model_int8.tflite")]
-    save_model(model, paths[0])
-    for path, content in zip(paths[1:], convert(model, images), strict=True):
+    first, *others = (folder / name for name in EXPORTED)
+    save_model(model, first)
+    for path, content in zip(others, convert(model, images), strict=True):
         path.write_bytes(content)
-    return Exported(*paths, images, predict_arrays(model, [images]))
+    for name, array in zip(ARRAYS, (images, predict_arrays(model, [images])), strict=True):
+        np.save(folder / f"{name}.npy", array)
 
 
 def write_images(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 from facegender.files import file_sha256
@@ -207,21 +206,22 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
 
 @pytest.fixture(scope="session")
 def reproduced(
-    new_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFactory, worker_id: str
+    new_clone: Callable[..., Clone],
+    make_once: Callable[[str, Callable[[Path], None]], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Clone:
     """A clone in which the pipeline has run once. Tests must leave its files as they found them.
 
-    The first of pytest-xdist's workers that needs it runs the pipeline; each has its own copy.
+    Each of pytest-xdist's workers has a copy of its own.
     """
-    ours = tmp_path_factory.getbasetemp()
-    shared = ours if worker_id == "master" else ours.parent
-    first = Clone(shared / "first" / "facegender")
-    with FileLock(shared / "first.lock"):
-        if not first.root.exists():
-            clone = new_clone()
-            clone.run("dvc", "repro")
-            clone.commit("results")
-            shutil.copytree(clone.root, first.root, symlinks=True)
+
+    def run_once(folder: Path) -> None:
+        clone = new_clone()
+        clone.run("dvc", "repro")
+        clone.commit("results")
+        shutil.copytree(clone.root, folder / "facegender", symlinks=True)
+
+    first = Clone(make_once("first", run_once) / "facegender")
     clone = copy_of(first, tmp_path_factory.mktemp("reproduced"))
     clone.run("facegender", "relocate")
     return clone

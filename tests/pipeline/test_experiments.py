@@ -260,9 +260,7 @@ def test_a_queued_experiment_logs_to_the_same_store(reproduced: Clone, tmp_path:
     assert "test_accuracy" in queued.data.metrics
 
 
-def test_a_stage_that_is_run_by_hand_logs_to_the_same_store(
-    reproduced: Clone, tmp_path: Path
-) -> None:
+def test_evaluating_again_by_hand_logs_to_the_same_run(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
     before = runs(clone)["repro"].info.end_time
     folder = clone.root / "docs"
@@ -270,8 +268,11 @@ def test_a_stage_that_is_run_by_hand_logs_to_the_same_store(
     _, _, _, *options = lock["stages"]["evaluate"]["cmd"].split()
     words = (word if word.startswith("--") else f"../{word}" for word in options)
     Clone(folder).run("python", "../stages/evaluate.py", "--params", "../params.yaml", *words)
-    assert runs(clone)["repro"].info.end_time > before
+    (run,) = runs(clone).values()
+    assert run.info.end_time > before
     assert list(folder.glob("ml*")) == []
+    # The model is not logged twice.
+    (_,) = mlflow.search_logged_models([run.info.experiment_id], output_format="list")
 
 
 def shown_finished(clone: Clone) -> str:

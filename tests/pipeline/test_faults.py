@@ -79,8 +79,10 @@ def steps_of(run: mlflow.entities.Run, client: mlflow.MlflowClient) -> list[int]
 
 @pytest.mark.parametrize(
     ("stage", "seconds", "everything"),
-    [("preprocess", 1.0, True), ("evaluate", 3.0, False)],
-    ids=["preprocess", "evaluate"],
+    [
+        pytest.param("preprocess", 1.0, True, id="preprocess"),
+        pytest.param("evaluate", 3.0, False, id="evaluate", marks=pytest.mark.campaign),
+    ],
 )
 def test_a_stage_that_is_killed_is_done_again(
     reproduced: Clone, tmp_path: Path, stage: str, seconds: float, everything: bool

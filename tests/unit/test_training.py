@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facegender.batches import make_batches
 from facegender.errors import UserError
 from facegender.manifest import build_manifest
 from facegender.model import Network, load_model, save_model
@@ -86,42 +85,9 @@ def test_it_learns_what_is_easy(part: Part, recipe: Train) -> None:
     assert (predicted == part.labels).mean() > 0.9
 
 
-FOLDED = {
-    "head_epochs": 3,
-    "batch_norm": "frozen",
-    "epochs": 3,
-    "min_steps_per_epoch": 7,
-    "small_image_size": 32,
-    "small_epochs": 2,
-    "ema_epochs": 1,
-    "weight_decay": 0.01,
-    "label_smoothing": 0.05,
-}
-
-
-# That it gives the same bits whenever it runs, test_checkpoints.py shows.
-def test_the_best_recipe_has_a_head_then_small_images_then_full_ones(
-    part: Part, recipe: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[range, int | None]] = []
-
-    def spy(*args: object, epochs: range = range(1), size: int | None = None, **rest: object):
-        if "shuffle_seed" in rest:  # the training part is shuffled, the validation part is not
-            asked.append((epochs, size))
-        return make_batches(*args, epochs=epochs, size=size, **rest)
-
-    monkeypatch.setattr("facegender.training.make_batches", spy)
-    changed = Train.model_validate(recipe.model_dump() | FOLDED)
-    _, training = fit(part, changed)
-    assert list(training.history["epoch"]) == [1, 2, 3, 4, 5, 6]
-    # Small images come first. Three steps a pass (40 images in batches of 16), so few images come
-    # again: three passes for seven steps.
-    assert asked == [(range(0, 6), 32), (range(6, 9), None)]
-
-
 def test_small_images_without_frozen_batch_norm_are_refused(recipe: Train) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Train.model_validate(recipe.model_dump() | FOLDED | {"batch_norm": "train"})
+        Train.model_validate(recipe.model_dump() | {"small_image_size": 32, "small_epochs": 2})
 
 
 def test_no_epochs_leave_the_first_weights(part: Part, recipe: Train) -> None:
