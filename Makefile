@@ -8,6 +8,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # A test may take a core and a gigabyte, and often waits: for a server, or another process.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := pytest -n $(WORKERS) --maxprocesses 5
+# What shares a clone or a server runs on one worker; the files that take longest come first.
+PIPELINES := $(PYTEST) --dist loadgroup --no-loadscope-reorder
 # Stages run `python`; theirs is the one of the environment, whatever else is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
@@ -57,16 +59,16 @@ gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV,
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
 test: test-fast ## the tests, the quick ones first; those of extras that are not installed skip
-	$(PYTEST) --dist loadgroup -m 'not campaign' tests/pipeline tests/scale
+	$(PIPELINES) -m 'not campaign' tests/scale tests/pipeline
 
 test-fast: $(INSTALLED) ## the quick tests alone
 	$(PYTEST) -m 'not campaign' tests/unit
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
-	$(PYTEST) --dist loadgroup -m 'not campaign' tests/scale
+	$(PIPELINES) -m 'not campaign' tests/scale
 
 campaign: $(INSTALLED_SCALE) ## what CI has in short at full length: tests, 30 kills of the pipeline
-	$(PYTEST) --dist loadgroup -m campaign
+	$(PIPELINES) -m campaign
 	python -m bench.faults
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each

@@ -36,6 +36,14 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share a clone or a server on one worker, for `pytest --dist loadgroup`."""
+    for item in items:
+        shared = "swept" if "swept" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="session")
 def params() -> Params:
     return load_params(ROOT / "params.yaml")

@@ -36,14 +36,6 @@ SMALL = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share a clone or a server on one worker, for `pytest --dist loadgroup`."""
-    for item in items:
-        shared = "swept" if "swept" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(shared))
-
-
 @dataclass(frozen=True)
 class Clone:
     """A clone of the repository in a temporary folder."""
