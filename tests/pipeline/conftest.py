@@ -16,6 +16,8 @@ import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 from facegender.files import file_sha256
+from facegender.store import relocate
+from facegender.tracking import EXPERIMENT
 from tests.compose import ROOT
 
 HOST = "127.0.0.1"
@@ -215,7 +217,7 @@ def reproduced(
 
     first = Clone(make_once("first", run_once) / "facegender")
     clone = copy_of(first, tmp_path_factory.mktemp("reproduced"))
-    clone.run("facegender", "relocate")
+    relocate(clone.root, EXPERIMENT)
     return clone
 
 

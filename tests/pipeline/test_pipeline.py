@@ -176,8 +176,17 @@ def test_a_model_from_elsewhere_gets_a_run_of_its_own_once(
     assert [point.step for point in history] == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.parametrize(
+    ("stage", "table"),
+    [
+        pytest.param("preprocess", "data/splits/test.csv", id="preprocess"),
+        pytest.param(
+            "evaluate", "metrics/predictions.csv", id="evaluate", marks=pytest.mark.campaign
+        ),
+    ],
+)
 def test_the_folder_source_its_metadata_and_its_unreadable_images(
-    new_clone: Callable[..., Clone], make_images: Callable[..., Path]
+    new_clone: Callable[..., Clone], make_images: Callable[..., Path], stage: str, table: str
 ) -> None:
     folder = make_images("faces", per_class=30, classes=("Women", "men"))
     ages = "".join(f"Women/{number:03}.png,{20 + number}\n" for number in range(30))
@@ -191,13 +200,12 @@ def test_the_folder_source_its_metadata_and_its_unreadable_images(
     assert "men/007.png: not an image in a known format" in refused.stderr
     assert "Traceback" not in refused.stderr
     clone.compose(*params, "data.max_invalid_fraction=0.1")
-    clone.run("dvc", "repro", "evaluate")
+    clone.run("dvc", "repro", stage)
     data = json.loads((clone.root / "metrics/data.json").read_text())
     assert data["invalid"]["images"] == [
         {"path": "men/007.png", "reason": "not an image in a known format"}
     ]
-    predictions = pd.read_csv(clone.root / "metrics/predictions.csv")
-    assert "age" in predictions.columns
+    assert "age" in pd.read_csv(clone.root / table).columns
     (folder / "men" / "007.png").unlink()
     ran = clone.ran(clone.run("dvc", "repro", "preprocess").stdout)
     assert ran == ["download", "split", "preprocess"]
