@@ -267,7 +267,8 @@ def test_evaluating_again_by_hand_logs_to_the_same_run(reproduced: Clone, tmp_pa
     lock = yaml.safe_load((clone.root / "dvc.lock").read_text())
     _, _, _, *options = lock["stages"]["evaluate"]["cmd"].split()
     words = (word if word.startswith("--") else f"../{word}" for word in options)
-    Clone(folder).run("python", "../stages/evaluate.py", "--params", "../params.yaml", *words)
+    stage = ("python", "../stages/evaluate.py", "--params", "../params.yaml")
+    assert "which trained the model" in Clone(folder).run(*stage, *words).stdout
     (run,) = runs(clone).values()
     assert run.info.end_time > before
     assert list(folder.glob("ml*")) == []

@@ -140,7 +140,7 @@ def test_no_run_leaves_a_credential_anywhere(
         (there,) = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
         assert there.data.tags["mlflow.source.git.repoURL"] == "https://example.org/faces.git"
 
-        # Into the repository's own store, then.
+        assert run(*evaluate).startswith("exit 0")  # into the repository's own store
         down = run(*evaluate, MLFLOW_TRACKING_URI=address)
         assert down.startswith("exit 0")
         assert "does not answer" in down

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from facegender.batches import make_batches
 from facegender.errors import UserError
 from facegender.manifest import build_manifest
 from facegender.model import Network, load_model, save_model
@@ -85,9 +86,44 @@ def test_it_learns_what_is_easy(part: Part, recipe: Train) -> None:
     assert (predicted == part.labels).mean() > 0.9
 
 
+FOLDED = {
+    "head_epochs": 3,
+    "batch_norm": "frozen",
+    "epochs": 3,
+    "min_steps_per_epoch": 7,
+    "small_image_size": 32,
+    "small_epochs": 2,
+    "ema_epochs": 1,
+    "weight_decay": 0.01,
+    "label_smoothing": 0.05,
+}
+
+
+def test_all_that_the_best_recipe_does_gives_the_same_bytes(
+    part: Part, recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[range, int | None]] = []
+
+    def spy(*args: object, epochs: range = range(1), size: int | None = None, **rest: object):
+        if "shuffle_seed" in rest:  # the training part is shuffled, the validation part is not
+            asked.append((epochs, size))
+        return make_batches(*args, epochs=epochs, size=size, **rest)
+
+    monkeypatch.setattr("facegender.training.make_batches", spy)
+    changed = Train.model_validate(recipe.model_dump() | FOLDED)
+    for name in "ab":
+        network, training = fit(part, changed)
+        save_model(network.inference(1.5), tmp_path / f"{name}.keras")
+        assert list(training.history["epoch"]) == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+    # Small images come first. Three steps a pass (40 images in batches of 16), so few images come
+    # again: three passes for seven steps.
+    assert asked == [(range(0, 6), 32), (range(6, 9), None)] * 2
+
+
 def test_small_images_without_frozen_batch_norm_are_refused(recipe: Train) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Train.model_validate(recipe.model_dump() | {"small_image_size": 32, "small_epochs": 2})
+        Train.model_validate(recipe.model_dump() | FOLDED | {"batch_norm": "train"})
 
 
 def test_no_epochs_leave_the_first_weights(part: Part, recipe: Train) -> None:
