@@ -14,7 +14,7 @@ PIPELINES := $(PYTEST) --dist loadgroup --no-loadscope-reorder
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
-# Makes the environment anew from the lock that is the target's first prerequisite. uv, as the lock
+# Makes the environment from the lock that is the target's first prerequisite. uv, as the lock
 # pins it, takes a third of pip's time; pip steps in where uv does not get through, for uv does not
 # read pip's settings, such as a company's index.
 define environment
