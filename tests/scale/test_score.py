@@ -78,7 +78,7 @@ def same(output: Path, expected: pd.DataFrame) -> None:
         both = pair[[column, f"{column}_expected"]].fillna("")
         assert both[column].tolist() == both[f"{column}_expected"].tolist()
     assert pair["probability"].isna().equals(pair["error"].notna())
-    assert (pair["probability"] - pair["probability_expected"]).abs().max() <= 1e-6
+    assert pair["probability"].equals(pair["probability_expected"])
 
 
 def test_a_folder_is_scored_as_predict_does(champion: Clone, expected: pd.DataFrame) -> None:

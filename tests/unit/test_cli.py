@@ -12,6 +12,7 @@ import pytest
 
 from facegender.cli import _run
 from facegender.errors import UserError
+from facegender.export import MAX_FLOAT_DIFFERENCE
 from facegender.images import encode_png
 from facegender.litert import probe_litert
 from tests.compose import ROOT
@@ -38,7 +39,7 @@ def test_a_folder_in_order_as_json(
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(item["image"]).name for item in answers] == [f"{n:02}.png" for n in range(64)]
     said = [item["probability"] for item in answers]
-    np.testing.assert_allclose(said, exported.probabilities, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(said, exported.probabilities, atol=MAX_FLOAT_DIFFERENCE, rtol=0)
     names = ["male" if p >= 0.5 else "female" for p in exported.probabilities]
     assert [item["label"] for item in answers] == names
 

@@ -7,6 +7,7 @@ import pytest
 
 from facegender.batches import make_batches
 from facegender.errors import UserError
+from facegender.export import MAX_FLOAT_DIFFERENCE
 from facegender.manifest import build_manifest
 from facegender.model import Network, load_model, save_model
 from facegender.params import Augmentation, Params, Train
@@ -193,7 +194,9 @@ def test_predictions_of_files_equal_those_of_arrays(
     assert broken.error == "not an image in a known format"
     assert broken.label is None
     expected = predict_arrays(model, part.batches(16))
-    np.testing.assert_allclose([item.probability for item in good], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        [item.probability for item in good], expected, atol=MAX_FLOAT_DIFFERENCE
+    )
     assert {item.label for item in good} <= {"female", "male"}
 
 
