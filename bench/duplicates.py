@@ -21,8 +21,8 @@ from facegender import duplicates
 from facegender.checks import fingerprint_images
 from facegender.command import run_command
 from facegender.datasets.sample import draw_sample
-from facegender.files import find_images
 from facegender.fingerprints import Fingerprint, take_fingerprints
+from facegender.image_files import find_images
 
 
 def main() -> None:

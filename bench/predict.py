@@ -24,11 +24,13 @@ from bench.common import measure, report
 from facegender.command import run_command
 from facegender.datasets.sample import CLASSES, draw_attributes, render
 from facegender.export import convert, median_seconds
-from facegender.files import find_images
+from facegender.image_files import find_images
 from facegender.images import decode_image
 from facegender.litert import load_litert
+from facegender.loading import keras_predictor
 from facegender.model import build_network, load_model, save_model
-from facegender.prediction import BATCH_SIZE, Predictor, keras_predictor, predict_images
+from facegender.prediction import BATCH_SIZE, predict_images
+from facegender.predictor import Predictor
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from bench.hard_sample import make_hard_sample
 from facegender.command import run_command
 from facegender.evaluation import classification_metrics
-from facegender.manifest import build_manifest
+from facegender.labelling import build_manifest
 from facegender.params import load_params
 from facegender.preprocessing import write_part
 from facegender.processed import Part
@@ -145,7 +145,7 @@ def train(
     """
     from facegender import export, training
     from facegender.litert import load_litert
-    from facegender.prediction import predict_arrays
+    from facegender.model import predict_arrays
 
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "params.yaml"

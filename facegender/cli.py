@@ -28,14 +28,9 @@ from facegender.command import (
 )
 from facegender.credentials import secrets_of, without_credentials
 from facegender.errors import UserError
-from facegender.files import find_images
-from facegender.prediction import (
-    BATCH_SIZE,
-    Prediction,
-    Predictor,
-    keras_predictor,
-    predict_images,
-)
+from facegender.image_files import find_images
+from facegender.loading import load_predictors
+from facegender.prediction import Prediction, predict_images
 
 # No image is larger; standard input may have no end.
 MAX_STDIN_BYTES = 500_000_000
@@ -325,7 +320,7 @@ def _predict(args: argparse.Namespace) -> int:
     sources = _sources(args.images)
     model = args.model or project_root() / "models" / "model.tflite"
     predictions = predict_images(
-        _load(model, len(sources)),
+        load_predictors(model, len(sources)),
         sources,
         threshold=args.threshold,
         abstain_below=args.abstain_below,
@@ -479,22 +474,6 @@ def _verify(args: argparse.Namespace) -> int:
         )
     print(f"{files} files and directories are what dvc.lock records")
     return 0
-
-
-def _load(path: Path, images: int) -> list[Predictor]:
-    # Each runtime is imported only when its kind of model is named: Keras takes seconds.
-    if path.suffix == ".tflite":
-        from facegender.litert import load_litert, probe_litert
-
-        probe_litert(path)
-        batches = math.ceil(images / BATCH_SIZE)
-        return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
-    if path.suffix == ".keras":
-        from facegender.model import load_model
-
-        # Once, for TensorFlow computes on all cores by itself.
-        return [keras_predictor(load_model(path))]
-    raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")
 
 
 def _text(prediction: Prediction) -> str:

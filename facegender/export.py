@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from facegender.prediction import Predictor
+from facegender.predictor import Predictor
 from facegender.processed import Part
 
 # P(male) of one model on two runtimes (Keras and LiteRT), which add float32 numbers in different

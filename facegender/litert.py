@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from facegender.errors import UserError
-from facegender.prediction import Predictor
+from facegender.predictor import Predictor
 
 _REMEDY = "`dvc repro` makes it, `dvc pull` fetches it from a remote."
 _PROBE_SECONDS = 60

@@ -2,11 +2,12 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from facegender.errors import UserError
 from facegender.files import file_sha256
@@ -294,3 +295,18 @@ def load_model(path: Path) -> keras.Model:
         # Its advice on how to run the code after all is not passed on.
         reason = str(error).partition(" If you trust")[0].rstrip(".")
         raise UserError(f"Cannot load the model {path.name}: {reason}. {remedy}") from error
+
+
+def predict_arrays(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Return P(male), or the logit if the model ends in it, for batches of decoded images.
+
+    Args:
+        model: a saved model, or one in training.
+        batches: uint8 arrays of shape (n, size, size, 3).
+
+    Returns:
+        float64 of shape (total,).
+    """
+    # A compiled graph, without the set-up of `predict`, which is made anew for every call.
+    outputs = [np.asarray(model.predict_on_batch(batch))[:, 0] for batch in batches]
+    return np.concatenate(outputs).astype(np.float64) if outputs else np.empty(0)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from facegender.errors import UserError
-from facegender.files import is_photo, walk_images
+from facegender.image_files import is_photo, walk_images
 from facegender.images import InvalidImage
 
 # No image is larger, and one of them is held in memory.

@@ -6,7 +6,7 @@ Importing this module loads no runtime: what computes is given as a Keras model 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,28 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from facegender.images import InvalidImage, decode_image
-from facegender.labels import NAMES
+from facegender.predictor import Predictor, label_of
 
 if TYPE_CHECKING:
-    import keras
+    pass
 
-UNCERTAIN = "uncertain"
 # Small: the layers' outputs for a few images stay in a core's cache.
 BATCH_SIZE = 4
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A model that is ready to compute, whatever runs it.
-
-    Attributes:
-        size: side, in pixels, of the images it takes.
-        predict: from uint8 (n, size, size, 3) to P(male), float64 (n,). Not for use by several
-            threads at once.
-    """
-
-    size: int
-    predict: Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,45 +37,6 @@ class Prediction:
     label: str | None
     probability: float | None
     error: str | None = None
-
-
-def predict_arrays(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Return P(male), or the logit if the model ends in it, for batches of decoded images.
-
-    Args:
-        model: a saved model, or one in training.
-        batches: uint8 arrays of shape (n, size, size, 3).
-
-    Returns:
-        float64 of shape (total,).
-    """
-    # A compiled graph, without the set-up of `predict`, which is made anew for every call.
-    outputs = [np.asarray(model.predict_on_batch(batch))[:, 0] for batch in batches]
-    return np.concatenate(outputs).astype(np.float64) if outputs else np.empty(0)
-
-
-def image_size(model: keras.Model) -> int:
-    """Return the side, in pixels, of the images that a model takes."""
-    return int(model.input_shape[1])
-
-
-def keras_predictor(model: keras.Model) -> Predictor:
-    """Return a Keras model as a predictor."""
-    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
-
-
-def label_of(probability: float, *, threshold: float, abstain_below: float) -> str:
-    """Return the label of an image.
-
-    Args:
-        probability: P(male).
-        threshold: P(male) from which the label is `male`.
-        abstain_below: the label is `uncertain` when the likelier label has a lower probability
-            than this; 0.5 never abstains.
-    """
-    if max(probability, 1 - probability) < abstain_below:
-        return UNCERTAIN
-    return NAMES[int(probability >= threshold)]
 
 
 def predict_images(

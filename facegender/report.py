@@ -22,10 +22,9 @@ from facegender.evaluation import wilson_interval
 from facegender.files import file_sha256
 from facegender.gate_report import MAX_FLIPS, Report
 from facegender.labels import LABELS, NAMES
-from facegender.manifest import read_manifest
+from facegender.manifest import SPLITS, read_manifest
 from facegender.params import Params, flatten
 from facegender.plots import most_confident_errors
-from facegender.splits import SPLITS
 
 WORST_ERRORS = 10
 

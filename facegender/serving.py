@@ -23,7 +23,7 @@ from PIL import Image
 
 from facegender.images import InvalidImage, decode_image
 from facegender.litert import load_litert
-from facegender.prediction import label_of
+from facegender.predictor import label_of
 
 # Images computed at a time: the layers' outputs are all that grows with it.
 _BATCH_SIZE = 32

@@ -8,8 +8,7 @@ from sklearn.model_selection import train_test_split
 
 from facegender.errors import UserError
 from facegender.labels import LABELS
-
-SPLITS = ("train", "validation", "test")
+from facegender.manifest import SPLITS
 
 _FOLDERS = {
     "train": "train",

@@ -10,7 +10,6 @@ way a warning says how to send what is missing.
 """
 
 import getpass
-import hashlib
 import json
 import logging
 import math
@@ -582,12 +581,6 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float):
             yield prefix + name, value
-
-
-def digest(files: Sequence[Path], text: str) -> str:
-    """Return one SHA-256 for the contents of files and a text."""
-    parts = [file_sha256(path) for path in files]
-    return hashlib.sha256("\n".join([*parts, text]).encode()).hexdigest()
 
 
 @_unless_down

@@ -19,9 +19,8 @@ from facegender.calibration import fit_temperature
 from facegender.checkpoints import Checkpoint, training_digest
 from facegender.distribution import Share, distribute
 from facegender.errors import UserError
-from facegender.model import Network, build_network, set_trainable
+from facegender.model import Network, build_network, predict_arrays, set_trainable
 from facegender.params import Augmentation, Params, Train
-from facegender.prediction import predict_arrays
 from facegender.processed import Part
 
 _log = logging.getLogger(__name__)

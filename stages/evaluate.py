@@ -4,13 +4,12 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 import facegender
-from facegender import evaluation, plots
+from facegender import evaluation, figures
 from facegender.command import (
     check_inputs,
     input_tags,
@@ -19,12 +18,12 @@ from facegender.command import (
     run_stage,
     tracking_uri,
 )
+from facegender.files import digest
 from facegender.images import encode_png
 from facegender.litert import load_litert
-from facegender.manifest import write_manifest
+from facegender.manifest import SPLITS, write_manifest
 from facegender.params import flatten, load_params
 from facegender.processed import Part
-from facegender.splits import SPLITS
 
 # The stages that a model comes from.
 TRAINED_BY = ("download", "split", "preprocess", "train")
@@ -61,7 +60,7 @@ def main() -> None:
     history = pd.read_csv(args.history)
     with tracking.evaluation_run(
         tracking.read_run_id(args.run),
-        evaluation=tracking.digest(
+        evaluation=digest(
             [args.model, *(args.splits / f"{part}.csv" for part in SPLITS)],
             params.evaluate.model_dump_json(),
         ),
@@ -101,7 +100,7 @@ def main() -> None:
         args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
         write_manifest(predictions, args.predictions)
         write_manifest(groups, args.plots / "groups.csv")
-        draw(args.plots, test, probabilities, history, groups, metrics, threshold)
+        figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
         tracking.log_evaluation(
             metrics,
@@ -130,53 +129,6 @@ def main() -> None:
         f"(95 % interval {interval['low']:.4f} to {interval['high']:.4f}) "
         f"on {metrics['n']} images; {which}"
     )
-
-
-def draw(
-    folder: Path,
-    test: Part,
-    probabilities: np.ndarray,
-    history: pd.DataFrame,
-    groups: pd.DataFrame,
-    metrics: dict[str, Any],
-    threshold: float,
-) -> None:
-    """Write the tables that `dvc plots` draws, and figures as PNG."""
-    labels = test.labels
-    roc = evaluation.roc_table(labels, probabilities)
-    precision_recall = evaluation.precision_recall_table(labels, probabilities)
-    reliability = evaluation.reliability_table(labels, probabilities)
-    write_manifest(roc, folder / "roc.csv")
-    write_manifest(precision_recall, folder / "precision_recall.csv")
-    write_manifest(reliability, folder / "reliability.csv")
-
-    plots.learning_curve(history, "loss", folder / "loss.png")
-    plots.learning_curve(history, "accuracy", folder / "accuracy.png")
-    plots.confusion_matrix(
-        labels, (probabilities >= threshold).astype(int), folder / "confusion.png"
-    )
-    plots.roc_curve(roc, metrics["roc_auc"], folder / "roc.png")
-    plots.precision_recall_curve(
-        precision_recall, metrics["average_precision"], folder / "precision_recall.png"
-    )
-    plots.reliability_diagram(reliability, metrics["ece"], folder / "reliability.png")
-    plots.group_accuracy(groups, folder / "groups.png")
-
-    # Spread over the part, so that both classes are seen.
-    spread = np.linspace(0, len(test) - 1, min(20, len(test))).astype(int)
-    errors = plots.most_confident_errors(labels, probabilities, threshold=threshold, count=10)
-    for name, title, places in (
-        ("faces", "Faces of the test part, with the prediction", spread),
-        ("errors", f"Most confident errors ({len(errors)} shown)", errors),
-    ):
-        plots.face_grid(
-            test.images[test.rows[places]],
-            labels[places],
-            probabilities[places],
-            title,
-            folder / f"{name}.png",
-            threshold=threshold,
-        )
 
 
 if __name__ == "__main__":

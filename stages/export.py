@@ -27,8 +27,7 @@ def main() -> None:
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender import export
     from facegender.litert import load_litert
-    from facegender.model import load_model
-    from facegender.prediction import predict_arrays
+    from facegender.model import load_model, predict_arrays
     from facegender.processed import Part
 
     model, test = load_model(args.model), Part(args.processed / "test")

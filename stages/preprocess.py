@@ -6,10 +6,9 @@ from pathlib import Path
 
 from facegender.command import check_inputs, run_stage
 from facegender.errors import UserError
-from facegender.manifest import read_manifest
+from facegender.manifest import SPLITS, read_manifest
 from facegender.params import load_params
 from facegender.preprocessing import write_part
-from facegender.splits import SPLITS
 
 
 def main() -> None:

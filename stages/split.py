@@ -6,8 +6,9 @@ from pathlib import Path
 
 from facegender import checks, plots
 from facegender.command import check_inputs, run_stage
+from facegender.labelling import build_manifest
 from facegender.labels import LABELS
-from facegender.manifest import build_manifest, write_manifest
+from facegender.manifest import write_manifest
 from facegender.params import load_params
 from facegender.splits import find_leaks, split_at_random, split_by_folder
 

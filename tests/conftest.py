@@ -10,7 +10,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from facegender.manifest import build_manifest
+from facegender.labelling import build_manifest
 from facegender.params import Params, load_params
 from facegender.preprocessing import write_part
 from facegender.processed import Part
@@ -106,8 +106,7 @@ def export_small_model(folder: Path) -> None:
     import keras
 
     from facegender.export import convert
-    from facegender.model import save_model
-    from facegender.prediction import predict_arrays
+    from facegender.model import predict_arrays, save_model
     from tests.networks import small_network
 
     network = small_network(batch_norm_momentum=0.5, test_time_flip=True)

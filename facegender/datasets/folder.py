@@ -11,7 +11,7 @@ from tqdm import tqdm
 from facegender.datasets.archive import ArchiveLimits, extract_archive
 from facegender.datasets.raw import emptied_on_error, storable_path
 from facegender.errors import UserError
-from facegender.files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
+from facegender.image_files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
 
 _UNREADABLE = "may not be read: permission denied"
 _log = logging.getLogger(__name__)

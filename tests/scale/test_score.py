@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facegender import registry
-from facegender.files import find_images
+from facegender.image_files import find_images
 from facegender.images import encode_png
 from tests.bad_images import BAD, GOOD, fill
 from tests.conftest import Exported

@@ -7,7 +7,7 @@ import pytest
 
 from facegender.batches import make_batches, make_feature_batches, weigh
 from facegender.distribution import WHOLE, Share
-from facegender.manifest import build_manifest
+from facegender.labelling import build_manifest
 from facegender.preprocessing import write_part
 from facegender.processed import Part
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 from facegender import duplicates
 from facegender.datasets.sample import draw_sample
 from facegender.duplicates import find_near_duplicates, same_picture
-from facegender.files import find_images
 from facegender.fingerprints import Fingerprint, take_fingerprints
+from facegender.image_files import find_images
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

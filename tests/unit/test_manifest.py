@@ -3,14 +3,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.errors import UserError
-from facegender.files import find_images
-from facegender.manifest import (
-    build_manifest,
-    label_images,
-    read_manifest,
-    read_metadata,
-    write_manifest,
-)
+from facegender.image_files import find_images
+from facegender.labelling import build_manifest, label_images, read_metadata
+from facegender.manifest import read_manifest, write_manifest
 
 ALIASES = {"female": ["female", "women"], "male": ["male", "men"], "ignore": ["unknown"]}
 

@@ -8,8 +8,10 @@ from PIL import Image
 from facegender.errors import UserError
 from facegender.export import MAX_FLOAT_DIFFERENCE
 from facegender.litert import load_litert
+from facegender.loading import keras_predictor
 from facegender.model import load_model
-from facegender.prediction import Predictor, keras_predictor, predict_images
+from facegender.prediction import predict_images
+from facegender.predictor import Predictor
 from tests.conftest import Exported
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from facegender.errors import UserError
-from facegender.manifest import build_manifest
+from facegender.labelling import build_manifest
 from facegender.preprocessing import write_part
 
 

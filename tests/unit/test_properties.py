@@ -18,8 +18,9 @@ from facegender import duplicates
 from facegender.checks import find_clusters
 from facegender.errors import UserError
 from facegender.fingerprints import Fingerprint
-from facegender.manifest import label_images, read_manifest, write_manifest
-from facegender.splits import SPLITS, find_leaks, split_at_random, split_by_folder
+from facegender.labelling import label_images
+from facegender.manifest import SPLITS, read_manifest, write_manifest
+from facegender.splits import find_leaks, split_at_random, split_by_folder
 
 # What a file may be called: anything but a slash and NUL, and not only dots.
 NAMES = st.text(

@@ -14,7 +14,7 @@ import pytest
 from facegender import places, registry, scoring
 from facegender.cli import _run
 from facegender.errors import UserError
-from facegender.files import find_images, walk_images
+from facegender.image_files import find_images, walk_images
 from facegender.images import InvalidImage, decode_image, encode_png
 from facegender.places import place_of
 from facegender.scoring import Job

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from facegender.errors import UserError
-from facegender.splits import SPLITS, find_leaks, split_at_random, split_by_folder
+from facegender.manifest import SPLITS
+from facegender.splits import find_leaks, split_at_random, split_by_folder
 
 
 def manifest(female: int, male: int, folder: str = "") -> pd.DataFrame:

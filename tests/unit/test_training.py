@@ -8,10 +8,11 @@ import pytest
 from facegender.batches import make_batches
 from facegender.errors import UserError
 from facegender.export import MAX_FLOAT_DIFFERENCE
-from facegender.manifest import build_manifest
-from facegender.model import Network, load_model, save_model
+from facegender.labelling import build_manifest
+from facegender.loading import keras_predictor
+from facegender.model import Network, load_model, predict_arrays, save_model
 from facegender.params import Augmentation, Params, Train
-from facegender.prediction import keras_predictor, predict_arrays, predict_images
+from facegender.prediction import predict_images
 from facegender.preprocessing import write_part
 from facegender.processed import Part
 from facegender.training import (
