@@ -80,14 +80,14 @@ lint: $(INSTALLED) ## ruff and mypy
 	mypy
 
 audit: $(INSTALLED) ## look requirements.lock up among known vulnerabilities (REQUIRED=1: or fail)
-	python -m tests.audit $(if $(REQUIRED),--required)
+	python -m tools.audit $(if $(REQUIRED),--required)
 
 format: $(INSTALLED) ## format the code
 	ruff check --fix .
 	ruff format .
 
 params: $(INSTALLED) ## compose params.yaml from conf/
-	python -m tests.compose params.yaml
+	python -m tools.compose_params params.yaml
 
 lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from facegender.command import project_root
+from facegender.runtime.entry_points import project_root
 
 
 def clone_head(target: Path, overrides: Sequence[str] = ()) -> Path:
@@ -17,7 +17,7 @@ def clone_head(target: Path, overrides: Sequence[str] = ()) -> Path:
     run("git", "clone", "--quiet", str(project_root()), str(target), cwd=target.parent)
     run("dvc", "cache", "dir", "--local", str(target / ".dvc" / "cache"), cwd=target)
     if overrides:
-        run(sys.executable, "-m", "tests.compose", "params.yaml", *overrides, cwd=target)
+        run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides, cwd=target)
     return target
 
 

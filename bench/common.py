@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from facegender.labelling import build_manifest
+from facegender.data.labelling import build_manifest
 
 _DISTINCT = 100  # pictures drawn; all others are links to these
 

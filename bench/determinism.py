@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from bench.common import make_raw
-from facegender.command import run_command
 from facegender.params import load_params
+from facegender.runtime.entry_points import run_command
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def make_part(folder: Path, images: int) -> Path:
-    from facegender.preprocessing import write_part
+    from facegender.data.preprocessing import write_part
 
     manifest = make_raw(folder / "raw", images)
     size = load_params(Path("params.yaml")).image.size
@@ -63,9 +63,9 @@ def make_part(folder: Path, images: int) -> Path:
 def images_per_second(directory: Path, epochs: int, *, deterministic: bool) -> float:
     import keras
 
-    from facegender.model import build_network
-    from facegender.processed import Part
-    from facegender.training import make_deterministic, train_network
+    from facegender.data.processed import Part
+    from facegender.model.network import build_network
+    from facegender.training.train import make_deterministic, train_network
 
     params = load_params(Path("params.yaml"))
     if deterministic:

@@ -2,7 +2,7 @@
 
 Prints how many images a second are checked, and how long the hashes of many take to compare; then,
 for the sample and for any folders named, how far apart the nearest different pictures are, and the
-farthest copies. The limits in `facegender.duplicates` stand between.
+farthest copies. The limits in `facegender.data.near_duplicates` stand between.
 
     python -m bench.duplicates ../shared/faces
 """
@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 from bench.common import make_raw
-from facegender import duplicates
-from facegender.checks import fingerprint_images
-from facegender.command import run_command
-from facegender.datasets.sample import draw_sample
-from facegender.fingerprints import Fingerprint, take_fingerprints
-from facegender.image_files import find_images
+from facegender.data import near_duplicates as duplicates
+from facegender.data.checks import fingerprint_images
+from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from facegender.data.image_files import find_images
+from facegender.data.sources.sample import draw_sample
+from facegender.runtime.entry_points import run_command
 
 
 def main() -> None:

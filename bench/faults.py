@@ -26,7 +26,7 @@ import yaml
 
 from bench.clones import clone_head, environment, run
 from bench.outputs import differences, output_digests
-from facegender.command import run_command
+from facegender.runtime.entry_points import run_command
 
 # Enough epochs for a kill to fall among them: before the first, TensorFlow takes its time.
 SMALL = (

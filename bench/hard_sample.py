@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from facegender.datasets.sample import CLASSES, draw_attributes, render
+from facegender.data.sources.sample import CLASSES, draw_attributes, render
 
 _SIDE = 200  # pixels
 

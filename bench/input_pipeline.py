@@ -15,13 +15,13 @@ import keras
 import tensorflow as tf
 
 from bench.common import make_raw, measure, report
-from facegender.batches import make_batches
-from facegender.command import run_command
-from facegender.model import build_network
+from facegender.data.preprocessing import write_part
+from facegender.data.processed import Part
+from facegender.model.network import build_network
 from facegender.params import load_params
-from facegender.preprocessing import write_part
-from facegender.processed import Part
-from facegender.training import augmentation_layers
+from facegender.runtime.entry_points import run_command
+from facegender.training.batches import make_batches
+from facegender.training.train import augmentation_layers
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 import joblib
 
 from bench.common import make_raw, peak_memory
-from facegender.command import run_command
-from facegender.manifest import read_manifest, write_manifest
-from facegender.preprocessing import write_part
+from facegender.data.manifest import read_manifest, write_manifest
+from facegender.data.preprocessing import write_part
+from facegender.runtime.entry_points import run_command
 
 _BATCH = 32
 _JOBS = 2
@@ -87,11 +87,11 @@ def preprocess(args: argparse.Namespace) -> dict[str, float]:
 def train(args: argparse.Namespace) -> dict[str, float]:
     import keras  # with TensorFlow, which preprocessing must not count
 
-    from facegender.batches import make_batches
-    from facegender.model import build_network
+    from facegender.data.processed import Part
+    from facegender.model.network import build_network
     from facegender.params import load_params
-    from facegender.processed import Part
-    from facegender.training import augmentation_layers
+    from facegender.training.batches import make_batches
+    from facegender.training.train import augmentation_layers
 
     augmentation = load_params(Path("params.yaml")).train.augmentation
     network = build_network(

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from bench.clones import clone_head, run
-from facegender.command import run_command
+from facegender.runtime.entry_points import run_command
 
 IMPORT = re.compile(r"^import time: +(\d+) \|", re.MULTILINE)
 
@@ -74,12 +74,12 @@ def remove_outputs(stage: dict[str, Any], clone: Path) -> None:
 def seconds_in_tracking(stats: Path) -> float:
     seconds = 0.0
     for (file, _, name), (*_, callers) in pstats.Stats(str(stats)).stats.items():  # type: ignore[attr-defined]
-        if file.endswith("facegender/tracking.py") and name != "<module>":
+        if "/facegender/tracking/" in file and name != "<module>":
             # Those that it calls itself are within the seconds of those that call them.
             seconds += sum(
                 times[3]
                 for (caller, *_), times in callers.items()
-                if not caller.endswith("facegender/tracking.py")
+                if "/facegender/tracking/" not in caller
             )
     return seconds
 

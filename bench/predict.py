@@ -21,16 +21,16 @@ import numpy as np
 from PIL import Image
 
 from bench.common import measure, report
-from facegender.command import run_command
-from facegender.datasets.sample import CLASSES, draw_attributes, render
-from facegender.export import convert, median_seconds
-from facegender.image_files import find_images
-from facegender.images import decode_image
-from facegender.litert import load_litert
-from facegender.loading import keras_predictor
-from facegender.model import build_network, load_model, save_model
-from facegender.prediction import BATCH_SIZE, predict_images
-from facegender.predictor import Predictor
+from facegender.data.image_files import find_images
+from facegender.data.images import decode_image
+from facegender.data.sources.sample import CLASSES, draw_attributes, render
+from facegender.inference.export import convert, median_seconds
+from facegender.inference.litert import load_litert
+from facegender.inference.loading import keras_predictor
+from facegender.inference.prediction import BATCH_SIZE, predict_images
+from facegender.inference.predictor import Predictor
+from facegender.model.network import build_network, load_model, save_model
+from facegender.runtime.entry_points import run_command
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import joblib
 from PIL import Image
 
 from bench.common import make_raw, measure, report
-from facegender.command import run_command
-from facegender.preprocessing import write_part
+from facegender.data.preprocessing import write_part
+from facegender.runtime.entry_points import run_command
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.common import make_raw, measure, peak_memory, report
-from facegender.command import run_command
-from facegender.preprocessing import write_part
+from facegender.data.preprocessing import write_part
+from facegender.runtime.entry_points import run_command
 
 HOST = "127.0.0.1"
 START_SECONDS = 120

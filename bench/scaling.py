@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.common import make_raw
-from facegender import duplicates
-from facegender.checks import fingerprint_images
-from facegender.command import run_command
+from facegender.data import near_duplicates as duplicates
+from facegender.data.checks import fingerprint_images
+from facegender.data.preprocessing import write_part
+from facegender.data.processed import Part
 from facegender.params import load_params
-from facegender.preprocessing import write_part
-from facegender.processed import Part
-from tests.compose import compose
+from facegender.runtime.entry_points import run_command
+from tools.compose_params import compose
 
 PHOTOS = (60_000, 1_000_000, 100_000_000)
 _HASHES = 20_000
@@ -100,10 +100,10 @@ def seconds_of_comparison() -> float:
 
 def seconds_of_training(folder: Path, part: Part) -> dict[str, float]:
     """Return the seconds an image of training by recipe best, and of predicting by its model."""
-    from facegender import training
-    from facegender.batches import make_batches
-    from facegender.export import convert
-    from facegender.litert import load_litert
+    from facegender.inference.export import convert
+    from facegender.inference.litert import load_litert
+    from facegender.training import train as training
+    from facegender.training.batches import make_batches
 
     compose(folder / "params.yaml", "recipe=best", "model.weights=none")
     params = load_params(folder / "params.yaml")

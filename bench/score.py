@@ -30,11 +30,11 @@ import psutil
 import facegender
 from bench.clones import environment
 from bench.common import make_raw
-from facegender import tracking
-from facegender.command import run_command
-from facegender.export import convert
-from facegender.images import encode_png
-from facegender.model import build_network
+from facegender.data.images import encode_png
+from facegender.inference.export import convert
+from facegender.model.network import build_network
+from facegender.runtime.entry_points import run_command
+from facegender.tracking import runs as tracking
 
 _SAMPLE_SECONDS = 0.5
 

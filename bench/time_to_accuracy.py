@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 
 from bench.hard_sample import make_hard_sample
-from facegender.command import run_command
-from facegender.evaluation import classification_metrics
-from facegender.labelling import build_manifest
+from facegender.data.labelling import build_manifest
+from facegender.data.preprocessing import write_part
+from facegender.data.processed import Part
+from facegender.data.splits import split_at_random
+from facegender.evaluation.metrics import classification_metrics
 from facegender.params import load_params
-from facegender.preprocessing import write_part
-from facegender.processed import Part
-from facegender.splits import split_at_random
-from tests.compose import compose
+from facegender.runtime.entry_points import run_command
+from tools.compose_params import compose
 
 _RECIPES = ("best", "paper", "notebook")
 _SEED = 42
@@ -143,9 +143,10 @@ def train(
     Returns:
         The figures at the end, and after each epoch of fine-tuning the seconds and the accuracy.
     """
-    from facegender import export, training
-    from facegender.litert import load_litert
-    from facegender.model import predict_arrays
+    from facegender.inference import export
+    from facegender.inference.litert import load_litert
+    from facegender.model.network import predict_arrays
+    from facegender.training import train as training
 
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "params.yaml"

@@ -4,11 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender.command import project_root, run_stage
-from facegender.datasets import fetch_dataset
-from facegender.datasets.archive import ArchiveLimits
+from facegender.data.sources.archive import ArchiveLimits
+from facegender.data.sources.fetch import fetch_dataset
 from facegender.files import write_whole
 from facegender.params import load_params
+from facegender.runtime.entry_points import project_root, run_stage
 
 
 def main() -> None:

@@ -9,8 +9,15 @@ import numpy as np
 import pandas as pd
 
 import facegender
-from facegender import evaluation, figures
-from facegender.command import (
+from facegender.data.images import encode_png
+from facegender.data.manifest import SPLITS, write_manifest
+from facegender.data.processed import Part
+from facegender.evaluation import figures
+from facegender.evaluation import metrics as evaluation
+from facegender.files import digest
+from facegender.inference.litert import load_litert
+from facegender.params import flatten, load_params
+from facegender.runtime.entry_points import (
     check_inputs,
     input_tags,
     project_root,
@@ -18,12 +25,6 @@ from facegender.command import (
     run_stage,
     tracking_uri,
 )
-from facegender.files import digest
-from facegender.images import encode_png
-from facegender.litert import load_litert
-from facegender.manifest import SPLITS, write_manifest
-from facegender.params import flatten, load_params
-from facegender.processed import Part
 
 # The stages that a model comes from.
 TRAINED_BY = ("download", "split", "preprocess", "train")
@@ -53,7 +54,7 @@ def main() -> None:
     threshold = params.evaluate.threshold
 
     # After the arguments, so that --help and a bad parameter need not wait for MLflow.
-    from facegender import tracking
+    from facegender.tracking import runs as tracking
 
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()

@@ -5,9 +5,9 @@ import json
 import logging
 from pathlib import Path
 
-from facegender.command import check_inputs, run_stage
 from facegender.errors import UserError
 from facegender.params import load_params
+from facegender.runtime.entry_points import check_inputs, run_stage
 
 _log = logging.getLogger("facegender.stages.export")
 
@@ -25,10 +25,10 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.model])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender import export
-    from facegender.litert import load_litert
-    from facegender.model import load_model, predict_arrays
-    from facegender.processed import Part
+    from facegender.data.processed import Part
+    from facegender.inference import export
+    from facegender.inference.litert import load_litert
+    from facegender.model.network import load_model, predict_arrays
 
     model, test = load_model(args.model), Part(args.processed / "test")
     calibration = export.calibration_images(

@@ -4,11 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender.command import check_inputs, run_stage
+from facegender.data.manifest import SPLITS, read_manifest
+from facegender.data.preprocessing import write_part
 from facegender.errors import UserError
-from facegender.manifest import SPLITS, read_manifest
 from facegender.params import load_params
-from facegender.preprocessing import write_part
+from facegender.runtime.entry_points import check_inputs, run_stage
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from facegender.command import project_root, run_stage, tracking_uri
 from facegender.files import file_sha256
 from facegender.params import load_params
-from facegender.report import Provenance, Sources, code_digest, render_card, render_page
+from facegender.report.page import Provenance, Sources, code_digest, render_card, render_page
+from facegender.runtime.entry_points import project_root, run_stage, tracking_uri
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     sources = Sources(**{source.name: getattr(args, source.name) for source in fields(Sources)})
 
     # After the arguments, so that --help and a bad parameter need not wait for MLflow.
-    from facegender import tracking
+    from facegender.tracking import runs as tracking
 
     provenance = Provenance(
         code=code_digest(Path(), args.code),

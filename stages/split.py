@@ -4,13 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender import checks, plots
-from facegender.command import check_inputs, run_stage
-from facegender.labelling import build_manifest
+from facegender.data import checks
+from facegender.data.labelling import build_manifest
+from facegender.data.manifest import write_manifest
+from facegender.data.splits import find_leaks, split_at_random, split_by_folder
+from facegender.evaluation import plots
 from facegender.labels import LABELS
-from facegender.manifest import write_manifest
 from facegender.params import load_params
-from facegender.splits import find_leaks, split_at_random, split_by_folder
+from facegender.runtime.entry_points import check_inputs, run_stage
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from facegender import distribution
-from facegender.command import (
+from facegender.params import flatten, load_params
+from facegender.runtime.entry_points import (
     check_inputs,
     fit_verbosity,
     input_tags,
@@ -16,7 +16,7 @@ from facegender.command import (
     tracking_uri,
     worker_wait,
 )
-from facegender.params import flatten, load_params
+from facegender.training import strategy as distribution
 
 
 def main() -> None:
@@ -38,8 +38,11 @@ def main() -> None:
         distribution.require_chief(cluster)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender import checkpoints, model, tracking, training
-    from facegender.processed import Part
+    from facegender.data.processed import Part
+    from facegender.model import network as model
+    from facegender.tracking import runs as tracking
+    from facegender.training import checkpoints
+    from facegender.training import train as training
 
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from facegender.images import encode_png
+from facegender.data.images import encode_png
 
 
 def save(image: Image.Image, form: str, **options: object) -> bytes:

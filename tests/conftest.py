@@ -10,13 +10,13 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from facegender.labelling import build_manifest
+from facegender.data.labelling import build_manifest
+from facegender.data.preprocessing import write_part
+from facegender.data.processed import Part
 from facegender.params import Params, load_params
-from facegender.preprocessing import write_part
-from facegender.processed import Part
-from tests.compose import ROOT
+from tools.compose_params import ROOT
 
-gc.set_threshold(50_000)  # as in facegender.command
+gc.set_threshold(50_000)  # as in facegender.runtime.entry_points
 
 # Bounded, and the same examples every time; `make fuzz` tries many more, which differ.
 settings.register_profile(
@@ -105,8 +105,8 @@ ARRAYS = ("images", "probabilities")
 def export_small_model(folder: Path) -> None:
     import keras
 
-    from facegender.export import convert
-    from facegender.model import predict_arrays, save_model
+    from facegender.inference.export import convert
+    from facegender.model.network import predict_arrays, save_model
     from tests.networks import small_network
 
     network = small_network(batch_norm_momentum=0.5, test_time_flip=True)

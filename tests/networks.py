@@ -9,13 +9,13 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
-from facegender import training
-from facegender.checkpoints import Checkpoint
-from facegender.model import Network, build_network
+from facegender.data.processed import Part
+from facegender.model.network import Network, build_network
 from facegender.params import Train, load_params
-from facegender.processed import Part
-from facegender.training import make_deterministic, train_network
-from tests.compose import ROOT
+from facegender.training import train as training
+from facegender.training.checkpoints import Checkpoint
+from facegender.training.train import make_deterministic, train_network
+from tools.compose_params import ROOT
 
 
 def small_network(strategy: tf.distribute.Strategy | None = None, **changes: Any) -> Network:

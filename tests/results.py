@@ -3,10 +3,10 @@
 from dataclasses import fields
 from pathlib import Path
 
-from facegender.command import pipeline_paths
 from facegender.params import Params, load_params
-from facegender.report import Sources
-from tests.compose import ROOT
+from facegender.report.page import Sources
+from facegender.runtime.entry_points import pipeline_paths
+from tools.compose_params import ROOT
 
 
 def committed_sources(root: Path) -> Sources:

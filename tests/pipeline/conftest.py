@@ -16,9 +16,9 @@ import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 from facegender.files import file_sha256
-from facegender.store import relocate
-from facegender.tracking import EXPERIMENT
-from tests.compose import ROOT
+from facegender.tracking.local_store import relocate
+from facegender.tracking.runs import EXPERIMENT
+from tools.compose_params import ROOT
 
 HOST = "127.0.0.1"
 # Two cores may have other work: a server is up in some 10 s.
@@ -80,7 +80,7 @@ class Clone:
         return self.run("dvc", "exp", "run", *options, *words, check=check)
 
     def compose(self, *overrides: str) -> None:
-        self.run(sys.executable, "-m", "tests.compose", "params.yaml", *overrides)
+        self.run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
 
-from facegender.processed import Part
+from facegender.data.processed import Part
 from tests.bad_images import BAD, GOOD, fill
 from tests.pipeline.conftest import SMALL, Clone
 
@@ -53,7 +53,7 @@ def test_each_is_used_or_named_and_no_stage_stops(
         "dataset=folder",
         f"dataset.path={folder}",
         # DVC itself would wait for the pipe and stop at the link that leads to itself.
-        "dataset.input=facegender/datasets/folder.py",
+        "dataset.input=facegender/data/sources/folder.py",
         "data.max_invalid_fraction=0.5",
     )
     done = clone.run("dvc", "repro", "preprocess")

@@ -21,8 +21,8 @@ import pytest
 import yaml
 from mlflow.entities import Run
 
-from facegender.command import input_tags
 from facegender.params import Params, flatten
+from facegender.runtime.entry_points import input_tags
 from tests.pipeline.conftest import EPOCHS, HOST, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from facegender.evaluation import classification_metrics
+from facegender.evaluation.metrics import classification_metrics
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
-from facegender.export import MAX_FLOAT_DIFFERENCE
-from facegender.processed import Part
+from facegender.data.processed import Part
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from tests.pipeline.conftest import EPOCHS, SMALL, Clone, copy_of, files
 
 pytestmark = pytest.mark.slow
@@ -154,7 +154,7 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
 
 def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
-    with (clone.root / "facegender" / "evaluation.py").open("a") as file:
+    with (clone.root / "facegender/evaluation/metrics.py").open("a") as file:
         file.write("# touched\n")
     before = files(clone.root / "models")
     assert clone.ran(clone.run("dvc", "repro").stdout) == ["evaluate", "report"]

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from facegender.report import Provenance, render_page
-from tests.compose import ROOT
+from facegender.report.page import Provenance, render_page
 from tests.pipeline.conftest import Clone
 from tests.results import committed_params, committed_sources
+from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.slow
 

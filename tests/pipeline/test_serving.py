@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from facegender.processed import Part
+from facegender.data.processed import Part
 from tests.pipeline.conftest import HOST, Clone, copy_of, served
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from facegender.data.processed import Part
 from facegender.params import Train, load_params
-from facegender.processed import Part
-from facegender.training import train_network
-from tests.compose import ROOT
+from facegender.training.train import train_network
 from tests.networks import pretrained, small_network
+from tools.compose_params import ROOT
 
 
 def train(

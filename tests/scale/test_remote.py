@@ -18,7 +18,7 @@ import mlflow
 import pytest
 import yaml
 
-from facegender.integrity import dvc_md5
+from facegender.runtime.integrity import dvc_md5
 from tests.leaks import holding
 from tests.pipeline.conftest import Clone, copy_of
 from tests.scale.servers import BUCKET, s3_server, stored

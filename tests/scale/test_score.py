@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facegender import registry
-from facegender.image_files import find_images
-from facegender.images import encode_png
+from facegender.data.image_files import find_images
+from facegender.data.images import encode_png
+from facegender.tracking import registry
 from tests.bad_images import BAD, GOOD, fill
 from tests.conftest import Exported
 from tests.pipeline.conftest import HOST, START_SECONDS, Clone

@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from facegender.processed import Part
-from tests.compose import ROOT
+from facegender.data.processed import Part
 from tests.conftest import write_images
 from tests.pipeline.conftest import HOST, SMALL, Clone
+from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.scale
 

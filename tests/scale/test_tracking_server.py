@@ -21,10 +21,10 @@ import yaml
 from mlflow.entities import Run
 from mlflow.server import get_app_client
 
-from tests.compose import ROOT
 from tests.leaks import holding
 from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, answers, copy_of, write_grid
 from tests.scale.servers import BUCKET, free_port, running, s3_server, stored
+from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.scale
 
@@ -34,8 +34,8 @@ LOGGED = 20  # epochs
 PIPELINE = f"""
 import sys, time
 from pathlib import Path
-from facegender import tracking
-from facegender.command import run_command, tracking_uri
+from facegender.tracking import runs as tracking
+from facegender.runtime.entry_points import run_command, tracking_uri
 
 def main():
     name, root = sys.argv[1], Path.cwd()

@@ -10,12 +10,12 @@ import yaml
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 import facegender
-from facegender import tracking
-from facegender.evaluation import classification_metrics
-from facegender.images import encode_png
-from facegender.manifest import write_manifest
-from tests.compose import ROOT
+from facegender.data.images import encode_png
+from facegender.data.manifest import write_manifest
+from facegender.evaluation.metrics import classification_metrics
+from facegender.tracking import runs as tracking
 from tests.conftest import Exported
+from tools.compose_params import ROOT
 
 # Whether each of 40 test images is predicted rightly, the first 20 of them female.
 RUNS = {

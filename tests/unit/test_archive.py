@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from facegender.datasets import archive as archive_module
-from facegender.datasets import fetch_dataset
-from facegender.datasets.archive import ArchiveLimits, DamagedArchive, extract_archive
+from facegender.data.sources import archive as archive_module
+from facegender.data.sources.archive import ArchiveLimits, DamagedArchive, extract_archive
+from facegender.data.sources.fetch import fetch_dataset
 from facegender.errors import UserError
 from facegender.params import FolderDataset
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.audit import ACCEPTED, judge
+from tools.audit import ACCEPTED, judge
 
 KNOWN = {"id": "GHSA-x", "aliases": list(ACCEPTED), "fix_versions": []}
 BAD = {"id": "PYSEC-1", "aliases": ["CVE-1"], "fix_versions": ["2.0"]}

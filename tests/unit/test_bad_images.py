@@ -12,15 +12,15 @@ import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from facegender.cli import _run
+from facegender.cli.main import _run
+from facegender.data.decode_rows import write_rows
+from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from facegender.data.images import InvalidImage, decode_image
 from facegender.errors import UserError
-from facegender.fingerprints import Fingerprint, take_fingerprints
-from facegender.images import InvalidImage, decode_image
-from facegender.rows import write_rows
-from facegender.serving import _to_array
+from facegender.inference.serving import _to_array
 from tests.bad_images import BAD, GOOD, fill
-from tests.compose import ROOT
 from tests.conftest import Exported
+from tools.compose_params import ROOT
 
 CONTENTS = {name: content for name, (content, _) in BAD.items()}
 
@@ -180,7 +180,7 @@ def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, 
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(GOOD["jpeg"])
     flags = [] if form == "text" else [f"--{form}"]
-    code = "from facegender.cli import main; main()"
+    code = "from facegender.cli.main import main; main()"
     command = [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags]
     done = subprocess.run(
         [*command, tmp_path],
@@ -205,7 +205,7 @@ def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, 
 def test_standard_input_without_an_end_is_refused(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facegender.cli.MAX_STDIN_BYTES", 1000)
+    monkeypatch.setattr("facegender.cli.main.MAX_STDIN_BYTES", 1000)
     with Path("/dev/zero").open() as endless:
         monkeypatch.setattr(sys, "stdin", endless)
         with pytest.raises(UserError, match="more than 1,000 bytes"):
@@ -216,7 +216,7 @@ def peak_megabytes(path: Path) -> tuple[str, float]:
     """Decode a file in a process of its own; return what came of it, and its memory."""
     code = (
         "import re, sys; from pathlib import Path\n"
-        "from facegender.images import InvalidImage, decode_image\n"
+        "from facegender.data.images import InvalidImage, decode_image\n"
         "try: print(decode_image(Path(sys.argv[1]), 96).shape)\n"
         "except InvalidImage as error: print(error)\n"
         # Not getrusage: its maximum counts what the process that started this one had.

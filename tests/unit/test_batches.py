@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.batches import make_batches, make_feature_batches, weigh
-from facegender.distribution import WHOLE, Share
-from facegender.labelling import build_manifest
-from facegender.preprocessing import write_part
-from facegender.processed import Part
+from facegender.data.labelling import build_manifest
+from facegender.data.preprocessing import write_part
+from facegender.data.processed import Part
+from facegender.training.batches import make_batches, make_feature_batches, weigh
+from facegender.training.strategy import WHOLE, Share
 
 
 def collect(part: Part, **options: object) -> tuple[list[np.ndarray], np.ndarray]:

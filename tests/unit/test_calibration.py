@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from facegender.calibration import fit_temperature
-from facegender.evaluation import expected_calibration_error
+from facegender.evaluation.metrics import expected_calibration_error
+from facegender.training.calibration import fit_temperature
 
 
 def labelled(n: int, overconfidence: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.checkpoints import Checkpoint, open_checkpoint, training_digest
+from facegender.data.processed import Part
 from facegender.params import Params, Train
-from facegender.processed import Part
-from tests.compose import ROOT
+from facegender.training.checkpoints import Checkpoint, open_checkpoint, training_digest
 from tests.networks import train_small
+from tools.compose_params import ROOT
 
 # A recipe as quick: from scratch, the best epoch kept, all that is random.
 QUICK = {"epochs": 5, "warmup_epochs": 1, "learning_rate": 0.01}
@@ -94,8 +94,9 @@ def test_a_training_that_was_killed_goes_on(part: Part, recipe: Callable, tmp_pa
     kill_at = 12
     code = (
         "import os, signal, sys; from pathlib import Path;"
-        "from facegender.checkpoints import Checkpoint; from facegender.params import Train;"
-        "from facegender.processed import Part; from tests.networks import train_small;"
+        "from facegender.training.checkpoints import Checkpoint;"
+        "from facegender.params import Train;"
+        "from facegender.data.processed import Part; from tests.networks import train_small;"
         "folder, kill_at = Path(sys.argv[1]), int(sys.argv[2]);"
         "recipe = Train.model_validate_json((folder / 'recipe.json').read_text());"
         "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill_at else None;"

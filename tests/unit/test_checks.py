@@ -10,11 +10,11 @@ import pytest
 import yaml
 from PIL import Image, ImageEnhance
 
-from facegender import checks
-from facegender.checks import fingerprint_images
+from facegender.data import checks
+from facegender.data.checks import fingerprint_images
 from facegender.errors import UserError
 from stages import split
-from tests.compose import ROOT
+from tools.compose_params import ROOT
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:

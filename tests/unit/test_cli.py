@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.cli import _run
+from facegender.cli.main import _run
+from facegender.data.images import encode_png
 from facegender.errors import UserError
-from facegender.export import MAX_FLOAT_DIFFERENCE
-from facegender.images import encode_png
-from facegender.litert import probe_litert
-from tests.compose import ROOT
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE
+from facegender.inference.litert import probe_litert
 from tests.conftest import Exported
+from tools.compose_params import ROOT
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, fo
     name = os.fsencode(folder) + b"/\xff.png"
     (folder / "00.png").rename(os.fsdecode(name))
     flags = [] if form == "text" else [f"--{form}"]
-    code = "from facegender.cli import main; main()"
+    code = "from facegender.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags, name],
         cwd=ROOT,
@@ -166,12 +166,15 @@ HOLLOW_MODEL = bytes.fromhex("1000000054464c3300000600080004000600000003000000")
 
 def test_a_model_made_to_end_the_process_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "hollow.tflite").write_bytes(HOLLOW_MODEL)
-    load = "import sys, pathlib, facegender.litert as l; l.load_litert(pathlib.Path(sys.argv[1]))"
+    load = (
+        "import sys, pathlib; from facegender.inference.litert import load_litert;"
+        "load_litert(pathlib.Path(sys.argv[1]))"
+    )
     words = [sys.executable, "-c", load, tmp_path / "hollow.tflite"]
     assert subprocess.run(words, cwd=ROOT, check=False).returncode < 0, (
         "the runtime has been mended"
     )
-    code = "from facegender.cli import main; main()"
+    code = "from facegender.cli.main import main; main()"
     words = [sys.executable, "-c", code, "predict", "--model", tmp_path / "hollow.tflite", folder]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -183,8 +186,8 @@ def test_a_model_made_to_end_the_process_is_a_clear_error(folder: Path, tmp_path
 def test_a_probe_that_does_not_end_is_ended(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facegender.litert._PROBE_SECONDS", 1)
-    monkeypatch.setattr("facegender.litert.load_litert", lambda _: time.sleep(600))
+    monkeypatch.setattr("facegender.inference.litert._PROBE_SECONDS", 1)
+    monkeypatch.setattr("facegender.inference.litert.load_litert", lambda _: time.sleep(600))
     with pytest.raises(UserError, match="SIGALRM"):
         probe_litert(exported.float32)
 
@@ -199,7 +202,9 @@ def test_a_damaged_model_is_one_paragraph(folder: Path, tmp_path: Path, damage: 
 
 def imported(model: Path, image: Path) -> set[str]:
     """Return the heavy packages that predicting one picture with a model imports."""
-    code = "import sys; from facegender.cli import _run; _run(sys.argv[1:]); print(*sys.modules)"
+    code = (
+        "import sys; from facegender.cli.main import _run; _run(sys.argv[1:]); print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "predict", "--model", model, image],
         cwd=ROOT,

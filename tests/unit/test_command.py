@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from facegender.command import escape_controls, presentable, run_command
 from facegender.errors import UserError
+from facegender.runtime.entry_points import escape_controls, presentable, run_command
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from facegender.credentials import move_tracking_credentials, secrets_of, without_credentials
-from tests.compose import ROOT
+from facegender.runtime.redaction import move_tracking_credentials, secrets_of, without_credentials
+from tools.compose_params import ROOT
 
 SECRET = "canary-value"
 
@@ -160,9 +160,9 @@ def refuser() -> Iterator[HTTPServer]:
 CONNECT = """
 import sys
 from pathlib import Path
-from facegender.command import run_command, tracking_uri
+from facegender.runtime.entry_points import run_command, tracking_uri
 def main():
-    from facegender import tracking
+    from facegender.tracking import runs as tracking
     tracking.connect(Path(sys.argv[1]), tracking_uri(), required=True)
 run_command(main)
 """
@@ -210,7 +210,7 @@ def test_credentials_reach_the_server_and_not_the_error_that_it_returns(
 def test_a_runs_user_is_not_the_name_that_logs_in(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking.context.registry import resolve_tags
 
-    from facegender.tracking import _user
+    from facegender.tracking.runs import _user
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "canary-ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-password")

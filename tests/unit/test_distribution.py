@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from facegender.command import worker_wait
-from facegender.distribution import Cluster, Invitation, invite, join, read_cluster, require_chief
+from facegender.data.processed import Part
 from facegender.errors import UserError
-from facegender.processed import Part
+from facegender.runtime.entry_points import worker_wait
+from facegender.training.strategy import (
+    Cluster,
+    Invitation,
+    invite,
+    join,
+    read_cluster,
+    require_chief,
+)
 
 HOST = "127.0.0.1"
 
@@ -156,7 +163,7 @@ def test_an_address_that_is_taken_is_told(workers: tuple[str, ...]) -> None:
 
 
 def test_the_commands_refuse_the_others_place(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    from facegender.cli import main
+    from facegender.cli.main import main
 
     monkeypatch.setenv("TF_CONFIG", tf_config(index=0))
     monkeypatch.setattr("sys.argv", ["facegender", "worker"])
@@ -167,7 +174,7 @@ def test_the_commands_refuse_the_others_place(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_processed_data_must_be_there(workers: tuple[str, ...], tmp_path: Path) -> None:
-    from facegender.worker import help_to_train
+    from facegender.training.worker import help_to_train
 
     with pytest.raises(UserError, match="Cannot read the processed data"):
         help_to_train(Cluster(workers, 1), tmp_path, 1)
@@ -176,7 +183,7 @@ def test_processed_data_must_be_there(workers: tuple[str, ...], tmp_path: Path) 
 def test_a_worker_that_does_not_know_the_parameters_is_refused(
     workers: tuple[str, ...], part: Part, tmp_path: Path
 ) -> None:
-    from facegender.worker import help_to_train
+    from facegender.training.worker import help_to_train
 
     pair, processed = workers[:2], tmp_path / "processed"
     processed.mkdir()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from facegender import duplicates
-from facegender.datasets.sample import draw_sample
-from facegender.duplicates import find_near_duplicates, same_picture
-from facegender.fingerprints import Fingerprint, take_fingerprints
-from facegender.image_files import find_images
+from facegender.data import near_duplicates as duplicates
+from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from facegender.data.image_files import find_images
+from facegender.data.near_duplicates import find_near_duplicates, same_picture
+from facegender.data.sources.sample import draw_sample
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

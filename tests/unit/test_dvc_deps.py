@@ -6,24 +6,20 @@ import grimp
 import pytest
 import yaml
 
-from tests.compose import ROOT
+from tools.compose_params import ROOT
 
 # Modules that decide no result: errors and signals, the parser of params.yaml (DVC watches the
 # parameters themselves), and what is logged.
 UNLISTED = (
-    "facegender.command",
-    "facegender.credentials",
     "facegender.errors",
-    "facegender.integrity",
-    "facegender.logs",
     "facegender.params",
-    "facegender.store",
+    "facegender.runtime",
     "facegender.tracking",
 )
 # One of these sources is in use: dvc.yaml names it as ${dataset.input}.
-SOURCES = ("facegender.datasets.kaggle", "facegender.datasets.sample")
+SOURCES = ("facegender.data.sources.kaggle", "facegender.data.sources.sample")
 # MLflow logs this file by its path.
-BY_PATH = {"evaluate": {"facegender/serving.py"}}
+BY_PATH = {"evaluate": {"facegender/inference/serving.py"}}
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from facegender import export
+from facegender.data.manifest import write_manifest
+from facegender.data.processed import Part
 from facegender.errors import UserError
-from facegender.export import MAX_FLOAT_DIFFERENCE, calibration_images
-from facegender.litert import load_litert
-from facegender.manifest import write_manifest
-from facegender.model import load_model
-from facegender.processed import Part
+from facegender.inference import export
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE, calibration_images
+from facegender.inference.litert import load_litert
+from facegender.model.network import load_model
 from stages.export import main
-from tests.compose import ROOT
 from tests.conftest import Exported
+from tools.compose_params import ROOT
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
     np.save(tmp_path / "images.npy", exported.images)
     code = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from facegender.export import convert; from facegender.model import load_model\n"
+        "from facegender.inference.export import convert\n"
+        "from facegender.model.network import load_model\n"
         "model, images, *paths = map(Path, sys.argv[1:])\n"
         "for path, content in zip(paths, convert(load_model(model), np.load(images))):\n"
         "    path.write_bytes(content)\n"

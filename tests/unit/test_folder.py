@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from facegender.datasets.archive import ArchiveLimits
-from facegender.datasets.folder import copy_folder
+from facegender.data.image_files import find_images
+from facegender.data.sources.archive import ArchiveLimits
+from facegender.data.sources.folder import copy_folder
 from facegender.errors import UserError
-from facegender.image_files import find_images
 from tests.unit.test_raw import fill, read
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)

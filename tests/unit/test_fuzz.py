@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from facegender import images
-from facegender.datasets import archive as archives
-from facegender.datasets.archive import ArchiveLimits, extract_archive
+from facegender.data import images
+from facegender.data.images import InvalidImage, decode_image
+from facegender.data.sources import archive as archives
+from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.errors import UserError
-from facegender.images import InvalidImage, decode_image
 from tests.bad_images import BAD, GOOD, halves, save
 
 IMAGES = [

@@ -10,12 +10,10 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from facegender.evaluation import classification_metrics
-from facegender.gate import Results, judge
-from facegender.gate_report import Report, as_markdown, as_text
-from facegender.params import Gate, Params
-from facegender.results import parse_results
-from facegender.significance import (
+from facegender.evaluation.metrics import classification_metrics
+from facegender.gate.compare import parse_results
+from facegender.gate.judge import Results, judge
+from facegender.gate.significance import (
     Resampling,
     holm,
     paired_difference,
@@ -23,7 +21,9 @@ from facegender.significance import (
     paired_f1_interval,
     unpaired_difference,
 )
-from tests.compose import ROOT
+from facegender.gate.verdict import Report, as_markdown, as_text
+from facegender.params import Gate, Params
+from tools.compose_params import ROOT
 
 MIN_GROUP_SIZE = 20
 

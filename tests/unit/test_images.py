@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facegender.images import InvalidImage, decode_image, encode_png
+from facegender.data.images import InvalidImage, decode_image, encode_png
 from tests.bad_images import halves, save
 
 

@@ -8,9 +8,16 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from facegender import command
 from facegender.errors import UserError
-from facegender.integrity import CACHE, WORK_TREE, check_inputs, dvc_md5, unverified_remotes, verify
+from facegender.runtime import entry_points as command
+from facegender.runtime.integrity import (
+    CACHE,
+    WORK_TREE,
+    check_inputs,
+    dvc_md5,
+    unverified_remotes,
+    verify,
+)
 
 
 @pytest.fixture(scope="module")

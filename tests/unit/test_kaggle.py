@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 import pytest
 
-from facegender.datasets import kaggle as source
-from facegender.datasets.archive import ArchiveLimits
-from facegender.datasets.kaggle import KaggleDownload, download_kaggle
+from facegender.data.sources import kaggle as source
+from facegender.data.sources.archive import ArchiveLimits
+from facegender.data.sources.kaggle import KaggleDownload, download_kaggle
 from facegender.errors import UserError
-from tests.compose import ROOT
 from tests.kaggle_server import SIGNATURE, Fault, KaggleServer, kaggle_server
+from tools.compose_params import ROOT
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 SLUG = "owner/faces"
@@ -412,7 +412,7 @@ def test_a_full_disk_is_named(setting, monkeypatch):
 def test_two_downloads_at_once_take_turns(setting):
     with source._locked(setting.cache):
         script = (
-            "import sys; from pathlib import Path; from facegender.datasets import kaggle\n"
+            "import sys; from pathlib import Path; from facegender.data.sources import kaggle\n"
             "print('ready', flush=True)\n"
             "with kaggle._locked(Path(sys.argv[1])): print('locked', flush=True)\n"
         )
@@ -488,8 +488,8 @@ CANARIES = ["canary", KEY, TOKEN, REFRESH, BASIC.partition(" ")[2]]
 SCRIPT = """
 import json, logging, sys, traceback
 from pathlib import Path
-from facegender.datasets.archive import ArchiveLimits
-from facegender.datasets.kaggle import download_kaggle
+from facegender.data.sources.archive import ArchiveLimits
+from facegender.data.sources.kaggle import download_kaggle
 from facegender.errors import UserError
 logging.basicConfig(level=logging.DEBUG)
 home, outcomes = Path(sys.argv[1]), {}
@@ -696,7 +696,8 @@ def test_logs_tell_of_attempts_but_no_secrets(setting, caplog):
 
 def test_importing_the_source_imports_no_client():
     script = (
-        "import sys, facegender.datasets.kaggle; print({'kaggle', 'tensorflow'} & {*sys.modules})"
+        "import sys, facegender.data.sources.kaggle;"
+        "print({'kaggle', 'tensorflow'} & {*sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True

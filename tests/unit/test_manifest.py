@@ -2,10 +2,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from facegender.data.image_files import find_images
+from facegender.data.labelling import build_manifest, label_images, read_metadata
+from facegender.data.manifest import read_manifest, write_manifest
 from facegender.errors import UserError
-from facegender.image_files import find_images
-from facegender.labelling import build_manifest, label_images, read_metadata
-from facegender.manifest import read_manifest, write_manifest
 
 ALIASES = {"female": ["female", "women"], "male": ["male", "men"], "ignore": ["unknown"]}
 

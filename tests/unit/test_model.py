@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from facegender.errors import UserError
-from facegender.export import MAX_FLOAT_DIFFERENCE
-from facegender.model import Network, load_model, save_model, set_trainable
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE
+from facegender.model.network import Network, load_model, save_model, set_trainable
 from tests.networks import small_network
 
 

@@ -5,7 +5,7 @@ import yaml
 
 from facegender.errors import UserError
 from facegender.params import Params, flatten, load_params
-from tests.compose import ROOT, compose
+from tools.compose_params import ROOT, compose
 
 
 def test_committed_params_are_the_composition_of_the_defaults(tmp_path: Path) -> None:

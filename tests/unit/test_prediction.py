@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from facegender.errors import UserError
-from facegender.export import MAX_FLOAT_DIFFERENCE
-from facegender.litert import load_litert
-from facegender.loading import keras_predictor
-from facegender.model import load_model
-from facegender.prediction import predict_images
-from facegender.predictor import Predictor
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE
+from facegender.inference.litert import load_litert
+from facegender.inference.loading import keras_predictor
+from facegender.inference.prediction import predict_images
+from facegender.inference.predictor import Predictor
+from facegender.model.network import load_model
 from tests.conftest import Exported
 
 

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from facegender.data.labelling import build_manifest
+from facegender.data.preprocessing import write_part
 from facegender.errors import UserError
-from facegender.labelling import build_manifest
-from facegender.preprocessing import write_part
 
 
 def test_nothing_of_dask_is_imported_by_default(make_images, tmp_path: Path) -> None:
     raw = make_images(per_class=70)
     code = (
         "import sys; from pathlib import Path\n"
-        "from facegender.manifest import build_manifest\n"
-        "from facegender.preprocessing import write_part\n"
+        "from facegender.data.manifest import build_manifest\n"
+        "from facegender.data.preprocessing import write_part\n"
         "raw, target = map(Path, sys.argv[1:])\n"
         "manifest = build_manifest(raw, female=['female'], male=['male'], ignore=[])\n"
         "write_part(manifest, raw, target, size=32, name='train', jobs=2)\n"
@@ -30,7 +30,7 @@ def test_a_cluster_without_its_packages_is_a_clear_error(
     make_images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    monkeypatch.delitem(sys.modules, "facegender.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "facegender.data.dask_cluster", raising=False)
     raw = make_images(per_class=2)
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
     with pytest.raises(UserError, match="make install-scale"):

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from facegender import duplicates
-from facegender.checks import find_clusters
+from facegender.data import near_duplicates as duplicates
+from facegender.data.checks import find_clusters
+from facegender.data.fingerprints import Fingerprint
+from facegender.data.labelling import label_images
+from facegender.data.manifest import SPLITS, read_manifest, write_manifest
+from facegender.data.splits import find_leaks, split_at_random, split_by_folder
 from facegender.errors import UserError
-from facegender.fingerprints import Fingerprint
-from facegender.labelling import label_images
-from facegender.manifest import SPLITS, read_manifest, write_manifest
-from facegender.splits import find_leaks, split_at_random, split_by_folder
 
 # What a file may be called: anything but a slash and NUL, and not only dots.
 NAMES = st.text(

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from facegender.datasets.raw import content_digest, emptied_on_error, replace_directory
+from facegender.data.sources.raw_directory import (
+    content_digest,
+    emptied_on_error,
+    replace_directory,
+)
 
 
 def fill(directory: Path, files: dict[str, str]) -> Path:
@@ -103,7 +107,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     target = fill(tmp_path / "raw", {"old.jpg": "old"})
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from facegender.datasets.raw import replace_directory\n"
+        "from facegender.data.sources.raw_directory import replace_directory\n"
         "with replace_directory(Path(sys.argv[1])) as aside:\n"
         "    (aside / 'half.jpg').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

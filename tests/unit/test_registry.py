@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
-from facegender import registry
-from facegender.cli import _run
+from facegender.cli.main import _run
 from facegender.errors import UserError
-from facegender.registry import Promotion, Verdict, find_run
-from tests.compose import ROOT
+from facegender.tracking import registry
+from facegender.tracking.registry import Promotion, Verdict, find_run
 from tests.unit.conftest import Store
+from tools.compose_params import ROOT
 
 
 def passes(candidate: Path, champion: Path | None) -> Verdict:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.bad_images import BAD, GOOD
-from tests.compose import ROOT
+from tools.compose_params import ROOT
 
 DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
 

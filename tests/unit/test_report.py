@@ -12,10 +12,10 @@ import yaml
 from scipy.stats import binomtest
 
 from facegender.errors import UserError
-from facegender.evaluation import classification_metrics, group_metrics
-from facegender.gate_report import Comparison, Report
+from facegender.evaluation.metrics import classification_metrics, group_metrics
+from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
-from facegender.report import (
+from facegender.report.page import (
     METRICS,
     WORST_ERRORS,
     Provenance,
@@ -24,8 +24,8 @@ from facegender.report import (
     render_card,
     render_page,
 )
-from tests.compose import ROOT
 from tests.results import committed_params, committed_sources
+from tools.compose_params import ROOT
 
 HOSTILE = "<script>alert(1)</script>|[x](javascript:y)`\"'&\n# {{ 7 * 7 }}"
 PROVENANCE = Provenance(code="c" * 64, lock="d" * 64, versions={"numpy": "2.0"})
@@ -255,7 +255,12 @@ def test_every_parameter_is_on_the_page_and_in_the_stage(
 
 
 def test_the_digest_of_the_code_is_what_the_page_says(tmp_path: Path) -> None:
-    for name in ("stages/a.py", "facegender/b.py", "facegender/templates/c.j2", "facegender/_d.py"):
+    for name in (
+        "stages/a.py",
+        "facegender/b.py",
+        "facegender/report/templates/c.j2",
+        "facegender/_d.py",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     for command in ("git init --quiet", "git add --all"):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from facegender.cli import _run
+from facegender.cli.main import _run
 from facegender.errors import UserError
-from facegender.evaluation import classification_metrics
-from facegender.results import default_baseline, parse_results, read_results
-from tests.compose import ROOT
+from facegender.evaluation.metrics import classification_metrics
+from facegender.gate.compare import default_baseline, parse_results, read_results
+from tools.compose_params import ROOT
 
 FILES = (
     ".dvc/.gitignore",

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facegender.data.decode_rows import decode_rows, write_rows
 from facegender.errors import UserError
 from facegender.files import file_sha256
-from facegender.rows import decode_rows, write_rows
 
 
 def test_rows_are_written_in_place_and_failures_by_row(make_images, tmp_path: Path) -> None:
@@ -49,5 +49,5 @@ def test_rows_for_a_cluster_are_of_the_files_that_were_labelled(make_images) -> 
 
 
 def test_processes_do_not_import_pandas() -> None:
-    code = "import sys, facegender.rows; sys.exit('pandas' in sys.modules)"
+    code = "import sys, facegender.data.decode_rows; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facegender.datasets import sample
-from tests.compose import ROOT
+from facegender.data.sources import sample
+from tools.compose_params import ROOT
 
 PLAIN: dict[str, str | int] = {
     **{name: options[0] for name, options in sample.NUISANCE.items()},

@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facegender import places, registry, scoring
-from facegender.cli import _run
+from facegender.batch_scoring import plan as scoring
+from facegender.batch_scoring import storage as places
+from facegender.batch_scoring.plan import Job
+from facegender.batch_scoring.storage import place_of
+from facegender.cli.main import _run
+from facegender.data.image_files import find_images, walk_images
+from facegender.data.images import InvalidImage, decode_image, encode_png
 from facegender.errors import UserError
-from facegender.image_files import find_images, walk_images
-from facegender.images import InvalidImage, decode_image, encode_png
-from facegender.places import place_of
-from facegender.scoring import Job
+from facegender.tracking import registry
 from tests.unit.conftest import Store
 
 MODEL = "models:/facegender/1"

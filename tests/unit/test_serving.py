@@ -14,9 +14,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.scoring_server import invocations
 
-from facegender import images
-from facegender.images import encode_png
-from facegender.litert import load_litert
+from facegender.data import images
+from facegender.data.images import encode_png
+from facegender.inference.litert import load_litert
 from tests.conftest import Exported
 from tests.unit.conftest import Store
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from facegender.data.manifest import SPLITS
+from facegender.data.splits import find_leaks, split_at_random, split_by_folder
 from facegender.errors import UserError
-from facegender.manifest import SPLITS
-from facegender.splits import find_leaks, split_at_random, split_by_folder
 
 
 def manifest(female: int, male: int, folder: str = "") -> pd.DataFrame:

@@ -16,15 +16,15 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from facegender import tracking
 from facegender.errors import UserError
-from facegender.store import relocate
+from facegender.tracking import runs as tracking
+from facegender.tracking.local_store import relocate
 
 # Runs in a process of its own, as each experiment does.
 LOG_HARD = """
 import sys
 from pathlib import Path
-from facegender import tracking
+from facegender.tracking import runs as tracking
 root, name, epochs = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 tracking.connect(root)
 with tracking.training_run(
@@ -251,7 +251,7 @@ def status(name: str) -> str:
 WAIT = """
 import sys
 from pathlib import Path
-from facegender import tracking
+from facegender.tracking import runs as tracking
 tracking.connect(Path(sys.argv[1]))
 with tracking.training_run(name=sys.argv[2], params={}, tags={}, manifests={}):
     print("open", flush=True)
@@ -286,7 +286,7 @@ def start() -> Callable[..., subprocess.Popen]:
 STAGE = """
 import sys, time
 from pathlib import Path
-from facegender.command import project_root, run_name_and_tags, run_stage, tracking_uri
+from facegender.runtime.entry_points import project_root, run_name_and_tags, run_stage, tracking_uri
 from facegender.errors import UserError
 
 def main():
@@ -294,7 +294,7 @@ def main():
     print("https://user:hunter22@host/x?token=abcdef", "s3cr3t-value")
     if how == "early":
         raise UserError("no such file")
-    from facegender import tracking
+    from facegender.tracking import runs as tracking
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     with tracking.training_run(name=name, params={}, tags=tags, manifests={}):

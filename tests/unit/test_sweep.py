@@ -7,13 +7,13 @@ import pytest
 import yaml
 from dvc.utils.hydra import compose_and_dump
 
-from facegender.cli import _run
-from facegender.command import input_tags
+from facegender.cli.main import _run
 from facegender.errors import UserError
-from facegender.logs import KEPT_CHARACTERS, KeptOutput
 from facegender.params import load_params
-from facegender.sweep import grid_points, read_grid
-from tests.compose import ROOT
+from facegender.runtime.entry_points import input_tags
+from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
+from facegender.runtime.sweep import grid_points, read_grid
+from tools.compose_params import ROOT
 
 
 def test_the_grid_of_make_sweep_is_valid(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_missing_grid_or_no_jobs_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_help_needs_no_mlflow() -> None:
-    code = "import sys; from facegender.cli import _run; _run(sys.argv[1:])"
+    code = "import sys; from facegender.cli.main import _run; _run(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, "sweep", "--help"],
         cwd=ROOT,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from facegender import tracking
+from facegender.tracking import runs as tracking
 
 
 @pytest.fixture(autouse=True)

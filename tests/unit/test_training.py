@@ -5,17 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facegender.batches import make_batches
+from facegender.data.labelling import build_manifest
+from facegender.data.preprocessing import write_part
+from facegender.data.processed import Part
 from facegender.errors import UserError
-from facegender.export import MAX_FLOAT_DIFFERENCE
-from facegender.labelling import build_manifest
-from facegender.loading import keras_predictor
-from facegender.model import Network, load_model, predict_arrays, save_model
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE
+from facegender.inference.loading import keras_predictor
+from facegender.inference.prediction import predict_images
+from facegender.model.network import Network, load_model, predict_arrays, save_model
 from facegender.params import Augmentation, Params, Train
-from facegender.prediction import predict_images
-from facegender.preprocessing import write_part
-from facegender.processed import Part
-from facegender.training import (
+from facegender.training.batches import make_batches
+from facegender.training.train import (
     HISTORY_COLUMNS,
     Training,
     augmentation_layers,
@@ -111,7 +111,7 @@ def test_all_that_the_best_recipe_does_gives_the_same_bytes(
             asked.append((epochs, size))
         return make_batches(*args, epochs=epochs, size=size, **rest)
 
-    monkeypatch.setattr("facegender.training.make_batches", spy)
+    monkeypatch.setattr("facegender.training.train.make_batches", spy)
     changed = Train.model_validate(recipe.model_dump() | FOLDED)
     for name in "ab":
         network, training = fit(part, changed)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.compose import ROOT
+from tools.compose_params import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 CAMPAIGN = WORKFLOW.with_name("campaign.yml")

@@ -1,0 +1,1 @@
+"""Millions of images on Spark."""

@@ -1,0 +1,307 @@
+"""Checks of the data: what is wrong with images or with their division, and what is done about it.
+
+Each check has a policy: `drop` leaves the images out and counts them, `fail` stops with their
+names, and duplicates may also be kept, all copies in the same part. What is left out is logged,
+counted in metrics/data.json and listed, with reasons, in data/splits/dropped.csv.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from facegender.data.near_duplicates import find_near_duplicates
+from facegender.errors import UserError
+from facegender.labels import LABELS, NAMES
+
+# Images by label in the study's table of its data, whose training part was not yet divided.
+STUDY_COUNTS = {
+    "train": {"female": 1225, "male": 1358},
+    "test": {"female": 348, "male": 754},
+}
+# The widest range of a colour channel, of 255, at which an image still counts as one colour.
+MAX_CONSTANT_CONTRAST = 8
+# The checks whose images are named and counted, in the order in which they are made.
+CHECKS = (
+    "too_small",
+    "extreme_shape",
+    "constant",
+    "both_labels",
+    "leakage",
+    "exact_duplicates",
+    "near_duplicates",
+)
+
+_CHUNK = 64  # images a task
+_SHOWN = 20  # names in metrics/data.json
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Findings:
+    """What the checks have found so far, and what was to be done about it.
+
+    Attributes:
+        policies: by check, `drop`, `keep` or `fail`.
+        reasons: by check, and in it by path, what is wrong; `invalid` holds what is no image.
+    """
+
+    policies: Mapping[str, str]
+    reasons: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, check: str, reasons: Mapping[str, str]) -> None:
+        """Note what a check found.
+
+        Raises:
+            UserError: it found something, and its policy is to fail.
+        """
+        if not reasons:
+            return
+        shown = "; ".join(f"{path!r} {reason}" for path, reason in list(reasons.items())[:10])
+        policy = self.policies.get(check, "drop")
+        if policy == "fail":
+            raise UserError(
+                f"The check {check} finds {len(reasons)} image(s), and data.checks.{check} is "
+                f"fail: {shown}. Remove them, or set it to drop."
+            )
+        done = "left out" if policy == "drop" else "kept together"
+        _log.warning("%s: %d image(s) are %s: %s", check, len(reasons), done, shown)
+        self.reasons[check] = dict(reasons)
+
+    def report(self) -> dict[str, Any]:
+        """Return, by check, its policy, how many images it found, and the first of them."""
+        return {
+            check: {
+                "policy": self.policies[check],
+                "count": len(self.reasons.get(check, {})),
+                "images": list(self.reasons.get(check, {}))[:_SHOWN],
+            }
+            for check in CHECKS
+        }
+
+    def table(self) -> pd.DataFrame:
+        """Return what is left out: columns `path`, `check` and `reason`."""
+        rows = [
+            (path, check, reason)
+            for check, reasons in self.reasons.items()
+            if self.policies.get(check, "drop") == "drop"
+            for path, reason in reasons.items()
+        ]
+        return pd.DataFrame(rows, columns=["path", "check", "reason"])
+
+
+def fingerprint_images(
+    manifest: pd.DataFrame, raw: Path, *, jobs: int = -1
+) -> list[Fingerprint | str]:
+    """Decode every image once, small, on all cores.
+
+    Args:
+        manifest: column `path` (relative to `raw`) and any others.
+        raw: directory of the raw data.
+        jobs: processes; -1 for one a core.
+
+    Returns:
+        For each image its fingerprint, or the reason why it has none.
+    """
+    paths = [raw / path for path in manifest["path"]]
+    tasks = (
+        joblib.delayed(take_fingerprints)(paths[start : start + _CHUNK])
+        for start in range(0, len(paths), _CHUNK)
+    )
+    taken: list[Fingerprint | str] = []
+    with tqdm(total=len(paths), desc="check", unit="image", mininterval=1) as bar:
+        for chunk in joblib.Parallel(jobs, return_as="generator")(tasks):
+            taken += chunk
+            bar.update(len(chunk))
+    return taken
+
+
+def check_images(
+    manifest: pd.DataFrame,
+    fingerprints: list[Fingerprint | str],
+    findings: Findings,
+    *,
+    min_side: int,
+    max_aspect_ratio: float,
+) -> tuple[pd.DataFrame, list[Fingerprint]]:
+    """Leave out the images that are none, or that no face can be seen in.
+
+    Args:
+        manifest: column `path` and any others.
+        fingerprints: of its rows, as `fingerprint_images` returns them.
+        findings: where to note what is found.
+        min_side: pixels of the shorter side.
+        max_aspect_ratio: of the longer side to the shorter.
+
+    Returns:
+        The rows that are left, and their fingerprints.
+
+    Raises:
+        UserError: a check whose policy is `fail` found something.
+    """
+    rows = list(zip(manifest["path"], fingerprints, strict=True))
+    findings.add("invalid", {path: taken for path, taken in rows if isinstance(taken, str)})
+    images = [(path, taken) for path, taken in rows if isinstance(taken, Fingerprint)]
+
+    def find(check: str, fault: Callable[[Fingerprint], str | None]) -> None:
+        nonlocal images
+        faults = {path: reason for path, taken in images if (reason := fault(taken))}
+        findings.add(check, faults)
+        images = [(path, taken) for path, taken in images if path not in faults]
+
+    def too_small(image: Fingerprint) -> str | None:
+        if min(image.width, image.height) >= min_side:
+            return None
+        return f"has {image.width}x{image.height} pixels, fewer than {min_side} on a side"
+
+    def extreme_shape(image: Fingerprint) -> str | None:
+        if max(image.width, image.height) <= max_aspect_ratio * min(image.width, image.height):
+            return None
+        return f"has {image.width}x{image.height} pixels, more than {max_aspect_ratio:g} to 1"
+
+    find("too_small", too_small)
+    find("extreme_shape", extreme_shape)
+    find("constant", lambda i: "has one colour" if i.contrast <= MAX_CONSTANT_CONTRAST else None)
+    kept = dict(images)
+    rest = manifest[manifest["path"].isin(kept)].reset_index(drop=True)
+    return rest, list(kept.values())
+
+
+def find_clusters(manifest: pd.DataFrame, fingerprints: list[Fingerprint]) -> pd.Series:
+    """Tell which files show the same picture, byte for byte or nearly.
+
+    Neither file names nor their order make a difference.
+
+    Returns:
+        By path, the least SHA-256 of the cluster that the file belongs to.
+    """
+    # One file for each content, in the order of content.
+    order = np.argsort(manifest["sha256"].to_numpy(dtype=str), kind="stable")
+    _, first = np.unique(manifest["sha256"].to_numpy(dtype=str)[order], return_index=True)
+    distinct = order[first]
+    digests = [manifest["sha256"].iloc[place] for place in distinct]
+    cluster = {digest: digest for digest in digests}
+    if len(distinct):
+        for members in find_near_duplicates(
+            np.stack([fingerprints[place].hashes for place in distinct]),
+            np.stack([fingerprints[place].thumbnail for place in distinct]),
+        ):
+            cluster |= {digests[member]: digests[members[0]] for member in members}
+    return pd.Series(
+        manifest["sha256"].map(cluster).to_numpy(), index=pd.Index(manifest["path"]), dtype=str
+    )
+
+
+def check_labels(
+    manifest: pd.DataFrame, clusters: pd.Series, findings: Findings, *, min_per_class: int
+) -> pd.DataFrame:
+    """Leave out every picture that lies under both labels, from both.
+
+    Args:
+        manifest: columns `path`, `label` and any others.
+        clusters: what `find_clusters` returned.
+        findings: where to note what is found.
+        min_per_class: images of each label that must be left.
+
+    Raises:
+        UserError: pictures are found and the policy is to fail, or too few images are left.
+    """
+    cluster = manifest["path"].map(clusters)
+    both = manifest.groupby(cluster)["label"].transform("nunique") > 1
+    reasons = {}
+    for _, group in manifest[both].groupby(cluster[both]):
+        for label, name in NAMES.items():
+            other = group.loc[group["label"] != label, "path"].iloc[0]
+            for path in group.loc[group["label"] == label, "path"]:
+                reasons[path] = f"is labelled {name}, and {other!r} is the same picture"
+    findings.add("both_labels", dict(sorted(reasons.items())))
+    rest = manifest[~both].reset_index(drop=True)
+    for name, label in LABELS.items():
+        left = int((rest["label"] == label).sum())
+        if left < min_per_class:
+            lost = ", ".join(f"{check} {len(found)}" for check, found in findings.reasons.items())
+            raise UserError(
+                f"{left} usable image(s) are labelled {name}, and data.min_per_class is "
+                f"{min_per_class}. Left out are, of both labels: {lost or 'none'}. Add images, or "
+                "lower the minimum."
+            )
+    return rest
+
+
+def drop_duplicates(
+    parts: Mapping[str, pd.DataFrame],
+    clusters: pd.Series,
+    fingerprints: Mapping[str, Fingerprint],
+    findings: Findings,
+) -> dict[str, pd.DataFrame]:
+    """Keep the largest image of each cluster, or all where the policy is to keep.
+
+    Args:
+        parts: manifests, none of whose clusters lies in two of them.
+        clusters: what `find_clusters` returned.
+        fingerprints: by path.
+        findings: where to note what is found.
+
+    Raises:
+        UserError: duplicates are found and the policy is to fail.
+    """
+    exact: dict[str, str] = {}
+    near: dict[str, str] = {}
+    for part in parts.values():
+        sizes = [fingerprints[path].width * fingerprints[path].height for path in part["path"]]
+        ranked = part.assign(size=sizes, cluster=part["path"].map(clusters)).sort_values(
+            ["size", "sha256", "path"], ascending=[False, True, True]
+        )
+        same_bytes = ranked.duplicated("sha256")
+        first = ranked[~same_bytes]
+        kept = first.set_index("sha256")["path"]
+        for path, sha256 in ranked.loc[same_bytes, ["path", "sha256"]].to_numpy():
+            exact[path] = f"is a copy of {kept[sha256]!r}"
+        again = first.duplicated("cluster")
+        best = first[~again].set_index("cluster")["path"]
+        for path, cluster in first.loc[again, ["path", "cluster"]].to_numpy():
+            near[path] = f"shows nearly what {best[cluster]!r} shows"
+    findings.add("exact_duplicates", dict(sorted(exact.items())))
+    findings.add("near_duplicates", dict(sorted(near.items())))
+    gone: set[str] = set()
+    for check, reasons in (("exact_duplicates", exact), ("near_duplicates", near)):
+        if findings.policies[check] == "drop":
+            gone |= set(reasons)
+    return {
+        name: part[~part["path"].isin(gone)].reset_index(drop=True) for name, part in parts.items()
+    }
+
+
+def class_balance(parts: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
+    """Return the share of female labels in training (with validation) and test, and the study's."""
+    ours = {"train": pd.concat([parts["train"], parts["validation"]]), "test": parts["test"]}
+    balance = {
+        name: {
+            "images": len(part),
+            "female": round(float((part["label"] == LABELS["female"]).mean()), 4),
+            "study_images": sum(STUDY_COUNTS[name].values()),
+            "study_female": round(_female(STUDY_COUNTS[name]), 4),
+        }
+        for name, part in ours.items()
+    }
+    for name, row in balance.items():
+        _log.info(
+            "%s: %d images, %.1f %% female (the study's: %d, %.1f %%)",
+            "train and validation" if name == "train" else name,
+            row["images"],
+            100 * row["female"],
+            row["study_images"],
+            100 * row["study_female"],
+        )
+    return balance
+
+
+def _female(counts: Mapping[str, int]) -> float:
+    return counts["female"] / sum(counts.values())

@@ -1,0 +1,237 @@
+"""Tasks on a Dask cluster, by a backend of joblib's.
+
+joblib's own backend for Dask is not used: it does not hear of a task that the cluster has given up,
+and then waits for ever; and it fetches results whether or not the last ones are written.
+"""
+
+import asyncio
+import functools
+import importlib.util
+import logging
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from multiprocessing import TimeoutError as NoTaskEnded  # joblib's choice; no builtin TimeoutError
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import PIL
+from distributed import Client, Future, Security, rpc
+from distributed.scheduler import KilledWorker
+from joblib.parallel import ParallelBackendBase
+from PIL import features
+
+from facegender.errors import UserError
+from facegender.files import file_sha256
+
+# What `joblib.delayed` makes: a function with its arguments.
+Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+_DECODING = ("images.py", "decode_rows.py")  # the code that decides the bytes
+_HELD = 4  # results that are here and not yet used
+_ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers
+
+
+def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iterator[Any]:
+    """Run tasks on a cluster and yield their results as they end.
+
+    A task whose worker is lost runs again on another, so it must be one that may. Only a few tasks
+    for each thread of the cluster, and a few results, are held at any time.
+
+    Args:
+        tasks: functions of this package, with arguments that can be pickled.
+        scheduler: its address, such as tcp://10.0.0.1:8786.
+        patience: seconds in which the scheduler must answer, the first worker be there, and, as
+            long as tasks run, another of them end.
+
+    Raises:
+        UserError: nobody was there in time, the cluster gave a task up, or one of the workers has
+            another version of the code or of what it decodes with.
+    """
+    client = _connect(scheduler, patience)
+    try:
+        _check_workers(client)
+        backend = _Backend(client, patience)
+        here = environment()
+        results = joblib.Parallel(
+            backend=backend, batch_size=1, timeout=patience, return_as="generator_unordered"
+        )((_run, (here, *task), {}) for task in tasks)
+        for result in results:
+            yield result
+            backend.used()
+    except (NoTaskEnded, TimeoutError) as error:
+        raise UserError(
+            f"For {patience:g} seconds no task has ended on the Dask cluster: "
+            f"{_state(client)}. Nothing is lost but this stage: see the logs of its workers, and "
+            "run `dvc repro` again. If tasks do take that long, raise compute.patience."
+        ) from error
+    except CancelledError as error:
+        raise UserError(
+            f"The connection to the Dask scheduler at {scheduler} was lost in the middle of the "
+            "work. When it is up again, run `dvc repro` again."
+        ) from error
+    except KilledWorker as error:
+        raise UserError(
+            f"The Dask cluster gave a task up, for {error.allowed_failures + 1} workers died while "
+            f"they ran it, the last of them {error.last_worker.address}. Mostly they lack memory, "
+            "or this commit of facegender: see their logs."
+        ) from error
+    finally:
+        with suppress(TimeoutError):
+            client.close(timeout=_ANSWER_SECONDS)
+
+
+def environment() -> dict[str, str]:
+    """Return what decides, beside its input, the bytes that a process makes, by name.
+
+    The machine's type is among it, as in all that is promised to be the same bit for bit.
+    """
+    return dict(_environment())
+
+
+@functools.cache
+def _environment() -> tuple[tuple[str, str], ...]:
+    here = Path(__file__).parent
+    return (
+        ("machine", platform.machine()),
+        ("Python", ".".join(platform.python_version_tuple()[:2])),
+        ("NumPy", np.__version__),
+        ("Pillow", PIL.__version__),
+        ("libjpeg", str(features.version("jpg"))),
+        *((f"facegender/data/{name}", file_sha256(here / name)[:12]) for name in _DECODING),
+    )
+
+
+def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Run a task on a worker, if that is like the process that sent it.
+
+    With each task, for workers may join or be replaced at any time.
+    """
+    if (found := environment()) != expected:
+        differences = ", ".join(
+            f"{name} {found.get(name)} instead of {value}"
+            for name, value in expected.items()
+            if found.get(name) != value
+        )
+        raise UserError(
+            f"The Dask worker on {platform.node()} would not make the same bytes: it has "
+            f"{differences}. Install this commit of facegender from requirements-scale.lock on "
+            "every worker, and start the workers anew."
+        )
+    return function(*args, **kwargs)
+
+
+def _connect(scheduler: str, patience: float) -> Client:
+    # Of a connection that is lost it prints pages of tracebacks; what is raised says all.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        # First, for a client waits for ever for a scheduler that lets it connect and says nothing.
+        asyncio.run(asyncio.wait_for(_greet(scheduler), patience))
+        client = Client(scheduler, timeout=patience, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"No Dask scheduler answers at {scheduler} within {patience:g} seconds "
+            f"({type(error).__name__}). Start one with `dask scheduler`, correct "
+            "compute.scheduler, or set compute.backend to loky."
+        ) from error
+    try:
+        client.wait_for_workers(1, timeout=patience)
+    except TimeoutError as error:
+        with suppress(TimeoutError):
+            client.close(timeout=_ANSWER_SECONDS)
+        raise UserError(
+            f"The Dask scheduler at {scheduler} has had no worker for {patience:g} seconds. Start "
+            f"some with `dask worker {scheduler}`; if they need longer, raise compute.patience."
+        ) from error
+    return client
+
+
+def _check_workers(client: Client) -> None:
+    """Ask those workers that are there whether they have this module.
+
+    By a function of Python's own, for a worker that cannot import what a message names dies of it.
+    """
+    asked = [
+        client.submit(
+            importlib.util.find_spec,
+            __name__,
+            workers=[worker],
+            allow_other_workers=True,
+            pure=False,
+        )
+        for worker in client.nthreads()
+    ]
+    for future in asked:
+        try:
+            lacks = future.result(timeout=_ANSWER_SECONDS) is None
+        except TimeoutError:
+            continue  # one that is slow is no reason not to begin
+        except ImportError:
+            lacks = True
+        if lacks:
+            raise UserError(
+                f"A Dask worker has no {__name__}. Install this commit of facegender from "
+                "requirements-scale.lock on every worker, and start them anew."
+            )
+
+
+async def _greet(scheduler: str) -> None:
+    certificates = Security().get_connection_args("client")  # by Dask's own settings
+    async with rpc(scheduler, connection_args=certificates) as remote:
+        await remote.identity()
+
+
+def _state(client: Client) -> str:
+    try:
+        workers = len(client.nthreads(callback_timeout=_ANSWER_SECONDS))
+    except (OSError, TimeoutError):
+        return "its scheduler does not answer"
+    return f"it has {workers} worker(s)" if workers else "it has no worker left"
+
+
+class _Backend(ParallelBackendBase):
+    """joblib's tasks as Dask's futures, whose results wait until there is room for them."""
+
+    supports_retrieve_callback = True
+    default_n_jobs = -1
+
+    def __init__(self, client: Client, patience: float) -> None:
+        super().__init__(nesting_level=0)
+        self._client = client
+        self._patience = patience
+        self._room = threading.Semaphore(_HELD)
+        self._over = False
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        # With one, joblib would run the tasks itself.
+        return max(2, sum(self._client.nthreads().values()))
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Future], None]) -> Future:
+        future = self._client.submit(func, pure=False)
+        future.add_done_callback(functools.partial(self._hand_over, callback))
+        return future
+
+    def _hand_over(self, callback: Callable[[Future], None], future: Future) -> None:
+        # In the one thread in which Dask calls back: what comes later waits as well, and joblib
+        # sends the next task when it has the result of one. The worker keeps it until then.
+        self._room.acquire()
+        if self._over:
+            self._room.release()
+        else:
+            callback(future)
+
+    def retrieve_result_callback(self, out: Future) -> Any:
+        return out.result(timeout=self._patience)
+
+    def used(self) -> None:
+        """Make room for another result."""
+        self._room.release()
+
+    def terminate(self) -> None:
+        self._over = True
+        self._room.release()

@@ -1,0 +1,142 @@
+"""Where labels and metadata come from: folders, and CSV files beside the images."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from facegender.data.image_files import IMAGE_SUFFIXES, find_images
+from facegender.data.manifest import COLUMNS
+from facegender.errors import UserError
+from facegender.files import file_sha256
+from facegender.labels import LABELS
+
+_log = logging.getLogger(__name__)
+
+
+def label_images(
+    paths: Sequence[PurePosixPath],
+    *,
+    female: Sequence[str],
+    male: Sequence[str],
+    ignore: Sequence[str],
+) -> pd.DataFrame:
+    """Give each image the label of its nearest folder whose name, in any case, is an alias.
+
+    Args:
+        paths: images, relative to the raw data.
+        female: folder names that mean female.
+        male: folder names that mean male.
+        ignore: folder names whose images are left out.
+
+    Returns:
+        A frame with the columns `path` (str) and `label` (int), in the order of `paths`.
+
+    Raises:
+        UserError: an image lies in no folder with a known name, or a class has no image.
+    """
+    meaning: dict[str, int | None] = {}
+    for names, label in ((female, 0), (male, 1), (ignore, None)):
+        for name in names:
+            if meaning.setdefault(name.casefold(), label) != label:
+                raise UserError(
+                    f"The folder name {name!r} is listed under two classes: see split.classes in "
+                    "params.yaml."
+                )
+
+    rows: list[tuple[str, int]] = []
+    unknown: dict[str, int] = {}
+    for path in paths:
+        folders = [part.casefold() for part in path.parent.parts if part.casefold() in meaning]
+        if not folders:
+            folder = str(path.parent)
+            unknown[folder] = unknown.get(folder, 0) + 1
+        elif (label := meaning[folders[-1]]) is not None:
+            rows.append((str(path), label))
+
+    if unknown:
+        listed = ", ".join(
+            f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20]
+        )
+        raise UserError(
+            f"Cannot tell the class of the images in {len(unknown)} folder(s): {listed}. Known "
+            f"names, in any case, are {', '.join(female)} for female (0) and {', '.join(male)} for "
+            "male (1). Map a folder by adding its name, for example with "
+            "`dvc exp run -S 'split.classes.female=[ladies]' -S 'split.classes.male=[gents]'`, or "
+            "leave it out with `-S 'split.classes.ignore=[unknown]'`."
+        )
+    frame = pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
+    for name, label in LABELS.items():
+        if not (frame["label"] == label).any():
+            raise UserError(
+                f"No image is labelled {name}: of {len(paths)} image file(s) found, "
+                f"{len(frame)} lie in folders of the other class. Check the data, or the folder "
+                "names under split.classes in params.yaml."
+            )
+    return frame
+
+
+def read_metadata(directory: Path) -> pd.DataFrame:
+    """Collect the columns of every CSV under `directory` that has a `file` column.
+
+    Each `file` is a path relative to its CSV. Columns that a manifest has already (`path`,
+    `label`, `sha256`) are left out: a label is what the folder says.
+
+    Returns:
+        A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
+
+    Raises:
+        UserError: two rows describe the same file, or a CSV cannot be read.
+    """
+    tables = []
+    for source in sorted(directory.rglob("*.csv")):
+        try:
+            table = pd.read_csv(source, dtype_backend="numpy_nullable")
+        except (OSError, ValueError) as error:
+            raise UserError(f"Cannot read the metadata file {source.name}: {error}") from error
+        if "file" not in table.columns:
+            _log.warning("%s has no `file` column; its columns are not used", source.name)
+            continue
+        parent = PurePosixPath(source.parent.relative_to(directory).as_posix())
+        table.index = pd.Index([str(parent / str(name)) for name in table["file"]], name="path")
+        tables.append(table.drop(columns=["file", *COLUMNS], errors="ignore"))
+    if not tables:
+        return pd.DataFrame(index=pd.Index([], name="path"))
+    metadata = pd.concat(tables)
+    if metadata.index.has_duplicates:
+        twice = metadata.index[metadata.index.duplicated()].unique()[:5]
+        raise UserError(
+            f"The metadata describes the same file more than once: {', '.join(twice)}. Keep one "
+            "row for each file."
+        )
+    return metadata
+
+
+def build_manifest(
+    directory: Path, *, female: Sequence[str], male: Sequence[str], ignore: Sequence[str]
+) -> pd.DataFrame:
+    """Return the manifest of the raw data in `directory`, sorted by path.
+
+    The digest of a file that cannot be read is empty; the data checks name it with the reason.
+
+    Raises:
+        UserError: there is no image, or as `label_images` and `read_metadata` do.
+    """
+    paths = find_images(directory)
+    if not paths:
+        raise UserError(
+            f"There is no image in {directory.name}/: put them in one folder for each class "
+            f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    manifest = label_images(paths, female=female, male=male, ignore=ignore)
+    manifest["sha256"] = [_digest(directory / path) for path in manifest["path"]]
+    metadata = read_metadata(directory)
+    return manifest.join(metadata, on="path")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""

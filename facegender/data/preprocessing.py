@@ -1,0 +1,147 @@
+"""Preprocessing: decode and resize every image once, on all cores, into the processed data.
+
+Or on all cores of a Dask cluster, which makes the same bytes.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from facegender.data.decode_rows import decode_rows, write_rows
+from facegender.data.manifest import write_manifest
+from facegender.errors import UserError
+
+_CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
+_CHUNK_BYTES = 16_000_000  # of rows that a task on a cluster returns
+
+# How many images a task has tried, and by row the reasons why some could not be decoded.
+_Progress = Iterator[tuple[int, dict[int, str]]]
+
+
+def write_part(
+    manifest: pd.DataFrame,
+    raw: Path,
+    target: Path,
+    *,
+    size: int,
+    name: str,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    patience: float = 300,
+) -> list[dict[str, str]]:
+    """Decode and resize the images of a manifest into the new directory `target`.
+
+    Memory does not grow with the number of images. The row of an undecodable image stays zero and
+    is missing from the index.
+
+    Args:
+        manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
+        raw: directory of the raw data.
+        target: directory to make.
+        size: pixels a side.
+        name: what the progress bar calls this part.
+        jobs: processes; -1 for one a core.
+        scheduler: address of a Dask cluster that does it, instead of processes of this machine.
+        patience: seconds without sign of life after which a cluster is given up.
+
+    Returns:
+        For each image that could not be decoded, its `path` and the `reason`, in order.
+
+    Raises:
+        UserError: the cluster does not answer, is lost, sees other files or runs other code.
+    """
+    target.mkdir(parents=True)
+    array_path = target / "images.npy"
+    shape = (len(manifest), size, size, 3)
+    array = np.lib.format.open_memmap(array_path, mode="w+", dtype=np.uint8, shape=shape)
+    offset = array.offset
+    del array
+
+    progress = (
+        _on_this_machine(manifest, raw, array_path, offset=offset, size=size, jobs=jobs)
+        if scheduler is None
+        else _on_cluster(
+            manifest,
+            raw,
+            array_path,
+            offset=offset,
+            size=size,
+            scheduler=scheduler,
+            patience=patience,
+        )
+    )
+    reasons: dict[int, str] = {}
+    with tqdm(total=len(manifest), desc=f"preprocess {name}", unit="image", mininterval=1) as bar:
+        for done, failed in progress:
+            reasons |= failed
+            bar.update(done)
+
+    index = manifest.assign(row=np.arange(len(manifest))).drop(index=list(reasons))
+    write_manifest(index, target / "index.csv")
+    return [
+        {"path": str(manifest["path"].iloc[row]), "reason": reasons[row]} for row in sorted(reasons)
+    ]
+
+
+def _on_this_machine(
+    manifest: pd.DataFrame, raw: Path, array: Path, *, offset: int, size: int, jobs: int
+) -> _Progress:
+    """Have processes write rows of the array straight to disk."""
+    tasks = (
+        joblib.delayed(write_rows)(
+            [raw / path for path in manifest["path"].iloc[start : start + _CHUNK]],
+            array,
+            offset=offset,
+            first_row=start,
+            size=size,
+        )
+        for start in range(0, len(manifest), _CHUNK)
+    )
+    yield from joblib.Parallel(jobs, return_as="generator_unordered")(tasks)
+
+
+def _on_cluster(
+    manifest: pd.DataFrame,
+    raw: Path,
+    array: Path,
+    *,
+    offset: int,
+    size: int,
+    scheduler: str,
+    patience: float,
+) -> _Progress:
+    """Write rows that workers on other machines return.
+
+    They do not write themselves: an NFS client that writes part of a page may send all of it, and
+    with it what it holds of a neighbour's rows; and one that was taken for dead might write into
+    the data of a later run.
+    """
+    try:
+        from facegender.data import dask_cluster as cluster
+    except ImportError as error:
+        raise UserError(
+            f"compute.backend is dask, which is not installed ({error}). Install it with "
+            "`pip install 'facegender[dask]'` or `make install-scale`, or set it to loky."
+        ) from error
+
+    row_bytes = size * size * 3
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // row_bytes))
+    folder = raw.absolute()
+    tasks = (
+        joblib.delayed(decode_rows)(
+            [folder / path for path in manifest["path"].iloc[start : start + chunk]],
+            list(manifest["sha256"].iloc[start : start + chunk]),
+            first_row=start,
+            size=size,
+        )
+        for start in range(0, len(manifest), chunk)
+    )
+    with array.open("r+b") as file:
+        for first_row, pixels, reasons in cluster.run_tasks(tasks, scheduler, patience=patience):
+            file.seek(offset + first_row * row_bytes)
+            file.write(pixels.data)
+            yield len(pixels), reasons

@@ -1,0 +1,89 @@
+"""Processed data: each part's images in one memory-mappable array, decoded and resized.
+
+A part is a directory with `images.npy` (uint8, (n, size, size, 3), NumPy's own format) and
+`index.csv`, the rows of the manifest whose image could be decoded, in the order of the array
+(column `row`). Training reads rows straight from the page cache: nothing is decoded again, and
+nothing holds the set in memory.
+"""
+
+import os
+import weakref
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from facegender.data.manifest import read_manifest
+from facegender.errors import UserError
+
+
+class Part:
+    """A part of the processed data, open for reading.
+
+    Attributes:
+        directory: where the part is, in the files FILES.
+        images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
+            `batches` are for passes over the set.
+        index: the manifest's rows, with `row`, the position in `images`.
+    """
+
+    FILES = ("images.npy", "index.csv")
+
+    def __init__(self, directory: Path) -> None:
+        """Open the part that `preprocessing.write_part` wrote to `directory`.
+
+        Raises:
+            UserError: the directory holds no processed part.
+        """
+        self.directory = directory
+        try:
+            self.images: np.memmap = np.load(
+                directory / "images.npy", mmap_mode="r", allow_pickle=False
+            )
+            self.index = read_manifest(directory / "index.csv")
+            self._descriptor = os.open(directory / "images.npy", os.O_RDONLY)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"Cannot read the processed data in {directory.name}/: {error}. Run `dvc repro "
+                "preprocess` to make it anew."
+            ) from error
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.index)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels in the order of the index: int64 of shape (n,)."""
+        return self.index["label"].to_numpy(dtype=np.int64)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows of `images` in the order of the index: int64 of shape (n,)."""
+        return self.index["row"].to_numpy(dtype=np.int64)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        """Return the images at positions of the index: uint8 of shape (k, size, size, 3).
+
+        Several threads may read at once.
+
+        Args:
+            positions: integers of shape (k,), in any order.
+
+        Raises:
+            OSError: the file has become shorter since it was opened.
+        """
+        images = np.empty((len(positions), *self.images.shape[1:]), np.uint8)
+        # Plain reads, not the memory map: mapped pages would count as this process's memory.
+        for image, row in zip(images, self.rows[positions].tolist(), strict=True):
+            start = self.images.offset + row * image.nbytes
+            if os.preadv(self._descriptor, [image], start) != image.nbytes:
+                raise OSError(f"images.npy ends within row {row}")
+        return images
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Yield the images in order: uint8 arrays of shape (up to batch_size, size, size, 3)."""
+        for start in range(0, len(self), batch_size):
+            yield self.read(np.arange(start, min(start + batch_size, len(self))))

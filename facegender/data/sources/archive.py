@@ -1,0 +1,325 @@
+"""Unpacking of archives that nobody vouches for: zip, tar, tar.gz, tar.bz2 and tar.xz.
+
+Every archive, from Kaggle or from disk, goes through `extract_archive`. It reads each member
+itself instead of calling `extractall`, and refuses the whole archive, with the reason, at the
+first member that is not a plain file or folder inside the target.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from facegender.data.sources.raw_directory import emptied_on_error, storable_path
+from facegender.errors import UserError
+
+_CHUNK = 1 << 20
+# Long names and other extended headers of a tar member, which tarfile reads in one go, have a
+# few hundred bytes; ends of tapes are padded to some thousands.
+_MAX_HEADER_BYTES = 1 << 24
+_ENCRYPTED = 0x1 | 0x40 | 0x2000  # flags of a zip member: password, strong, hidden names
+# What the standard library raises when the bytes of an archive make no sense.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    IndexError,
+    OverflowError,
+)
+_SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
+_REPACK = "Pack the images again without it, or ask whoever made the archive."
+
+
+@dataclass(frozen=True)
+class ArchiveLimits:
+    """What an archive or folder may hold.
+
+    JPEG and PNG are compressed already, so their archives have a ratio near 1; bitmaps and tables
+    may reach 20, a zip bomb 1000 and more.
+
+    Attributes:
+        max_total_bytes: of all files together, unpacked.
+        max_ratio: unpacked bytes for each byte of the archive.
+        max_files: files and folders.
+    """
+
+    max_total_bytes: int
+    max_ratio: float
+    max_files: int
+
+
+class DamagedArchive(UserError):
+    """The archive is cut off, or its bytes are not what its checksums say."""
+
+
+class _RefusedError(Exception):
+    """Why an archive is not unpacked."""
+
+    def __init__(self, reason: str, advice: str = _REPACK) -> None:
+        super().__init__(reason)
+        self.advice = advice
+
+
+class _DamagedError(Exception):
+    """What is broken in an archive."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    kind: str  # "file", "folder", or what else it is, with an article
+    size: int  # bytes, unpacked, as the archive declares them
+    open: Callable[[], IO[bytes] | None]
+
+
+def extract_archive(
+    archive: Path,
+    target: Path,
+    limits: ArchiveLimits,
+    *,
+    keep: Callable[[PurePosixPath], bool] = lambda _: True,
+) -> None:
+    """Unpack the files of `archive` into the empty directory `target`, or leave it empty.
+
+    Links, devices, encrypted members, names that lead out of the target or come twice, and
+    whatever exceeds `limits` are refused. Owners, permissions and dates are not restored.
+
+    Args:
+        archive: the file to unpack; its first bytes tell its kind.
+        target: an empty directory, made if it is missing.
+        limits: what the archive may unpack to.
+        keep: which files to write. The others are checked all the same.
+
+    Raises:
+        DamagedArchive: the archive is truncated or corrupt.
+        UserError: the archive is refused or cannot be read, or the target not be written. Names
+            the archive, the member and the reason.
+        ValueError: the target is not empty.
+    """
+    where = ""
+    with emptied_on_error(target):
+        try:
+            guard = _Guard(limits, archive.stat().st_size)
+            members = _open_zip(archive) if _is_zip(archive) else _open_tar(archive, guard)
+            with closing(members):
+                for member in members:
+                    where = f", at {member.name[:200]!r}"
+                    path = guard.admit(member)
+                    if member.kind == "file" and keep(path):
+                        _write(member, target / path)
+                    where = ""
+        except _RefusedError as refused:
+            raise UserError(
+                f"{archive.name} is refused{where}: {refused}. {refused.advice}"
+            ) from refused
+        except RuntimeError as error:  # zipfile: a method or version that it does not know
+            raise UserError(
+                f"{archive.name} is refused{where}: it is packed in an unusual way ({error}). "
+                "Pack the images again."
+            ) from error
+        except (_DamagedError, *_DAMAGE) as error:
+            raise DamagedArchive(_damage(archive, where, error)) from error
+        except OSError as error:
+            if error.errno is None:  # bz2 and gzip complain of bad data in this way
+                raise DamagedArchive(_damage(archive, where, error)) from error
+            raise UserError(
+                f"{archive.name} cannot be unpacked{where}: {error.strerror}. Check that it can be "
+                "read and that the disk has room."
+            ) from error
+
+
+def _damage(archive: Path, where: str, error: Exception) -> str:
+    return (
+        f"{archive.name} is damaged{where}: {error}. The file is incomplete or corrupt: get it "
+        "again."
+    )
+
+
+@dataclass
+class _Guard:
+    """Decides on each member in turn, knowing all that came before."""
+
+    limits: ArchiveLimits
+    packed_bytes: int
+    count: int = 0
+    total_bytes: int = 0
+    files: set[PurePosixPath] = field(default_factory=set)
+    folders: set[PurePosixPath] = field(default_factory=set)
+
+    def admit(self, member: _Member) -> PurePosixPath:
+        """Return the path of the member inside the target, or raise _RefusedError."""
+        path = _safe_path(member.name)
+        if member.kind not in {"file", "folder"}:
+            raise _RefusedError(f"it is {member.kind}")
+        self.count += 1
+        if self.count > self.limits.max_files:
+            raise _RefusedError(
+                f"the archive has more than {self.limits.max_files:,} files",
+                "If you trust it, raise the limit max_files.",
+            )
+        if path in self.files or (member.kind == "file" and path in self.folders):
+            raise _RefusedError("this name comes twice")
+        if not self.files.isdisjoint(path.parents):
+            raise _RefusedError("it lies in a folder with the name of a file")
+        self.folders.update(path.parents)
+        if member.kind == "folder":
+            self.folders.add(path)
+        else:
+            self.files.add(path)
+            self.total_bytes += member.size
+            self.check_size(self.total_bytes)
+        return path
+
+    def check_size(self, unpacked_bytes: int, *, spare: int = 0) -> None:
+        """Raise _RefusedError for more bytes than the limits, plus `spare`, allow."""
+        for name, most in (
+            ("max_total_bytes", self.limits.max_total_bytes),
+            ("max_ratio", int(self.limits.max_ratio * self.packed_bytes)),
+        ):
+            if unpacked_bytes > most + spare:
+                raise _RefusedError(
+                    f"the archive's {self.packed_bytes:,} bytes unpack to more than {most:,}",
+                    f"Zip bombs do that. If you trust the archive, raise the limit {name}.",
+                )
+
+
+def _safe_path(name: str) -> PurePosixPath:
+    # Some archives made on Windows separate folders with backslashes.
+    posix = name.replace("\\", "/")
+    path = PurePosixPath(posix)
+    if posix.startswith("/") or re.match("[A-Za-z]:", posix):
+        raise _RefusedError("its name is an absolute path")
+    if ".." in path.parts:
+        raise _RefusedError("its name leads out of the folder")
+    if "\0" in name or not name:
+        raise _RefusedError("it has no usable name")
+    return storable_path(path)
+
+
+def _write(member: _Member, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = member.open()
+    if source is None:
+        raise _DamagedError("it has no content")
+    written = 0
+    with source, path.open("xb") as file:
+        while chunk := source.read(_CHUNK):
+            written += file.write(chunk)
+    if written != member.size:
+        raise _DamagedError(f"{written:,} of its {member.size:,} bytes are there")
+
+
+def _is_zip(archive: Path) -> bool:
+    with archive.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        raise _DamagedError("it is empty")
+    return start == b"PK" or zipfile.is_zipfile(archive)
+
+
+def _open_zip(archive: Path) -> Generator[_Member, None, None]:
+    with zipfile.ZipFile(archive) as zipped:
+        for info in zipped.infolist():
+            yield _Member(
+                # zipfile cuts `filename` at a NUL.
+                info.orig_filename if "\0" in info.orig_filename else info.filename,
+                _zip_kind(info),
+                info.file_size,
+                # Bound now: the loop goes on.
+                lambda info=info: zipped.open(info),  # type: ignore[misc]
+            )
+
+
+def _zip_kind(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & _ENCRYPTED:
+        return "encrypted"
+    mode = stat.S_IFMT(info.external_attr >> 16)
+    if mode == stat.S_IFLNK:
+        return "a link"
+    if mode not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        return "a device"
+    folder = mode == stat.S_IFDIR or info.filename.endswith(("/", "\\"))
+    return "folder" if folder else "file"
+
+
+def _open_tar(archive: Path, guard: _Guard) -> Generator[_Member, None, None]:
+    with _decompress(archive) as plain:
+        stream = _Stream(plain, guard)
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
+            while (info := tar.next()) is not None:
+                yield _Member(
+                    info.name,
+                    _tar_kind(info),
+                    info.size,
+                    lambda info=info: tar.extractfile(info),  # type: ignore[misc]
+                )
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+            # tarfile takes an archive that is cut off in, or just before, a header for complete.
+            stream.seek(tar.offset)
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise _DamagedError("its end is missing")
+        while stream.read(_CHUNK):  # to the checksum at the end of the compressed data
+            pass
+
+
+def _tar_kind(info: tarfile.TarInfo) -> str:
+    if info.isreg():
+        return "file"
+    if info.isdir():
+        return "folder"
+    return "a link" if info.issym() or info.islnk() else "a device"
+
+
+def _decompress(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(archive))
+    if start.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.open(archive))
+    if start.startswith(b"\xfd7zXZ\0"):
+        return cast(IO[bytes], lzma.open(archive))
+    if start[257:262] != b"ustar" and archive.suffix in _SUFFIXES:
+        raise _DamagedError("its bytes are not those of an archive")
+    if start[257:262] != b"ustar":
+        raise _RefusedError(
+            "it is no archive of a known kind",
+            "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
+        )
+    return archive.open("rb")
+
+
+class _Stream(io.RawIOBase):
+    """The uncompressed tar, which neither grows past the limits nor is read in huge pieces."""
+
+    def __init__(self, plain: IO[bytes], guard: _Guard) -> None:
+        self._plain = plain
+        self._guard = guard
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise _RefusedError(f"a header says it has {size:,} bytes")
+        self._guard.check_size(self._plain.tell(), spare=_MAX_HEADER_BYTES)
+        return self._plain.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._guard.check_size(offset, spare=_MAX_HEADER_BYTES)
+        return self._plain.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._plain.tell()

@@ -1,0 +1,84 @@
+"""Where images come from: the built-in sample, Kaggle, or a folder or archive on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from facegender.data.sources.archive import ArchiveLimits
+from facegender.data.sources.raw_directory import content_digest, replace_directory
+from facegender.params import Dataset, FolderDataset, KaggleDataset, SampleDataset
+
+
+def fetch_dataset(
+    dataset: Dataset,
+    target: Path,
+    *,
+    limits: ArchiveLimits,
+    cache: Path,
+    known: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fill the directory `target` with a dataset's images; on failure it stays as it was.
+
+    Args:
+        dataset: the parameters of one source.
+        target: directory to make or replace.
+        limits: what an archive or folder may hold.
+        cache: directory for partial downloads.
+        known: what an earlier call returned, if anything: the same version of a Kaggle dataset
+            must then have the same bytes.
+
+    Returns:
+        JSON-able facts: `source`, `version`, number of `files`, the `sha256` of the content, and
+        what was `left_out` of a folder, if anything.
+
+    Raises:
+        UserError: the source cannot be had, or is not what it was.
+    """
+    with replace_directory(target) as aside:
+        facts = _fill(dataset, aside, limits, cache, known or {})
+        files, sha256 = content_digest(aside)
+    return {"source": dataset.source, **facts, "files": files, "sha256": sha256}
+
+
+def _fill(
+    dataset: Dataset, target: Path, limits: ArchiveLimits, cache: Path, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    # Each source is imported when it is asked for: a change in one is no change in another.
+    match dataset:
+        case SampleDataset():
+            from facegender.data.sources import sample
+
+            sample.draw_sample(
+                target,
+                per_class=dataset.per_class,
+                image_size=dataset.image_size,
+                seed=dataset.seed,
+            )
+            return {"version": sample.version()}
+        case FolderDataset():
+            from facegender.data.sources.folder import copy_folder
+
+            left_out = copy_folder(Path(dataset.path), target, limits)
+            version = {"version": Path(dataset.path).name}
+            return version | ({"left_out": left_out} if left_out else {})
+        case KaggleDataset():
+            from facegender.data.sources.kaggle import download_kaggle
+
+            same = known.get("slug") == dataset.slug and dataset.version in {
+                None,
+                known.get("version"),
+            }
+            got = download_kaggle(
+                dataset.slug,
+                dataset.version,
+                target,
+                limits,
+                cache=cache,
+                expected_sha256=known.get("archive_sha256") if same else None,
+                expected_version=known.get("version") if same else None,
+            )
+            return {
+                "slug": got.slug,
+                "version": got.version,
+                "archive_sha256": got.archive_sha256,
+            }

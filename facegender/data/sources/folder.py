@@ -1,0 +1,151 @@
+"""The source `folder`: class folders in a directory or archive on disk."""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from facegender.data.image_files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
+from facegender.data.sources.archive import ArchiveLimits, extract_archive
+from facegender.data.sources.raw_directory import emptied_on_error, storable_path
+from facegender.errors import UserError
+
+_UNREADABLE = "may not be read: permission denied"
+_log = logging.getLogger(__name__)
+
+
+def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
+    """Copy the images and metadata CSVs of a directory or archive, keeping their places.
+
+    Hidden files and the litter of operating systems are left out. A symbolic link is followed
+    if it leads to somewhere else inside `source`. What else cannot be copied is left out, named in
+    a warning and returned: links that lead out, round in a circle or nowhere, pipes and devices,
+    and what this user may not read.
+
+    Args:
+        source: a directory, or a zip or tar archive.
+        target: an empty directory, made if it is missing; empty again on failure.
+        limits: what the archive, or the directory, may hold.
+
+    Returns:
+        By place in `source`, why it was left out.
+
+    Raises:
+        UserError: `source` is missing, holds no image, exceeds the limits, or cannot be read.
+        ValueError: the target is not empty.
+    """
+    if not source.exists():
+        raise UserError(
+            f"There is no folder or archive {str(source)!r}. Set it with "
+            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a path that is not absolute "
+            "counts from the root of the repository."
+        )
+    if target.resolve().is_relative_to(source.resolve()):
+        raise UserError(
+            f"The folder {str(source)!r} holds this project's own data. Name the folder whose "
+            "subfolders are the classes."
+        )
+    with emptied_on_error(target):
+        left_out: dict[str, str] = {}
+        if source.is_dir():
+            left_out = _copy_tree(source, target, limits)
+        else:
+            extract_archive(source, target, limits, keep=_wanted)
+        if left_out:
+            shown = "; ".join(f"{place!r} {why}" for place, why in list(left_out.items())[:10])
+            _log.warning("%d thing(s) in %s are left out: %s", len(left_out), source.name, shown)
+        if not any(path.suffix.lower() in PHOTO_SUFFIXES for path in target.rglob("*")):
+            raise UserError(
+                f"There is no image in {str(source)!r}: put them in one folder for each class "
+                f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
+            )
+        return left_out
+
+
+def _wanted(path: PurePosixPath) -> bool:
+    """Whether a file, relative to the source, is data: an image or a table of metadata."""
+    litter = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not litter and path.suffix.lower() in PHOTO_SUFFIXES | {".csv"}
+
+
+def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
+    """Copy what is wanted of a directory; return what was left out, and why."""
+    place = PurePosixPath()
+    try:
+        scan = _Scan(source.resolve(), limits)
+        scan.walk(source, place, ())
+        for place, path in tqdm(scan.files, desc="copy", unit="file", disable=None):
+            copy = target / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(path, copy)
+            except PermissionError as error:
+                # Not that of the target.
+                if error.filename != str(path):
+                    raise
+                scan.left_out[str(place)] = _UNREADABLE
+    except OSError as error:
+        raise UserError(
+            f"Cannot copy {str(error.filename or place)!r}: {error.strerror}. Check its "
+            "permissions, and that the disk has room."
+        ) from error
+    return dict(sorted(scan.left_out.items()))
+
+
+@dataclass
+class _Scan:
+    """What is to be copied from the directory `root`, an absolute path without links."""
+
+    root: Path
+    limits: ArchiveLimits
+    files: list[tuple[PurePosixPath, Path]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    total_bytes: int = 0
+
+    def walk(self, folder: Path, place: PurePosixPath, above: tuple[Path, ...]) -> None:
+        """Collect the files of `folder`, found at `place`, inside the real folders `above`."""
+        above = (*above, folder.resolve())
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except PermissionError:
+            if len(above) == 1:
+                raise
+            self.left_out[str(place)] = _UNREADABLE
+            return
+        for entry in entries:
+            inner, path = place / storable_path(PurePosixPath(entry.name)), Path(entry.path)
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_symlink() and not self._may_follow(path, above):
+                self.left_out[str(inner)] = "is a link that leads out, in a circle or nowhere"
+            elif entry.is_dir():
+                self.walk(path, inner, above)
+            elif _wanted(inner):
+                if entry.is_file():
+                    self._add(inner, path)
+                else:
+                    self.left_out[str(inner)] = "is a pipe or device"
+
+    def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:
+        try:
+            real = link.resolve(strict=True)
+        except (OSError, RuntimeError):  # leads nowhere, or to itself
+            return False
+        return real.is_relative_to(self.root) and real not in above
+
+    def _add(self, place: PurePosixPath, path: Path) -> None:
+        self.files.append((place, path))
+        self.total_bytes += path.stat().st_size
+        for name, found, most in (
+            ("max_files", len(self.files), self.limits.max_files),
+            ("max_total_bytes", self.total_bytes, self.limits.max_total_bytes),
+        ):
+            if found > most:
+                raise UserError(
+                    f"The folder {self.root.name} exceeds the limit {name} of {most:,}. Check "
+                    "that it is the right folder; if so, raise the limit."
+                )

@@ -1,0 +1,1 @@
+"""Is the new model worse than the one before it?"""

@@ -1,0 +1,450 @@
+"""The gate: is a model fit to take the place of the one before it?
+
+Floors are judged on the candidate alone; a drop is judged against a baseline, on the same images.
+docs/gate.md says how a verdict is reached. Nothing here reads a file.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from facegender.evaluation.metrics import group_names
+from facegender.gate.significance import (
+    Resampling,
+    holm,
+    paired_difference,
+    paired_ece_interval,
+    paired_f1_interval,
+    unpaired_difference,
+)
+from facegender.gate.verdict import NO_FLIPS, Comparison, CostRatio, Floor, Report, Verdict
+from facegender.labels import LABELS, NAMES
+from facegender.params import AtLeast, AtMost, Gate
+
+# Columns of predictions that are no metadata, and those that `pair` adds.
+PREDICTION_COLUMNS = ("path", "label", "probability", "predicted", "sha256")
+_NO_METADATA = [*PREDICTION_COLUMNS, "old_probability", "old_predicted"]
+
+# Fractions of images do not add up exactly; no two of them are as near as this.
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one evaluation of a model left.
+
+    Attributes:
+        name: how to call it.
+        metrics: the test metrics of `evaluation.classification_metrics`.
+        predictions: a row a test image: PREDICTION_COLUMNS and columns of metadata; None if there
+            are none.
+        costs: `size_*_bytes`, `latency_*_ms`, `training_images_per_second` and
+            `training_seconds`, as far as they are known.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    predictions: pd.DataFrame | None
+    costs: Mapping[str, float]
+
+
+def judge(
+    candidate: Results,
+    baseline: Results | None,
+    settings: Gate,
+    *,
+    min_group_size: int,
+    accept_data_change: bool = False,
+    undecided: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """Judge a model by its floors and beside a baseline.
+
+    Args:
+        candidate: the model's results.
+        baseline: results of the model before, or None if there are none.
+        settings: floors, tolerances, and source of chance of the intervals.
+        min_group_size: smaller groups are shown and not judged.
+        accept_data_change: compare even though the test set, the labels or the lack of predictions
+            forbid pairing: by two independent samples.
+        undecided: why there is no baseline.
+        notes: warnings to pass on.
+
+    Returns:
+        The report; its verdict is `cannot tell` when there is no baseline, or one that cannot be
+        compared with.
+    """
+    floors = judge_floors(candidate.metrics, settings.floors)
+    broken = _broken(candidate)
+    if baseline is None:
+        return Report(
+            candidate=candidate.name,
+            baseline=None,
+            floors=floors,
+            undecided=[*broken, *undecided],
+            notes=notes,
+        )
+    broken += _broken(baseline)
+    differences = data_differences(candidate, baseline)
+    old, new = _right_by_label(baseline), _right_by_label(candidate)
+    if differences and (old is None or new is None):
+        broken.append(
+            "no confusion matrix in the metrics, so that they cannot be compared unpaired"
+        )
+    if broken or (differences and not accept_data_change):
+        return Report(
+            candidate=candidate.name,
+            baseline=baseline.name,
+            floors=floors,
+            undecided=[*broken, *differences],
+            notes=notes,
+        )
+    flips = NO_FLIPS
+    if not differences:
+        pairs = pair(candidate, baseline)
+        comparisons, groups = _paired(pairs, candidate, baseline, settings, min_group_size)
+        flips = _flips(pairs)
+        notes = [*notes, *_lost_columns(candidate, baseline)]
+    elif old is not None and new is not None:
+        comparisons, groups = _unpaired(old, new, candidate, baseline, settings, min_group_size)
+        notes = [*notes, *(f"accepted: {one}" for one in differences)]
+    return Report(
+        candidate=candidate.name,
+        baseline=baseline.name,
+        floors=floors,
+        paired=not differences,
+        comparisons=comparisons,
+        groups=groups,
+        costs=compare_costs(candidate.costs, baseline.costs, settings),
+        flips=flips,
+        notes=notes,
+    )
+
+
+def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMost]) -> list[Floor]:
+    """Hold metrics against their floors; one that is missing, NaN or no number fails."""
+    rows = []
+    for name, floor in floors.items():
+        value = _number(metrics.get(name))
+        if isinstance(floor, AtLeast):
+            limit, reached = floor.at_least, value is not None and value >= floor.at_least
+        else:
+            limit, reached = floor.at_most, value is not None and value <= floor.at_most
+        rows.append(
+            Floor(
+                metric=name,
+                value=value,
+                direction="at least" if isinstance(floor, AtLeast) else "at most",
+                limit=limit,
+                verdict="pass" if reached else "fail",
+            )
+        )
+    return rows
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number, or None for anything else."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None  # type: ignore[arg-type]
+
+
+def _broken(results: Results) -> list[str]:
+    """Say whether metrics and predictions are of different evaluations, which decides nothing."""
+    predictions, accuracy = results.predictions, _number(results.metrics.get("accuracy"))
+    if predictions is None or accuracy is None:
+        return []
+    right = float((predictions["label"] == predictions["predicted"]).mean())
+    if results.metrics.get("n") == len(predictions) and abs(right - accuracy) < _EPSILON:
+        return []
+    return [
+        f"the metrics of {results.name} say an accuracy of {accuracy:.4f} on "
+        f"{results.metrics.get('n')} images, its predictions {right:.4f} on {len(predictions)}: "
+        "they are not of one evaluation; run `dvc repro`"
+    ]
+
+
+def data_differences(candidate: Results, baseline: Results) -> list[str]:
+    """Say what forbids to compare the two image by image; nothing if it can be done."""
+    if missing := [one.name for one in (candidate, baseline) if one.predictions is None]:
+        return [f"there are no predictions of {' and '.join(missing)}"]
+    new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
+    shared = new.index.intersection(old.index)
+    found = []
+    if not len(new) == len(old) == len(shared):
+        found.append(
+            f"the test sets differ: {len(new)} images in {candidate.name}, {len(old)} in "
+            f"{baseline.name}, {len(shared)} in both"
+        )
+    relabelled = int((new.loc[shared, "label"] != old.loc[shared, "label"]).sum())
+    if relabelled and relabelled == len(shared):
+        found.append("the label mapping differs: each image in both has the other label")
+    elif relabelled:
+        found.append(f"the labels differ: {relabelled} of {len(shared)} images have the other one")
+    return found
+
+
+def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
+    """Return predictions by content of the image, and by number among its copies."""
+    if predictions is None:
+        raise ValueError("no predictions")
+    ordered = predictions.sort_values(["sha256", "path"])
+    copy = ordered.groupby("sha256").cumcount()
+    return ordered.set_index([ordered["sha256"].astype(str), copy])
+
+
+def pair(candidate: Results, baseline: Results) -> pd.DataFrame:
+    """Return the candidate's predictions with the baseline's beside them.
+
+    Returns:
+        The candidate's columns and `old_probability` and `old_predicted`, sorted by path.
+    """
+    new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
+    pairs = new.assign(old_probability=old["probability"], old_predicted=old["predicted"])
+    return pairs.sort_values("path").reset_index(drop=True)
+
+
+def _paired(
+    pairs: pd.DataFrame,
+    candidate: Results,
+    baseline: Results,
+    settings: Gate,
+    min_group_size: int,
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Compare two models on the same images: over all and by class, and by group."""
+    resampling = Resampling(settings.bootstrap_samples, settings.seed)
+    labels, old, new = (
+        pairs[name].to_numpy(dtype=int) for name in ("label", "old_predicted", "predicted")
+    )
+    was_right, is_right = old == labels, new == labels
+
+    def compared(metric: str, members: np.ndarray) -> Comparison:
+        difference = paired_difference(was_right[members], is_right[members], resampling)
+        return Comparison(metric, int(members.sum()), **asdict(difference))
+
+    comparisons, groups = _judge_drops(
+        compared("accuracy", np.ones(len(labels), dtype=bool)),
+        [
+            compared(f"recall_{name}", labels == value)
+            for name, value in LABELS.items()
+            if (labels == value).any()
+        ],
+        [compared(f"{column}={group}", members) for column, group, members in _groups(pairs)],
+        settings,
+        min_group_size=min_group_size,
+    )
+    before, after = (
+        pairs[name].to_numpy(dtype=float) for name in ("old_probability", "probability")
+    )
+    f1, ece, *others = _undecisive(candidate, baseline)
+    intervals = {
+        "f1": paired_f1_interval(labels, old, new, resampling),
+        "ece": paired_ece_interval(labels, before, after, resampling),
+    }
+    tolerances = settings.max_drop
+    return [
+        *comparisons,
+        _judge_interval(f1, intervals["f1"], worse=-1, tolerance=tolerances.f1),
+        _judge_interval(ece, intervals["ece"], worse=1, tolerance=tolerances.ece),
+        *others,
+    ], groups
+
+
+def _unpaired(
+    old: Mapping[str, tuple[int, int]],
+    new: Mapping[str, tuple[int, int]],
+    candidate: Results,
+    baseline: Results,
+    settings: Gate,
+    min_group_size: int,
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Compare two models on images of their own; `old` and `new` are as `_right_by_label` says."""
+    resampling = Resampling(settings.bootstrap_samples, settings.seed)
+
+    def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
+        return Comparison(metric, new[1], **asdict(unpaired_difference(old, new, resampling)))
+
+    def total(counts: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+        return sum(right for right, _ in counts.values()), sum(n for _, n in counts.values())
+
+    groups = []
+    if candidate.predictions is not None and baseline.predictions is not None:
+        before = {
+            (column, group): _right(baseline.predictions[members])
+            for column, group, members in _groups(baseline.predictions)
+        }
+        groups = [
+            compared(
+                f"{column}={group}", before[column, group], _right(candidate.predictions[members])
+            )
+            for column, group, members in _groups(candidate.predictions)
+            if (column, group) in before
+        ]
+    comparisons, groups = _judge_drops(
+        compared("accuracy", total(old), total(new)),
+        [
+            compared(f"recall_{name}", old[name], new[name])
+            for name in LABELS
+            if old[name][1] and new[name][1]
+        ],
+        groups,
+        settings,
+        min_group_size=min_group_size,
+    )
+    return [*comparisons, *_undecisive(candidate, baseline)], groups
+
+
+def _groups(predictions: pd.DataFrame) -> list[tuple[str, str, np.ndarray]]:
+    """Return column, name and members, bool (n,), of each group that is not everybody."""
+    found = []
+    for column in predictions.columns.drop(_NO_METADATA, errors="ignore"):
+        codes, names = pd.factorize(group_names(predictions[column]), sort=True)
+        for code, group in enumerate(names):
+            members = codes == code
+            if not members.all():
+                found.append((str(column), str(group), members))
+    return found
+
+
+def _right(predictions: pd.DataFrame) -> tuple[int, int]:
+    return int((predictions["label"] == predictions["predicted"]).sum()), len(predictions)
+
+
+def _right_by_label(results: Results) -> dict[str, tuple[int, int]] | None:
+    """Return how many images of each label are predicted rightly, and how many there are."""
+    try:
+        confusion = results.metrics["confusion"]
+        return {
+            name: (
+                int(confusion[f"{name}_as_{name}"]),
+                sum(int(confusion[f"{name}_as_{guess}"]) for guess in LABELS),
+            )
+            for name in LABELS
+        }
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def _judge_drops(
+    overall: Comparison,
+    classes: Sequence[Comparison],
+    groups: Sequence[Comparison],
+    settings: Gate,
+    *,
+    min_group_size: int,
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Give what was tested one by one its adjusted p and its verdict.
+
+    The questions (all images, classes, groups) share the significance level equally (Bonferroni),
+    and within each it holds for all rows together (Holm): else one group in forty would fail by
+    luck.
+
+    Returns:
+        Comparisons over all and by class, and by group.
+    """
+    large = [row for row in groups if row.n >= min_group_size]
+    tolerances = settings.max_drop
+    questions = [([overall], tolerances.accuracy), (classes, tolerances.recall)]
+    if large:
+        questions.append((large, tolerances.group))
+    judged = [
+        _judge_drop(row, len(questions) * p, tolerance, settings.significance)
+        for rows, tolerance in questions
+        for row, p in zip(rows, holm([row.p or 0.0 for row in rows]), strict=True)
+    ]
+    by_group = iter(judged[1 + len(classes) :])
+    small = f"fewer than {min_group_size} images: not judged"
+    return judged[: 1 + len(classes)], [
+        # Among many groups some drop: one is told only if it alone would be significant.
+        _quiet(next(by_group), row.p or 0.0, settings.significance)
+        if row.n >= min_group_size
+        else replace(row, p=None, note=small)
+        for row in groups
+    ]
+
+
+def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float) -> Comparison:
+    # One image alone is never a regression, however few there are.
+    allowed = max(tolerance, 1 / row.n) + _EPSILON
+    beyond = row.difference is not None and -row.difference > allowed
+    verdict: Verdict = "pass"
+    if beyond:
+        verdict = "fail" if p < significance else "warn"
+    return replace(row, p=min(1.0, p), verdict=verdict)
+
+
+def _quiet(row: Comparison, unadjusted: float, significance: float) -> Comparison:
+    chance = row.verdict == "warn" and unadjusted >= significance
+    return replace(row, verdict="pass") if chance else row
+
+
+def _undecisive(candidate: Results, baseline: Results) -> list[Comparison]:
+    """Return metrics that do not fail by a drop: accuracy and recalls tell what F1 does."""
+    rows = []
+    for metric in ("f1", "ece", "roc_auc", "loss"):
+        old, new = (_number(one.metrics.get(metric)) for one in (baseline, candidate))
+        difference = new - old if old is not None and new is not None else None
+        n = int(_number(candidate.metrics.get("n")) or 0)
+        rows.append(Comparison(metric, n, old, new, difference))
+    return rows
+
+
+def _judge_interval(
+    row: Comparison, interval: tuple[float, float], *, worse: int, tolerance: float
+) -> Comparison:
+    """Warn if a metric is worse by more than the tolerance and its interval excludes 0."""
+    if row.difference is None:
+        return row
+    low, high = interval
+    beyond = worse * row.difference > tolerance + _EPSILON
+    excluded = low > 0 if worse > 0 else high < 0
+    verdict: Verdict = "warn" if beyond and excluded else "pass"
+    return replace(row, low=low, high=high, verdict=verdict)
+
+
+def compare_costs(
+    candidate: Mapping[str, float], baseline: Mapping[str, float], settings: Gate
+) -> list[CostRatio]:
+    """Return the ratio of each cost, with a warning beyond its tolerance."""
+    rows = []
+    for name in dict.fromkeys([*baseline, *candidate]):
+        old, new = (_number(costs.get(name)) for costs in (baseline, candidate))
+        ratio = new / old if old and new is not None else None
+        if name.endswith("_per_second"):
+            limit = settings.cost.min_speed_ratio
+            beyond = ratio is not None and ratio < limit
+        else:
+            size = name.startswith("size_")
+            limit = settings.cost.max_size_ratio if size else settings.cost.max_time_ratio
+            beyond = ratio is not None and ratio > limit
+        unknown = ratio is None
+        verdict: Verdict = "info" if unknown else "warn" if beyond else "pass"
+        rows.append(CostRatio(name, old, new, ratio, limit, verdict))
+    return rows
+
+
+def _flips(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the images whose prediction changed, those that became wrong first."""
+    flipped = pairs[pairs["predicted"] != pairs["old_predicted"]]
+    columns = ["path", "label", "old_probability", "new_probability", "right"]
+    return (
+        flipped.assign(
+            label=flipped["label"].map(NAMES),
+            new_probability=flipped["probability"],
+            right=flipped["predicted"] == flipped["label"],
+        )[columns]
+        .sort_values(["right", "path"])
+        .reset_index(drop=True)
+    )
+
+
+def _lost_columns(candidate: Results, baseline: Results) -> list[str]:
+    if candidate.predictions is None or baseline.predictions is None:
+        return []
+    lost = baseline.predictions.columns.difference(candidate.predictions.columns, sort=False)
+    return [f"groups are no longer judged by {', '.join(lost)}: the metadata lacks it"] * bool(
+        len(lost)
+    )

@@ -1,0 +1,145 @@
+"""Differences between two models, with intervals and p-values: paired by image, or of two samples.
+
+Throughout, `old` and `new` belong to the baseline and the candidate, a difference is new less old,
+an interval is the central 95 % of percentile bootstrap resamples (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13), and p is exact and two-sided.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest, fisher_exact
+
+from facegender.evaluation.metrics import expected_calibration_error
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are drawn: the number of resamples, and the source of chance."""
+
+    samples: int
+    seed: int
+
+    def generator(self) -> np.random.Generator:
+        """Return a generator at its start, so that no interval depends on those before it."""
+        return np.random.default_rng(self.seed)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fraction of images under two models."""
+
+    old: float
+    new: float
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(old: np.ndarray, new: np.ndarray, resampling: Resampling) -> Difference:
+    """Compare how often two models are right on the same images.
+
+    By McNemar's test in its exact form (Note on the sampling error of the difference between
+    correlated proportions or percentages, Psychometrika 12, 1947): if neither model is better, an
+    image on which just one is right falls to either with chance one half.
+
+    Args:
+        old: whether the baseline is right, bool (n,).
+        new: whether the candidate is right on the same image, bool (n,).
+        resampling: of the images.
+    """
+    n, gained, lost = len(old), int((new & ~old).sum()), int((old & ~new).sum())
+    draws = _resampled_counts(np.array([gained, lost, n - gained - lost]), resampling)
+    low, high = _interval((draws[:, 0] - draws[:, 1]) / n)
+    return Difference(
+        old=float(old.mean()),
+        new=float(new.mean()),
+        difference=(gained - lost) / n,
+        low=low,
+        high=high,
+        p=float(binomtest(lost, gained + lost).pvalue) if gained + lost else 1.0,
+    )
+
+
+def unpaired_difference(
+    old: tuple[int, int], new: tuple[int, int], resampling: Resampling
+) -> Difference:
+    """Compare how often two models are right on images of their own, by Fisher's exact test.
+
+    Args:
+        old: how many images the baseline has right, and how many there are.
+        new: the same of the candidate.
+        resampling: of both sets of images.
+    """
+    (old_right, old_n), (new_right, new_n) = old, new
+    before, after = old_right / old_n, new_right / new_n
+    draws = resampling.generator().binomial(
+        (new_n, old_n), (after, before), size=(resampling.samples, 2)
+    )
+    low, high = _interval(draws[:, 0] / new_n - draws[:, 1] / old_n)
+    table = [[new_right, new_n - new_right], [old_right, old_n - old_right]]
+    p = float(fisher_exact(table).pvalue)
+    return Difference(before, after, after - before, low, high, p)
+
+
+def paired_f1_interval(
+    labels: np.ndarray, old: np.ndarray, new: np.ndarray, resampling: Resampling
+) -> tuple[float, float]:
+    """Return the interval of the difference of F1; all are int (n,) of 0 and 1."""
+    cells = np.bincount(labels * 4 + old * 2 + new, minlength=8)
+    draws = _resampled_counts(cells, resampling).reshape(-1, 2, 2, 2)
+    # Counts by label and prediction: of the candidate, summed over the baseline's, and vice versa.
+    return _interval(_f1(draws.sum(axis=2)) - _f1(draws.sum(axis=3)))
+
+
+def _f1(confusion: np.ndarray) -> np.ndarray:
+    # F1 is 0, as in scikit-learn with zero_division=0, when nothing is or is called male.
+    right, errors = confusion[:, 1, 1], confusion[:, 0, 1] + confusion[:, 1, 0]
+    return 2 * right / np.maximum(2 * right + errors, 1)
+
+
+def paired_ece_interval(
+    labels: np.ndarray, old: np.ndarray, new: np.ndarray, resampling: Resampling
+) -> tuple[float, float]:
+    """Return the interval of the difference of the calibration error.
+
+    Args:
+        labels: int (n,).
+        old: P(male) by the baseline, float (n,).
+        new: P(male) by the candidate, float (n,).
+        resampling: of the images.
+    """
+    generator = resampling.generator()
+    differences = np.empty(resampling.samples)
+    for sample in range(resampling.samples):
+        drawn = generator.integers(len(labels), size=len(labels))
+        before = expected_calibration_error(labels[drawn], old[drawn])
+        differences[sample] = expected_calibration_error(labels[drawn], new[drawn]) - before
+    return _interval(differences)
+
+
+def _resampled_counts(counts: np.ndarray, resampling: Resampling) -> np.ndarray:
+    """Resample images that are counted by cell: a multinomial draw, int (samples, cells)."""
+    total = int(counts.sum())
+    return resampling.generator().multinomial(total, counts / total, size=resampling.samples)
+
+
+def _interval(differences: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(differences, (0.025, 0.975)).tolist()
+    return low, high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values, in their order, adjusted for how many they are.
+
+    After Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    Statistics 6, 1979.
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted

@@ -1,0 +1,52 @@
+"""Models from files, ready to compute. Each runtime is imported when a model needs it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from facegender.errors import UserError
+from facegender.inference.prediction import BATCH_SIZE
+from facegender.inference.predictor import Predictor
+
+if TYPE_CHECKING:
+    import keras
+
+
+def image_size(model: keras.Model) -> int:
+    """Return the side, in pixels, of the images that a model takes."""
+    return int(model.input_shape[1])
+
+
+def keras_predictor(model: keras.Model) -> Predictor:
+    """Return a Keras model as a predictor."""
+    from facegender.model.network import predict_arrays
+
+    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
+
+
+def load_predictors(path: Path, images: int) -> list[Predictor]:
+    """Load the model in a file, once for each thread that is of use.
+
+    Args:
+        path: a .tflite or .keras file.
+        images: how many there are to predict.
+
+    Raises:
+        UserError: the file is missing, damaged, or another kind of model.
+    """
+    # Keras takes seconds to import, LiteRT does not.
+    if path.suffix == ".tflite":
+        from facegender.inference.litert import load_litert, probe_litert
+
+        probe_litert(path)
+        batches = math.ceil(images / BATCH_SIZE)
+        return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
+    if path.suffix == ".keras":
+        from facegender.model.network import load_model
+
+        # Once, for TensorFlow computes on all cores by itself.
+        return [keras_predictor(load_model(path))]
+    raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")

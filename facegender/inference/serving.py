@@ -1,0 +1,145 @@
+"""The model as MLflow serves it; MLflow runs this file to load a logged model (no pickle).
+
+It takes what a user has: the bytes of image files, their base64 text, or uint8 RGB arrays; one, a
+list, an array of them, or a DataFrame with one column. It gives a DataFrame with a row an image:
+`label` (female or male, as perceived, or uncertain) and `probability` (of the label male).
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+from PIL import Image
+
+from facegender.data.images import InvalidImage, decode_image
+from facegender.inference.litert import load_litert
+from facegender.inference.predictor import label_of
+
+# Images computed at a time: the layers' outputs are all that grows with it.
+_BATCH_SIZE = 32
+
+
+class BadInput(MlflowException):
+    """Input that cannot be used: the server answers 400 with the message."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message."""
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    def serialize_as_json(self) -> str:
+        """Return the server's answer: the message alone.
+
+        MLflow's server puts all of the input before it, which can be megabytes of base64.
+        """
+        self.message = str(self)
+        return super().serialize_as_json()
+
+
+class FaceGender(PythonModel):
+    """An exported model behind MLflow's `pyfunc` interface."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the LiteRT model of a logged model."""
+        # What runs many of these on one machine says how many threads each may have (Spark does).
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        self._predictor = load_litert(Path(context.artifacts["model"]), threads=threads)
+        self._threshold = float(context.model_config["threshold"])
+        # The server answers each request in a thread of its own, and the runtime allows one.
+        self._one_at_a_time = Lock()
+
+    # No type hint for the input: MLflow would read one as a schema and refuse arrays.
+    def predict(self, context: Any, model_input, params: Any = None) -> pd.DataFrame:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        """Return label and probability for each image.
+
+        Args:
+            context: MLflow's, unused.
+            model_input: see the module.
+            params: `abstain_below`, as in `prediction.label_of`.
+
+        Raises:
+            BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
+        """
+        abstain_below = float((params or {}).get("abstain_below", 0.5))
+        if not 0.5 <= abstain_below <= 1:
+            raise BadInput(f"abstain_below is a probability from 0.5 to 1, not {abstain_below}.")
+        items = _items(model_input)
+        if not items:
+            raise BadInput("There is no image in the input.")
+        size = self._predictor.size
+        images = [_to_array(item, size, place) for place, item in enumerate(items)]
+        with self._one_at_a_time:
+            probabilities = np.concatenate(
+                [
+                    self._predictor.predict(np.stack(images[start : start + _BATCH_SIZE]))
+                    for start in range(0, len(images), _BATCH_SIZE)
+                ]
+            )
+        labels = [
+            label_of(probability, threshold=self._threshold, abstain_below=abstain_below)
+            for probability in probabilities
+        ]
+        return pd.DataFrame({"label": labels, "probability": probabilities})
+
+
+def _items(model_input: Any) -> list[Any]:
+    """Return one item an image."""
+    if isinstance(model_input, pd.DataFrame):
+        if len(model_input.columns) != 1:
+            raise BadInput(f"One column of images is expected, not {list(model_input.columns)}.")
+        return model_input.iloc[:, 0].tolist()
+    if isinstance(model_input, Mapping):
+        return _items(_only_field(model_input))
+    if isinstance(model_input, bytes | str):
+        return [model_input]
+    if isinstance(model_input, np.ndarray) and model_input.ndim in {0, 3}:
+        return [model_input]
+    if isinstance(model_input, list | tuple | np.ndarray | pd.Series):
+        return [_only_field(item) if isinstance(item, Mapping) else item for item in model_input]
+    raise BadInput(f"A list of images is expected, not {type(model_input).__name__}.")
+
+
+def _only_field(record: Mapping) -> Any:
+    if len(record) != 1:
+        raise BadInput(f"One field of images is expected, not {list(record)}.")
+    return next(iter(record.values()))
+
+
+def _to_array(item: Any, size: int, place: int) -> np.ndarray:
+    """Return one image as uint8 (size, size, 3)."""
+    if isinstance(item, np.ndarray) and item.ndim == 0:
+        item = item.item()  # what MLflow makes of the text in a record
+    try:
+        if isinstance(item, str):
+            item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap
+        if isinstance(item, bytes):
+            return decode_image(item, size)
+        array = np.asarray(item)
+        if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+            raise InvalidImage(
+                "base64 text, bytes, or an array of shape (height, width, 3) is expected, not "
+                f"{type(item).__name__} of shape {array.shape}"
+            )
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+            raise InvalidImage("an array holds whole numbers from 0 to 255")
+        pixels = array.astype(np.uint8)
+        if pixels.shape[:2] != (size, size):
+            resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+            pixels = np.asarray(resized)
+        return pixels
+    except binascii.Error as error:
+        raise BadInput(f"Image {place}: no base64 text: {error}") from None
+    except (InvalidImage, ValueError) as error:
+        raise BadInput(f"Image {place}: {error}") from None
+
+
+mlflow.models.set_model(FaceGender())

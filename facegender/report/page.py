@@ -1,0 +1,335 @@
+"""The page that a reviewer opens, and the model card: the pipeline's results, by template.
+
+Both are functions of their inputs: nothing in them depends on time, place, speed or a run's id.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from facegender.data.manifest import SPLITS, read_manifest
+from facegender.errors import UserError
+from facegender.evaluation.metrics import wilson_interval
+from facegender.evaluation.plots import most_confident_errors
+from facegender.files import file_sha256
+from facegender.gate.verdict import MAX_FLIPS, Report
+from facegender.labels import LABELS, NAMES
+from facegender.params import Params, flatten
+
+WORST_ERRORS = 10
+
+# Title, what it says, and whether more of it is better.
+METRICS = {
+    "accuracy": ("Accuracy", "share of images with the right label", True),
+    "f1": ("F1", "harmonic mean of the precision and recall of male", True),
+    "precision": ("Precision, male", "share labelled male of the images called male", True),
+    "recall_female": ("Recall, female", "share called female of the images labelled so", True),
+    "recall_male": ("Recall, male", "share called male of the images labelled so", True),
+    "roc_auc": ("ROC AUC", "chance that, of one image a class, the male has more P(male)", True),
+    "average_precision": ("Average precision", "area under precision and recall of male", True),
+    "loss": ("Loss", "mean negative log likelihood", False),
+    "brier": ("Brier score", "mean squared error of P(male)", False),
+    "ece": ("Calibration error", "ECE: mean gap of P(male) and the share labelled male", False),
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the pipeline leaves its results, by the names that dvc.yaml gives them.
+
+    All but the test metrics may be missing, as the models are in a clone without DVC's cache: the
+    page then says so.
+    """
+
+    raw_info: Path
+    splits: Path
+    data_metrics: Path
+    data_plots: Path
+    history: Path
+    test_metrics: Path
+    predictions: Path
+    test_plots: Path
+    export_metrics: Path
+    model: Path
+    float32: Path
+    int8: Path
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made the results, beside the data and the parameters.
+
+    Attributes:
+        code: as `code_digest` returns it.
+        lock: SHA-256 of requirements.lock.
+        versions: of packages, by name.
+        commit: of the repository, or None in a page that is committed itself: it cannot name the
+            commit that it is part of.
+    """
+
+    code: str
+    lock: str
+    versions: Mapping[str, str]
+    commit: str | None = None
+
+
+def render_page(
+    sources: Sources,
+    params: Params,
+    provenance: Provenance,
+    gate: Report | None = None,
+) -> str:
+    """Return the page: one HTML document that needs no other file, no script and no network.
+
+    Args:
+        sources: the pipeline's results.
+        params: those that made them.
+        provenance: what else made them.
+        gate: what the gate says of them beside another commit's, for a section of its own.
+
+    Raises:
+        UserError: there are no test metrics.
+    """
+    facts = _facts(sources, params)
+    names = ("loss", "accuracy", "roc", "precision_recall", "reliability", "faces", "errors")
+    pictures = {name: _picture(sources.test_plots / f"{name}.png") for name in names}
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **facts,
+            pictures=pictures,
+            class_pictures={
+                part: _picture(sources.data_plots / f"class_distribution_{part}.png")
+                for part in SPLITS
+            },
+            parameters=_by_group(params),
+            reliability=_rows(sources.test_plots / "reliability.csv"),
+            worst=_worst(sources.predictions, params.evaluate.threshold),
+            files=_digests(sources),
+            provenance=provenance,
+            # Not the patch level, which nothing pins.
+            versions={"python": "{}.{}".format(*sys.version_info), **provenance.versions},
+            gate=gate,
+            max_flips=MAX_FLIPS,
+        )
+    )
+
+
+def render_card(sources: Sources, params: Params) -> str:
+    """Return the model card, in Markdown.
+
+    After Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
+
+    Raises:
+        UserError: there are no test metrics.
+    """
+    return _environment().get_template("model-card.md.j2").render(**_facts(sources, params))
+
+
+def code_digest(root: Path, folders: Iterable[str]) -> str:
+    """Return one SHA-256 for the files of folders of code.
+
+    In a clean clone it is what `git ls-files FOLDERS | xargs sha256sum | sha256sum` prints.
+    """
+    files = sorted(
+        path.relative_to(root).as_posix()
+        for folder in folders
+        for path in (root / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    lines = "".join(f"{file_sha256(root / name)}  {name}\n" for name in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _environment() -> Environment:
+    # Escaping always: paths and groups are whatever somebody called a file or wrote in a CSV.
+    environment = Environment(
+        loader=PackageLoader("facegender.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed, "cell": _cell, "yaml": _yaml}
+    return environment
+
+
+def _facts(sources: Sources, params: Params) -> dict[str, Any]:
+    metrics = _json(sources.test_metrics)
+    if metrics is None:
+        raise UserError(
+            f"There is no {sources.test_metrics.name}: run `make repro` first, which judges a "
+            "model on the test part."
+        )
+    return {
+        "metrics": metrics,
+        "figures": _figures(metrics),
+        "labels": list(LABELS),
+        "raw": _json(sources.raw_info),
+        "data": _json(sources.data_metrics),
+        "best": _best_epoch(sources.history),
+        "groups": _groups(sources.test_plots / "groups.csv", metrics["accuracy"]),
+        "export": _json(sources.export_metrics),
+        "params": params,
+    }
+
+
+def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row a metric, with its 95 % interval where there is one."""
+    cells = metrics["confusion"]
+    shares = {
+        f"recall_{label}": (
+            cells[f"{label}_as_{label}"],
+            sum(cells[f"{label}_as_{guess}"] for guess in LABELS),
+        )
+        for label in LABELS
+    }
+    called_male = sum(cells[f"{label}_as_male"] for label in LABELS)
+    shares["precision"] = (cells["male_as_male"], called_male)
+    rows = []
+    for name, (title, meaning, more_is_better) in METRICS.items():
+        low, high, method = None, None, ""
+        if interval := metrics.get(f"{name}_ci"):
+            low, high, method = interval["low"], interval["high"], "bootstrap"
+        elif name in shares:
+            (low, high), method = wilson_interval(*shares[name]), "Wilson"
+        rows.append(
+            {
+                "name": name,
+                "title": title,
+                "meaning": meaning,
+                "better": "higher" if more_is_better else "lower",
+                "value": metrics[name],
+                "low": low,
+                "high": high,
+                "method": method,
+            }
+        )
+    return rows
+
+
+def _best_epoch(path: Path) -> dict[str, Any] | None:
+    """Return the epoch with the lowest validation loss, and how many there were."""
+    if not path.is_file():
+        return None
+    history = pd.read_csv(path)
+    if not history["val_loss"].notna().any():
+        return None
+    best = history.sort_values("val_loss", kind="stable").iloc[0]
+    return {
+        "epochs": len(history),
+        "epoch": int(best["epoch"]),
+        "val_loss": best["val_loss"],
+        "val_accuracy": best["val_accuracy"],
+    }
+
+
+def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
+    """Return the columns of metadata, each with a row a group, or None if there is no table."""
+    if not path.is_file():
+        return None
+    table = pd.read_csv(
+        path, dtype={"column": str, "group": str}, keep_default_na=False, na_values=[""]
+    )
+    table["below"] = ~table["small"] & (table["accuracy_high"] < accuracy)
+    return [
+        {"column": column, "rows": _records(rows)}
+        for column, rows in table.groupby("column", sort=False)
+    ]
+
+
+def _worst(path: Path, threshold: float) -> list[dict[str, Any]] | None:
+    """Return the most confident errors, in the order of the faces in the picture."""
+    if not path.is_file():
+        return None
+    predictions = read_manifest(path)
+    places = most_confident_errors(
+        predictions["label"].to_numpy(dtype=int),
+        predictions["probability"].to_numpy(dtype=float),
+        threshold=threshold,
+        count=WORST_ERRORS,
+    )
+    worst = predictions.iloc[places][["path", "label", "predicted", "probability"]]
+    for column in ("label", "predicted"):
+        worst[column] = worst[column].map(NAMES)
+    return _records(worst)
+
+
+def _by_group(params: Params) -> dict[str, dict[str, Any]]:
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in flatten(params).items():
+        group, _, last = name.rpartition(".")
+        groups.setdefault(group, {})[last] = value
+    return groups
+
+
+def _digests(sources: Sources) -> list[tuple[str, str | None]]:
+    named = [
+        *((f"manifest of {part}", sources.splits / f"{part}.csv") for part in SPLITS),
+        ("model, Keras", sources.model),
+        ("model, LiteRT float32", sources.float32),
+        ("model, LiteRT int8", sources.int8),
+        ("predictions of the test part", sources.predictions),
+    ]
+    return [(name, file_sha256(path) if path.is_file() else None) for name, path in named]
+
+
+def _picture(path: Path) -> dict[str, Any] | None:
+    """Return a PNG as an address that contains it, and its size in pixels."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        width, height = image.size
+    content = base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"src": f"data:image/png;base64,{content}", "width": width, "height": height}
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _rows(path: Path) -> list[dict[str, Any]] | None:
+    return _records(pd.read_csv(path)) if path.is_file() else None
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "\N{EN DASH}" if _missing(value) else f"{value:.{digits}f}"
+
+
+def _signed(value: float | None, digits: int = 4) -> str:
+    if _missing(value) or value == 0:
+        return _number(value, digits)
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _yaml(value: object) -> str:
+    """Return a parameter as params.yaml spells it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cell(value: object) -> str:
+    """Return text that stays in one cell of a Markdown table; HTML is escaped after it."""
+    text = " ".join(str(value).split())
+    return "".join(f"\\{letter}" if letter in "\\`*[]|" else letter for letter in text)

@@ -1,0 +1,359 @@
+"""MLflow's model registry: which model is served, and what it takes to become it.
+
+All versions are of one registered model. The alias `challenger` is on the version that was judged
+last, `champion` on the one that is served. Setting `champion` is one write, and the last that
+matters: whatever fails before it leaves the champion as it was. Former champions stand in a tag of
+the registered model, for `rollback`. `tracking.connect` chooses the store.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from facegender.errors import UserError
+from facegender.tracking.runs import EXPERIMENT, fetch_results
+
+REGISTERED_MODEL = "facegender"
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+# Tags: of the registered model, versions that were champion, the latest last; of a version, what
+# the gate said, and why it became champion all the same.
+_FORMER = "former_champions"
+_GATE = "gate"
+_FORCED = "forced_reason"
+
+_FORMER_KEPT = 50
+# What MLflow's databases keep of a description.
+_DESCRIPTION_LENGTH = 5000
+_REPORT = "gate.md"
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a model; the report is Markdown."""
+
+    passed: bool
+    report: str
+
+
+# From a run's results, and the champion's if there is one: folders such as the pipeline's metrics/.
+Judge = Callable[[Path, Path | None], Verdict]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a promotion came to.
+
+    Attributes:
+        version: of the run's model.
+        former: the champion before, or None.
+        verdict: the gate's, or None if the version was the champion already.
+        champion: whether the version is the champion now.
+    """
+
+    version: int
+    former: int | None
+    verdict: Verdict | None
+    champion: bool
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version, as `facegender models` shows it."""
+
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    run_name: str | None
+    test_accuracy: float | None
+    gate: str | None
+    forced_reason: str | None
+
+
+def find_run(wanted: str) -> Run:
+    """Return the run with an id, a prefix of an id, or a name.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    runs: Sequence[Run] = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
+    found = [run for run in runs if wanted and run.info.run_id == wanted] or [
+        run
+        for run in runs
+        if wanted and (run.info.run_name == wanted or run.info.run_id.startswith(wanted))
+    ]
+    if len(found) == 1:
+        return found[0]
+    # Newest first, as MLflow lists them.
+    listed = "; ".join(_describe(run) for run in (found or runs)[:_LISTED])
+    more = "; ..." if len(found or runs) > _LISTED else ""
+    if found:
+        raise UserError(
+            f"{wanted!r} is ambiguous, {len(found)} runs have it as name or beginning of their id: "
+            f"{listed}{more}. Give more of the id."
+        )
+    raise UserError(
+        f"MLflow has no run with the id or name {wanted!r}. "
+        + (f"It has: {listed}{more}." if runs else "It has none at all: `dvc repro` makes one.")
+    )
+
+
+def _describe(run: Run) -> str:
+    accuracy = run.data.metrics.get("test_accuracy")
+    started = datetime.fromtimestamp(run.info.start_time / 1000).strftime("%Y-%m-%d %H:%M")
+    shown = "not evaluated" if accuracy is None else f"test accuracy {accuracy:.4f}"
+    return f"{run.info.run_id[:12]} ({run.info.run_name}, {started}, {shown})"
+
+
+def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = None) -> Promotion:
+    """Register a run's model, have it judged beside the champion, and if it passes put it there.
+
+    The same run is registered once. The version becomes `challenger`, and the gate's report its
+    description; a champion gives the alias up.
+
+    Args:
+        run: an evaluated run.
+        judge: the gate.
+        lock: file that keeps promotions on this machine apart. Those of other machines are noticed.
+        force_reason: promotes a version that fails, and is recorded.
+
+    Raises:
+        UserError: the run did not finish, has no results or no model, or the champion changed
+            meanwhile.
+    """
+    if run.info.status != "FINISHED":
+        raise UserError(
+            f"The run {_describe(run)} is {run.info.status}: only one that finished is promoted."
+        )
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock), tempfile.TemporaryDirectory() as folder:
+        results = fetch_results(run.info.run_id, Path(folder) / "candidate")
+        model_id = _logged_model(run)
+        client = MlflowClient()
+        version = _register(client, run, model_id)
+        number = int(version.version)
+        champion = _champion(client)
+        if champion is not None and int(champion.version) == number:
+            return Promotion(number, number, None, champion=True)
+        former = None if champion is None else int(champion.version)
+
+        client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, str(number))
+        try:
+            beside = None
+            if champion is not None:
+                beside = fetch_results(champion.run_id or "", Path(folder) / "champion")
+        except UserError as error:
+            verdict = Verdict(False, f"Version {former}, the champion, cannot be judged: {error}")
+        else:
+            verdict = judge(results, beside)
+        forced = force_reason if not verdict.passed else None
+        _record(client, run, number, verdict, forced)
+        if not verdict.passed and forced is None:
+            return Promotion(number, former, verdict, champion=False)
+
+        now = _champion(client)
+        if (None if now is None else int(now.version)) != former:
+            raise UserError(
+                "Somebody else changed the champion while this run was judged beside the former "
+                "one. `facegender models` shows what it is now; promote again to be judged by it."
+            )
+        if former is not None:
+            # Before the alias: `rollback` passes over a former champion that still is the champion.
+            _write_former(client, [*_former(client), former])
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(number))
+        client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
+        return Promotion(number, former, verdict, champion=True)
+
+
+def rollback(*, lock: Path) -> tuple[int, int]:
+    """Put the former champion back; once more puts back the one before it.
+
+    Args:
+        lock: as in `promote`.
+
+    Returns:
+        The version that was the champion, and the one that is it now.
+
+    Raises:
+        UserError: there is no champion, or none before it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        client = MlflowClient()
+        champion = _champion(client)
+        if champion is None:
+            raise UserError(
+                "There is no champion to roll back: `facegender promote RUN` makes one."
+            )
+        number = int(champion.version)
+        former = _former(client)
+        known = {int(version.version) for version in _versions(client)} - {number}
+        while former and former[-1] not in known:
+            former.pop()
+        if not former:
+            raise UserError(
+                f"Version {number} is the champion, and there is none before it to put back."
+            )
+        back = former.pop()
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))
+        _write_former(client, former)
+        return number, back
+
+
+def pinned(uri: str) -> str:
+    """Return the address of a model that no promotion changes: an alias becomes its version.
+
+    Args:
+        uri: models:/NAME@ALIAS, or any other address that MLflow knows, which is returned as it is.
+
+    Raises:
+        UserError: no version has the alias.
+    """
+    name, at, alias = uri.removeprefix("models:/").rpartition("@")
+    if not uri.startswith("models:/") or not at:
+        return uri
+    try:
+        version = MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        raise UserError(
+            f"MLflow has no {uri}. `facegender promote RUN` makes a champion, `facegender models` "
+            "lists what there is."
+        ) from None
+    return f"models:/{name}/{version.version}"
+
+
+def list_versions() -> list[Version]:
+    """Return all registered versions, the newest first."""
+    client = MlflowClient()
+    model = _model(client)
+    aliases: dict[int, list[str]] = {}
+    for alias, number in (model.aliases if model else {}).items():
+        aliases.setdefault(int(number), []).append(alias)
+    return [
+        _summary(client, version, tuple(sorted(aliases.get(int(version.version), []))))
+        for version in _versions(client)
+    ]
+
+
+def _summary(client: MlflowClient, version: ModelVersion, aliases: tuple[str, ...]) -> Version:
+    run_id = version.run_id or ""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        run = None
+    return Version(
+        version=int(version.version),
+        aliases=aliases,
+        run_id=run_id,
+        run_name=run.info.run_name if run else None,
+        test_accuracy=run.data.metrics.get("test_accuracy") if run else None,
+        gate=version.tags.get(_GATE),
+        forced_reason=version.tags.get(_FORCED),
+    )
+
+
+def _logged_model(run: Run) -> str:
+    """Return the id of the newest model that a run logged."""
+    logged = mlflow.search_logged_models(
+        experiment_ids=[run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}'",
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        output_format="list",
+    )
+    # A model whose logging broke off is not ready.
+    ready = [item for item in logged if item.status == LoggedModelStatus.READY]
+    if not ready:
+        raise UserError(
+            f"The run {_describe(run)} has logged no model: promote one that `dvc repro` or "
+            "`dvc exp run` finished."
+        )
+    return ready[0].model_id
+
+
+def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:
+    """Return the version of a logged model, made if it is not there."""
+    try:
+        client.create_registered_model(
+            REGISTERED_MODEL,
+            description="Labels faces by perceived gender: female or male, as a dataset records "
+            "it. No fact about a person. `facegender promote` and `rollback` set the aliases.",
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    source = f"models:/{model_id}"
+    for version in _versions(client):
+        if version.source == source:
+            return version
+    return client.create_model_version(
+        REGISTERED_MODEL, source, run_id=run.info.run_id, model_id=model_id
+    )
+
+
+def _record(
+    client: MlflowClient, run: Run, number: int, verdict: Verdict, forced: str | None
+) -> None:
+    """Write what the gate said where MLflow's pages show it."""
+    client.log_text(run.info.run_id, verdict.report, _REPORT)
+    text = f"**Promoted by force.** {forced}\n\n{verdict.report}" if forced else verdict.report
+    if len(text) > _DESCRIPTION_LENGTH:
+        rest = f"\n\n... The whole report is the artifact `{_REPORT}` of the run."
+        text = text[: _DESCRIPTION_LENGTH - len(rest)] + rest
+    client.update_model_version(REGISTERED_MODEL, str(number), text)
+    said = "passed" if verdict.passed else "failed"
+    client.set_model_version_tag(REGISTERED_MODEL, str(number), _GATE, said)
+    if forced:
+        client.set_model_version_tag(REGISTERED_MODEL, str(number), _FORCED, forced)
+    else:
+        client.delete_model_version_tag(REGISTERED_MODEL, str(number), _FORCED)
+
+
+def _versions(client: MlflowClient) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while True:
+        page = client.search_model_versions(f"name='{REGISTERED_MODEL}'", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+
+def _model(client: MlflowClient) -> RegisteredModel | None:
+    try:
+        return client.get_registered_model(REGISTERED_MODEL)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _champion(client: MlflowClient) -> ModelVersion | None:
+    model = _model(client)
+    number = model.aliases.get(CHAMPION) if model else None
+    return None if number is None else client.get_model_version(REGISTERED_MODEL, number)
+
+
+def _former(client: MlflowClient) -> list[int]:
+    tag = client.get_registered_model(REGISTERED_MODEL).tags.get(_FORMER, "")
+    return [int(number) for number in tag.split(",") if number]
+
+
+def _write_former(client: MlflowClient, former: list[int]) -> None:
+    text = ",".join(str(number) for number in former[-_FORMER_KEPT:])
+    client.set_registered_model_tag(REGISTERED_MODEL, _FORMER, text)

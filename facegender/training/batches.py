@@ -1,0 +1,127 @@
+"""Batches: processed data as a stream of images and labels, in an order that the seed decides."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from facegender.data.processed import Part
+from facegender.training.strategy import WHOLE, Share
+
+
+def make_batches(
+    part: Part,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    epochs: range = range(1),
+    size: int | None = None,
+    share: Share = WHOLE,
+) -> tf.data.Dataset:
+    """Return batches of (images, labels), read while the ones before them are trained on.
+
+    The order within an epoch is a function of (shuffle_seed, epoch) alone, so an epoch's batches
+    are the same whether or not the epochs before it ran in this process.
+
+    Args:
+        part: processed data.
+        batch_size: images a batch; the last one of an epoch may be smaller.
+        shuffle_seed: None keeps the order of the index.
+        epochs: the epochs to yield, one after another.
+        size: pixels a side to shrink the images to; None leaves them as they are.
+        share: of each batch, to read no more; its pieces come one after another.
+
+    Returns:
+        A dataset of uint8 (batch, size, size, 3) and float32 (batch, 1).
+    """
+    labels = tf.constant(part.labels, tf.float32)[:, None]
+
+    def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.numpy_function(part.read, [positions], tf.uint8)
+        return tf.ensure_shape(images, (None, *part.images.shape[1:])), tf.gather(labels, positions)
+
+    def shrink(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # The mean of the area that a pixel covers: no aliasing, at a fraction of the time.
+        smaller = tf.image.resize(images, (size, size), method="area")
+        return tf.cast(tf.round(smaller), tf.uint8), labels
+
+    stream = _positions(len(part), batch_size, shuffle_seed, epochs, share).map(
+        read, num_parallel_calls=2, deterministic=True
+    )
+    if size is not None:
+        stream = stream.map(shrink, num_parallel_calls=2, deterministic=True)
+    return stream.prefetch(4)
+
+
+def make_feature_batches(
+    features: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    *,
+    shuffle_seed: int | None = None,
+    epochs: range = range(1),
+    share: Share = WHOLE,
+) -> tf.data.Dataset:
+    """Return batches of features and labels in memory, in an order as that of `make_batches`.
+
+    Args:
+        features: shape (n, k).
+        labels: shape (n,).
+        batch_size: rows a batch; the last one of an epoch may be smaller.
+        shuffle_seed: decides the order, with the epoch; None keeps it.
+        epochs: the epochs to yield, one after another.
+        share: of each batch, as in `make_batches`.
+
+    Returns:
+        A dataset of (batch, k), in the dtype of the features, and float32 (batch, 1).
+    """
+    rows, answers = tf.constant(features), tf.constant(labels, tf.float32)[:, None]
+    return _positions(len(features), batch_size, shuffle_seed, epochs, share).map(
+        lambda positions: (tf.gather(rows, positions), tf.gather(answers, positions))
+    )
+
+
+def weigh(batches: tf.data.Dataset, class_weights: Sequence[float]) -> tf.data.Dataset:
+    """Add weights to batches of (images, labels): those of their class, float32 (batch,)."""
+    by_class = tf.constant(class_weights, tf.float32)
+    return batches.map(
+        lambda images, labels: (
+            images,
+            labels,
+            tf.gather(by_class, tf.cast(labels[:, 0], tf.int32)),
+        )
+    )
+
+
+def _positions(
+    count: int, batch_size: int, shuffle_seed: int | None, epochs: range, share: Share
+) -> tf.data.Dataset:
+    def order(epoch: tf.Tensor) -> tf.data.Dataset:
+        positions = tf.range(count, dtype=tf.int64)
+        if shuffle_seed is not None:
+            key = tf.stack([tf.constant(shuffle_seed, tf.int64), epoch])
+            positions = tf.random.experimental.stateless_shuffle(positions, seed=key)
+        return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
+
+    def pieces(positions: tf.Tensor) -> tf.data.Dataset:
+        # As equal as can be. None may be empty, so fewer images than pieces are taken again.
+        number = tf.maximum(tf.size(positions), share.of)
+        filled = tf.gather(positions, tf.range(number) % tf.size(positions))
+        return tf.data.Dataset.range(share.first, share.first + share.count).map(
+            lambda piece: filled[begin(piece, number) : begin(piece + 1, number)]
+        )
+
+    def begin(piece: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        return tf.cast(piece, tf.int32) * number // share.of
+
+    batches = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(order)
+    if share.of > 1:
+        batches = batches.flat_map(pieces)
+    number = len(epochs) * math.ceil(count / batch_size) * share.count
+    # Nothing is left to tune, and the thread that tunes is slow to end: `fit` would wait for it, up
+    # to a minute. (An option holds for all that is made of a dataset.)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    # Without a known number, Keras warns at the end of the data.
+    return batches.apply(tf.data.experimental.assert_cardinality(number)).with_options(options)

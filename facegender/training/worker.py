@@ -1,0 +1,48 @@
+"""A worker of a training by several machines: it computes its share, and writes nothing."""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from facegender.data.processed import Part
+from facegender.params import Params
+from facegender.training.checkpoints import Checkpoint
+from facegender.training.strategy import Cluster, join, open_strategy
+from facegender.training.train import inputs_digest, new_network, train_network
+
+
+def help_to_train(cluster: Cluster, processed: Path, wait: float) -> int:
+    """Train with the others of a cluster, whose chief runs the pipeline.
+
+    Args:
+        cluster: of which this process is a worker, not the chief.
+        processed: directory of the processed data.
+        wait: seconds until the chief must have told what is trained.
+
+    Returns:
+        The number of epochs that the training has.
+
+    Raises:
+        UserError: the chief or another worker is missing or gone, or has other data or code.
+    """
+    train, validation = Part(processed / "train"), Part(processed / "validation")
+
+    def digest(text: str) -> str:
+        try:
+            return inputs_digest(Params.model_validate_json(text), [train, validation])
+        except ValidationError:
+            # As the digest of other code, which this is: the chief then refuses this worker.
+            return "none: this code does not know the parameters"
+
+    invitation = join(cluster, digest, wait)
+    params = Params.model_validate_json(invitation.params)
+    with open_strategy("multi_worker", wait) as strategy:
+        result = train_network(
+            new_network(params, strategy),
+            train,
+            validation,
+            params.train,
+            strategy=strategy,
+            checkpoint=Checkpoint.received(invitation.checkpoint),
+        )
+    return len(result.history)

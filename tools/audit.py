@@ -1,0 +1,83 @@
+"""Look the packages of requirements.lock up among known vulnerabilities, with pip-audit.
+
+Exit code 1 when one is found that is not accepted below. When the list of vulnerabilities cannot be
+asked, this says so and the code is 0; with --required it is 1.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+
+from tools.compose_params import ROOT
+
+# What is known, has no fix, and is taken; why, and what to do, is in SECURITY.md.
+ACCEPTED = {"CVE-2025-69872": "diskcache, which DVC needs, pickles its state"}
+
+_UNREACHABLE = re.compile(
+    r"Could not connect|not redirecting properly|network may be blocking|"
+    r"(?:Connection|SSL|Proxy|HTTP|Service|JSONDecode)Error|Timeout"
+)
+
+
+def main() -> int:
+    """Print known vulnerabilities and return 1 if there are any."""
+    parser = argparse.ArgumentParser(prog="make audit", description=__doc__)
+    parser.add_argument("--required", action="store_true", help="fail if nothing could be checked")
+    args = parser.parse_args()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip_audit", "--requirement", "requirements.lock"),
+            *("--disable-pip", "--require-hashes", "--format", "json"),
+            *("--progress-spinner", "off"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    code, words = judge(done.stdout, done.stderr, required=args.required)
+    print(f"audit: {words}")
+    return code
+
+
+def judge(stdout: str, stderr: str, *, required: bool) -> tuple[int, str]:
+    """Return the exit code and a paragraph for what pip-audit printed."""
+    try:
+        packages = json.loads(stdout)["dependencies"]
+    except ValueError:
+        lines = stderr.strip().splitlines() or ["pip-audit printed nothing"]
+        if not _UNREACHABLE.search(stderr):
+            return 1, f"FAILED: {lines[-1]}"
+        return _unchecked(f"the list of vulnerabilities cannot be asked ({lines[-1]})", required)
+
+    skipped = [item["name"] for item in packages if "skip_reason" in item]
+    found = [
+        f"{item['name']} {item['version']}: {vulnerability['id']}, fixed in "
+        f"{', '.join(vulnerability['fix_versions']) or 'no version'}"
+        for item in packages
+        for vulnerability in item.get("vulns", [])
+        if not ACCEPTED.keys() & {vulnerability["id"], *vulnerability["aliases"]}
+    ]
+    if found:
+        return 1, "\n  ".join(["FAILED", *found])
+    if skipped:
+        # So does a mirror of PyPI answer that has the packages alone.
+        return _unchecked(f"{len(skipped)} of {len(packages)} packages are unknown there", required)
+    if not any(item.get("vulns") for item in packages) and ACCEPTED:
+        known = ", ".join(ACCEPTED)
+        return _unchecked(
+            f"the list does not even have {known}, so it may be empty; if that was fixed, remove "
+            "it from ACCEPTED in tools/audit.py",
+            required,
+        )
+    return 0, f"{len(packages)} packages, no vulnerability but those accepted in tools/audit.py"
+
+
+def _unchecked(why: str, required: bool) -> tuple[int, str]:
+    return int(required), f"SKIPPED, nothing is known of vulnerabilities: {why}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
