@@ -52,18 +52,18 @@ def main() -> None:
 
 
 def make_part(folder: Path, images: int) -> Path:
-    from facegender.data.preprocessing import write_part
+    from facegender.data.preprocessing import write_split
 
     manifest = make_raw(folder / "raw", images)
     size = load_params(Path("params.yaml")).image.size
-    write_part(manifest, folder / "raw", folder / "part", size=size, name="train")
+    write_split(manifest, folder / "raw", folder / "part", size=size, name="train")
     return folder / "part"
 
 
 def images_per_second(directory: Path, epochs: int, *, deterministic: bool) -> float:
     import keras
 
-    from facegender.data.processed import Part
+    from facegender.data.processed import ProcessedSplit
     from facegender.model.network import build_network
     from facegender.training.train import make_deterministic, train_network
 
@@ -81,7 +81,7 @@ def images_per_second(directory: Path, epochs: int, *, deterministic: bool) -> f
         batch_norm_momentum=params.train.batch_norm_momentum,
         seed=params.train.seed,
     )
-    part = Part(directory)
+    part = ProcessedSplit(directory)
     recipe = params.train.model_copy(update={"head_epochs": 0, "epochs": epochs})
     speed = train_network(network, part, part, recipe, verbose=0).speed
     return float(speed["images_per_second"].iloc[1:].median())

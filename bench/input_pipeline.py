@@ -1,6 +1,6 @@
 """How much reading batches from processed data costs against having them in memory.
 
-Prints images per second of `fit` with augmentation on a processed part and on constant tensors of
+Prints images per second of `fit` with augmentation on a processed split and on constant tensors of
 the same shape, alternating in one process, and their ratio; and of reading and batching alone, with
 the page cache warm. Makes its own data and removes them.
 
@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 
 from bench.common import make_raw, measure, report
-from facegender.data.preprocessing import write_part
-from facegender.data.processed import Part
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.model.network import build_network
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
@@ -49,10 +49,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
         manifest = make_raw(Path(folder) / "raw", args.images)
-        write_part(
+        write_split(
             manifest, Path(folder) / "raw", Path(folder) / "part", size=args.size, name="train"
         )
-        part = Part(Path(folder) / "part")
+        part = ProcessedSplit(Path(folder) / "part")
         constant = next(iter(make_batches(part, args.batch_size)))
 
         def from_part() -> int:

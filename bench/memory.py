@@ -20,7 +20,7 @@ import joblib
 
 from bench.common import make_raw, peak_memory
 from facegender.data.manifest import read_manifest, write_manifest
-from facegender.data.preprocessing import write_part
+from facegender.data.preprocessing import write_split
 from facegender.runtime.entry_points import run_command
 
 _BATCH = 32
@@ -73,7 +73,7 @@ def make(args: argparse.Namespace) -> dict[str, float]:
 def preprocess(args: argparse.Namespace) -> dict[str, float]:
     manifest = read_manifest(args.folder / "manifest.csv")
     raw, part = args.folder / "raw", args.folder / "part"
-    write_part(manifest, raw, part, size=args.size, name="train", jobs=_JOBS)
+    write_split(manifest, raw, part, size=args.size, name="train", jobs=_JOBS)
     # The same processes are used again; several tasks for each, so that none is left out.
     workers = dict(joblib.Parallel(_JOBS)(joblib.delayed(peak)() for _ in range(16 * _JOBS)))
     own = peak()[1]
@@ -87,7 +87,7 @@ def preprocess(args: argparse.Namespace) -> dict[str, float]:
 def train(args: argparse.Namespace) -> dict[str, float]:
     import keras  # with TensorFlow, which preprocessing must not count
 
-    from facegender.data.processed import Part
+    from facegender.data.processed import ProcessedSplit
     from facegender.model.network import build_network
     from facegender.params import load_params
     from facegender.training.batches import make_batches
@@ -104,7 +104,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         batch_norm_momentum=0.9,
     ).training(augmentation_layers(augmentation, 1))
     network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
-    part = Part(args.folder / "part")
+    part = ProcessedSplit(args.folder / "part")
     read = sum(len(images) for images, _ in make_batches(part, _BATCH, shuffle_seed=1))
     if read != args.images[0]:
         raise AssertionError(f"read {read} of {args.images[0]} images")

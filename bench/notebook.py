@@ -1,7 +1,7 @@
 """What a user would run without this project: the study's notebook, in Keras' own words.
 
 Nothing of it is ours: all of MobileNet fine-tuned by `fit` on an ImageDataGenerator, without seed
-or validation part; what it sees after each epoch is the test part, as in the study.
+or validation split; what it sees after each epoch is the test split, as in the study.
 """
 
 import time
@@ -36,7 +36,7 @@ def train(
     *,
     on_epoch: Callable[[int, float, float], None],
 ) -> np.ndarray:
-    """Train for 15 epochs and return the probabilities of the test part, float32 of shape (n,).
+    """Train for 15 epochs and return the probabilities of the test split, float32 of shape (n,).
 
     Args:
         images: uint8 of shape (m, 224, 224, 3), in memory: it need not decode.
@@ -45,7 +45,7 @@ def train(
         test_labels: of shape (n,), 0 or 1.
         weights: imagenet, or a no-top weights file in Keras' layout.
         on_epoch: called after each epoch with its number from 1, the seconds since the start, and
-            the accuracy on the test part.
+            the accuracy on the test split.
     """
     prepare = keras.applications.mobilenet.preprocess_input
     augmented = ImageDataGenerator(

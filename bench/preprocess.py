@@ -19,7 +19,7 @@ import joblib
 from PIL import Image
 
 from bench.common import make_raw, measure, report
-from facegender.data.preprocessing import write_part
+from facegender.data.preprocessing import write_split
 from facegender.runtime.entry_points import run_command
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         paths = [raw / path for path in manifest["path"]]
 
         def preprocess() -> int:
-            write_part(manifest, raw, part, size=args.size, name="train", jobs=args.jobs)
+            write_split(manifest, raw, part, size=args.size, name="train", jobs=args.jobs)
             return len(paths)
 
         def clear() -> None:

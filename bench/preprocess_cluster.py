@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.common import make_raw, measure, peak_memory, report
-from facegender.data.preprocessing import write_part
+from facegender.data.preprocessing import write_split
 from facegender.runtime.entry_points import run_command
 
 HOST = "127.0.0.1"
@@ -47,7 +47,7 @@ def main() -> None:
         manifest = make_raw(raw, args.images, size=args.raw_size)
 
         def preprocess(scheduler: str | None) -> int:
-            write_part(
+            write_split(
                 manifest,
                 raw,
                 part,

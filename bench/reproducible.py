@@ -7,7 +7,7 @@ if any differs; the first line says which stage is the first to.
     make verify-reproducible
 
 With `--set-ups` it runs the pipeline with one thread, with two, and without oneDNN, and prints how
-far the metrics on the test part are apart.
+far the metrics on the test split are apart.
 
     python -m bench.reproducible --set-ups
 """

@@ -19,8 +19,8 @@ import numpy as np
 from bench.common import make_raw
 from facegender.data import near_duplicates as duplicates
 from facegender.data.checks import fingerprint_images
-from facegender.data.preprocessing import write_part
-from facegender.data.processed import Part
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
 from tools.compose_params import compose
@@ -67,12 +67,12 @@ def measure_parts(folder: Path, images: int) -> tuple[dict[str, float], dict[str
     raw = folder / "raw"
     manifest = make_raw(raw, images)
     fingerprint_images(manifest[:64], raw)  # starts the processes
-    write_part(manifest[:_TRAINED], raw, folder / "few", size=224, name="train")
-    few = Part(folder / "few")
+    write_split(manifest[:_TRAINED], raw, folder / "few", size=224, name="train")
+    few = ProcessedSplit(folder / "few")
     seconds = {
         "split: checking each": seconds_of(lambda: fingerprint_images(manifest, raw)) / images,
         "preprocess": seconds_of(
-            lambda: write_part(manifest, raw, folder / "part", size=224, name="train")
+            lambda: write_split(manifest, raw, folder / "part", size=224, name="train")
         )
         / images,
         **seconds_of_training(folder, few),
@@ -98,7 +98,7 @@ def seconds_of_comparison() -> float:
     return seconds / _HASHES**2
 
 
-def seconds_of_training(folder: Path, part: Part) -> dict[str, float]:
+def seconds_of_training(folder: Path, part: ProcessedSplit) -> dict[str, float]:
     """Return the seconds an image of training by recipe best, and of predicting by its model."""
     from facegender.inference.export import convert
     from facegender.inference.litert import load_litert

@@ -1,9 +1,9 @@
 """Whether recipe best reaches more than recipe paper or the study's notebook, and how soon.
 
 Trains by each on the same images, one after the other, each in a process of its own, and judges
-each on the test part after each epoch of fine-tuning, with the clock stopped. Time runs from the
+each on the test split after each epoch of fine-tuning, with the clock stopped. Time runs from the
 start of training to the calibrated model, with compilation and validation, without imports. The
-notebook (bench/notebook.py) has the validation part to train on, too, for it looks at the test
+notebook (bench/notebook.py) has the validation split to train on, too, for it looks at the test
 part after each epoch. By default on the hard sample at the study's size, where each but best takes
 half an hour or more on two cores; --images makes all shorter alike. Of a small set, one split says
 little: --split-seeds gives the mean over several.
@@ -27,8 +27,8 @@ import numpy as np
 
 from bench.hard_sample import make_hard_sample
 from facegender.data.labelling import build_manifest
-from facegender.data.preprocessing import write_part
-from facegender.data.processed import Part
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.data.splits import split_at_random
 from facegender.evaluation.metrics import classification_metrics
 from facegender.params import load_params
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        parts = {name: Part(args.processed / name) for name in ("train", "validation", "test")}
+        parts = {
+            name: ProcessedSplit(args.processed / name) for name in ("train", "validation", "test")
+        }
         if args.run == "notebook":
             done = run_notebook(parts, args.weights)
         else:
@@ -115,7 +117,7 @@ def make_data(folder: Path, raw: Path | None, images: int, seed: int) -> Path:
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
     parts = split_at_random(manifest, test_fraction=0.3, validation_fraction=0.15, seed=seed)
     for name, part in parts.items():
-        write_part(part, raw, folder / "processed" / name, size=224, name=name)
+        write_split(part, raw, folder / "processed" / name, size=224, name=name)
     return folder / "processed"
 
 
@@ -136,7 +138,7 @@ def run(
 
 
 def train(
-    recipe: str, parts: Mapping[str, Part], weights: str, changes: list[str]
+    recipe: str, parts: Mapping[str, ProcessedSplit], weights: str, changes: list[str]
 ) -> tuple[dict[str, float], list[tuple[float, float]]]:
     """Train by a recipe as the stage does, and judge the model and its int8 export.
 
@@ -196,9 +198,9 @@ def train(
 
 
 def run_notebook(
-    parts: Mapping[str, Part], weights: str
+    parts: Mapping[str, ProcessedSplit], weights: str
 ) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Run the notebook on all images but the test part's, and judge its model on that."""
+    """Run the notebook on all images but the test split's, and judge its model on that."""
     from bench import notebook
 
     seen = [parts[name] for name in ("train", "validation")]
@@ -217,7 +219,7 @@ def run_notebook(
     return {"seconds": curve[-1][0], **judge(test, probabilities)}, curve
 
 
-def judge(test: Part, probabilities: np.ndarray) -> dict[str, float]:
+def judge(test: ProcessedSplit, probabilities: np.ndarray) -> dict[str, float]:
     metrics = classification_metrics(
         test.labels, probabilities, threshold=0.5, bootstrap_samples=200, seed=_SEED
     )

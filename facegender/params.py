@@ -167,7 +167,7 @@ class Train(_Strict):
 
 
 class Evaluate(_Strict):
-    """How the test part is judged."""
+    """How the test split is judged."""
 
     threshold: Annotated[float, Field(gt=0, lt=1)]
     batch_size: Positive

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.fetch import fetch_dataset
-from facegender.files import write_whole
+from facegender.files import write_atomically
 from facegender.params import load_params
 from facegender.runtime.entry_points import project_root, run_stage
 
@@ -32,7 +32,7 @@ def main() -> None:
         cache=project_root() / ".dvc" / "tmp" / "kaggle",
     )
     # Whole or not at all: DVC leaves this file in place, and the next download reads it.
-    write_whole(args.info, json.dumps(info, indent=2, sort_keys=True) + "\n")
+    write_atomically(args.info, json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 6: the model judged on the test part: metrics, predictions, plots; ends the MLflow run."""
+"""Stage 6: the model judged on the test split: metrics, predictions, plots; ends the MLflow run."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ import pandas as pd
 import facegender
 from facegender.data.images import encode_png
 from facegender.data.manifest import SPLITS, write_manifest
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.evaluation import figures
 from facegender.evaluation import metrics as evaluation
 from facegender.files import digest
@@ -73,7 +73,7 @@ def main() -> None:
         manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
         history=history,
     ) as (run, which):
-        test = Part(args.processed / "test")
+        test = ProcessedSplit(args.processed / "test")
         # What is judged is what will be used: the server and `facegender predict` run this file.
         predictor = load_litert(args.model, threads=os.cpu_count() or 1)
         batches = test.batches(params.evaluate.batch_size)

@@ -25,14 +25,16 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.model])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender.data.processed import Part
+    from facegender.data.processed import ProcessedSplit
     from facegender.inference import export
     from facegender.inference.litert import load_litert
     from facegender.model.network import load_model, predict_arrays
 
-    model, test = load_model(args.model), Part(args.processed / "test")
+    model, test = load_model(args.model), ProcessedSplit(args.processed / "test")
     calibration = export.calibration_images(
-        Part(args.processed / "train"), params.export.calibration_images, params.export.seed
+        ProcessedSplit(args.processed / "train"),
+        params.export.calibration_images,
+        params.export.seed,
     )
     for path, content in zip(
         (args.float32, args.int8), export.convert(model, calibration), strict=True
@@ -68,12 +70,12 @@ def main() -> None:
     if not difference <= export.MAX_FLOAT_DIFFERENCE:
         raise UserError(
             f"The float32 export is not the model that was trained: P(male) differs by up to "
-            f"{difference:.2g} on the test part, and {export.MAX_FLOAT_DIFFERENCE:g} is allowed. "
+            f"{difference:.2g} on the test split, and {export.MAX_FLOAT_DIFFERENCE:g} is allowed. "
             "The converter and the runtime may not fit each other: install requirements.lock."
         )
     if loss > export.MAX_INT8_LOSS:
         _log.warning(
-            "int8 loses %.1f points of accuracy on the test part (%.4f, float32 %.4f), more than "
+            "int8 loses %.1f points of accuracy on the test split (%.4f, float32 %.4f), more than "
             "the %.0f allowed: use the float32 model, or raise export.calibration_images",
             100 * loss,
             results["int8"]["accuracy"],

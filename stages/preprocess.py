@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from facegender.data.manifest import SPLITS, read_manifest
-from facegender.data.preprocessing import write_part
+from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
 from facegender.params import load_params
 from facegender.runtime.entry_points import check_inputs, run_stage
@@ -29,7 +29,7 @@ def main() -> None:
     for name in SPLITS:
         manifest = read_manifest(args.splits / f"{name}.csv")
         total += len(manifest)
-        invalid += write_part(
+        invalid += write_split(
             manifest,
             args.raw,
             args.processed / name,

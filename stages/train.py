@@ -38,7 +38,7 @@ def main() -> None:
         distribution.require_chief(cluster)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender.data.processed import Part
+    from facegender.data.processed import ProcessedSplit
     from facegender.model import network as model
     from facegender.tracking import runs as tracking
     from facegender.training import checkpoints
@@ -47,7 +47,10 @@ def main() -> None:
     tracking.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
-    train, validation = Part(args.processed / "train"), Part(args.processed / "validation")
+    train, validation = (
+        ProcessedSplit(args.processed / "train"),
+        ProcessedSplit(args.processed / "validation"),
+    )
     digest = training.inputs_digest(params, [train, validation])
     folder = project_root() / ".dvc" / "tmp" / "facegender"
     with checkpoints.open_checkpoint(folder, digest) as checkpoint, ExitStack() as stack:

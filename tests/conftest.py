@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from facegender.data.labelling import build_manifest
-from facegender.data.preprocessing import write_part
-from facegender.data.processed import Part
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.params import Params, load_params
 from tools.compose_params import ROOT
 
@@ -155,8 +155,8 @@ def make_images(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def part(make_images: Callable[..., Path], tmp_path: Path) -> Part:
+def part(make_images: Callable[..., Path], tmp_path: Path) -> ProcessedSplit:
     raw = make_images(per_class=20)
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
-    assert write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1) == []
-    return Part(tmp_path / "part")
+    assert write_split(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1) == []
+    return ProcessedSplit(tmp_path / "part")

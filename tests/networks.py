@@ -9,7 +9,7 @@ import keras
 import pandas as pd
 import tensorflow as tf
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.model.network import Network, build_network
 from facegender.params import Train, load_params
 from facegender.training import train as training
@@ -34,7 +34,7 @@ def small_network(strategy: tf.distribute.Strategy | None = None, **changes: Any
         return build_network(**settings)
 
 
-def pretrained(part: Part, path: Path) -> Path:
+def pretrained(part: ProcessedSplit, path: Path) -> Path:
     """Write weights that have learnt a little, to go on from with BatchNorm frozen."""
     network = small_network()
     recipe = load_params(ROOT / "params.yaml").train
@@ -53,7 +53,7 @@ class Trained:
 
 
 def train_small(
-    part: Part,
+    part: ProcessedSplit,
     recipe: Train,
     checkpoint: Checkpoint,
     on_step: Callable[[int], None] = lambda step: None,

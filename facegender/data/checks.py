@@ -21,7 +21,7 @@ from facegender.data.near_duplicates import find_near_duplicates
 from facegender.errors import UserError
 from facegender.labels import LABELS, NAMES
 
-# Images by label in the study's table of its data, whose training part was not yet divided.
+# Images by label in the study's table of its data, whose training split was not yet divided.
 STUDY_COUNTS = {
     "train": {"female": 1225, "male": 1358},
     "test": {"female": 348, "male": 754},

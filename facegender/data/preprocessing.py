@@ -22,7 +22,7 @@ _CHUNK_BYTES = 16_000_000  # of rows that a task on a cluster returns
 _Progress = Iterator[tuple[int, dict[int, str]]]
 
 
-def write_part(
+def write_split(
     manifest: pd.DataFrame,
     raw: Path,
     target: Path,

@@ -18,7 +18,7 @@ from facegender.data.manifest import read_manifest
 from facegender.errors import UserError
 
 
-class Part:
+class ProcessedSplit:
     """A part of the processed data, open for reading.
 
     Attributes:
@@ -31,10 +31,10 @@ class Part:
     FILES = ("images.npy", "index.csv")
 
     def __init__(self, directory: Path) -> None:
-        """Open the part that `preprocessing.write_part` wrote to `directory`.
+        """Open the part that `preprocessing.write_split` wrote to `directory`.
 
         Raises:
-            UserError: the directory holds no processed part.
+            UserError: the directory holds no processed split.
         """
         self.directory = directory
         try:

@@ -1,4 +1,4 @@
-"""Dividing a manifest into train, validation and test parts."""
+"""Dividing a manifest into train, validation and test splits."""
 
 import logging
 from pathlib import PurePosixPath
@@ -38,8 +38,8 @@ def split_at_random(
 
     Args:
         manifest: columns `path`, `label`, `sha256` and any others.
-        test_fraction: share of the distinct pictures that becomes the test part.
-        validation_fraction: share of the rest that becomes the validation part.
+        test_fraction: share of the distinct pictures that becomes the test split.
+        validation_fraction: share of the rest that becomes the validation split.
         seed: source of chance.
         clusters: by path, which files show the same picture (`checks.find_clusters`); without it
             those with the same bytes do.
@@ -65,8 +65,8 @@ def split_by_folder(
     """Divide a manifest by the dataset's own train and test folders.
 
     Folder names are case-blind (train, training; validation, valid, val; test, testing). Without
-    a test folder, the validation folder is the test part. Without a validation folder, the
-    validation part is carved from the training folder. What `find_leaks` names is left out.
+    a test folder, the validation folder is the test split. Without a validation folder, the
+    validation split is carved from the training folder. What `find_leaks` names is left out.
 
     Args:
         manifest: columns `path`, `label`, `sha256` and any others.
@@ -82,7 +82,7 @@ def split_by_folder(
             images of a class to have one in each part.
     """
     if "test" not in set(manifest["path"].map(_folder_part)):
-        _log.warning("the dataset has no test folder: its validation folder is the test part")
+        _log.warning("the dataset has no test folder: its validation folder is the test split")
     leaks = find_leaks(manifest, clusters)
     rest = manifest[~manifest["path"].isin(leaks)]
     part = _folder_parts(manifest)[rest.index]

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 
 from facegender.data.manifest import write_manifest
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.evaluation import metrics as evaluation
 from facegender.evaluation import plots
 
 
 def draw(
     folder: Path,
-    test: Part,
+    test: ProcessedSplit,
     probabilities: np.ndarray,
     history: pd.DataFrame,
     groups: pd.DataFrame,
@@ -46,7 +46,7 @@ def draw(
     spread = np.linspace(0, len(test) - 1, min(20, len(test))).astype(int)
     errors = plots.most_confident_errors(labels, probabilities, threshold=threshold, count=10)
     for name, title, places in (
-        ("faces", "Faces of the test part, with the prediction", spread),
+        ("faces", "Faces of the test split, with the prediction", spread),
         ("errors", f"Most confident errors ({len(errors)} shown)", errors),
     ):
         plots.face_grid(

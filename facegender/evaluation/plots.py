@@ -51,7 +51,7 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, path: Path) -> None:
-    """Draw the counts of the test part by label and prediction."""
+    """Draw the counts of the test split by label and prediction."""
     figure, axes = _figure(4.2, 3.6)
     ConfusionMatrixDisplay.from_predictions(
         labels,
@@ -73,7 +73,7 @@ def roc_curve(table: pd.DataFrame, auc: float | None, path: Path) -> None:
     label = "no curve: one class only" if auc is None else f"model, area {auc:.3f}"
     axes.plot(table["fpr"], table["tpr"], color=_BLUE, label=label)
     axes.set(
-        title="ROC, test part",
+        title="ROC, test split",
         xlabel="labelled female, called male (rate)",
         ylabel="labelled male, called male (rate)",
         aspect="equal",
@@ -88,7 +88,7 @@ def precision_recall_curve(table: pd.DataFrame, average: float | None, path: Pat
     label = "no curve: one class only" if average is None else f"average precision {average:.3f}"
     axes.step(table["recall"], table["precision"], where="post", color=_BLUE, label=label)
     axes.set(
-        title="Precision and recall of male, test part",
+        title="Precision and recall of male, test split",
         xlabel="recall",
         ylabel="precision",
         xlim=(0, 1.02),
@@ -111,7 +111,7 @@ def reliability_diagram(table: pd.DataFrame, ece: float, path: Path) -> None:
         color=_BLUE,
         label=f"ECE {ece:.3f}",
     )
-    axes.set(title="Calibration, test part", ylabel="share labelled male", xlim=(-0.02, 1.02))
+    axes.set(title="Calibration, test split", ylabel="share labelled male", xlim=(-0.02, 1.02))
     axes.legend(loc="upper left")
     counts.bar(table["probability"], table["count"], width=0.03, color=_BLUE)
     counts.set(xlabel="P(male)", ylabel="images")
@@ -145,7 +145,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
     axes.set_yticks(places, names, fontsize=7)
     axes.set_ylim(-1, len(names))
     axes.set(
-        title="Accuracy by group, test part" if names else "No group columns in the metadata",
+        title="Accuracy by group, test split" if names else "No group columns in the metadata",
         xlabel="accuracy, with 95 % interval",
     )
     axes.grid(axis="x", alpha=0.3)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.inference.predictor import Predictor
 
 # P(male) of one model on two runtimes (Keras and LiteRT), which add float32 numbers in different
@@ -21,7 +21,7 @@ MAX_FLOAT_DIFFERENCE = 1e-4
 MAX_INT8_LOSS = 0.01
 
 
-def calibration_images(part: Part, count: int, seed: int) -> np.ndarray:
+def calibration_images(part: ProcessedSplit, count: int, seed: int) -> np.ndarray:
     """Return `count` images of a part, or all if it has fewer, drawn without replacement.
 
     Returns:
@@ -70,7 +70,7 @@ def convert(model: keras.Model, calibration: np.ndarray) -> tuple[bytes, bytes]:
 def exported_metrics(
     path: Path,
     predictor: Predictor,
-    test: Part,
+    test: ProcessedSplit,
     expected: np.ndarray,
     *,
     threshold: float,

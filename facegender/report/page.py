@@ -171,7 +171,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
     if metrics is None:
         raise UserError(
             f"There is no {sources.test_metrics.name}: run `make repro` first, which judges a "
-            "model on the test part."
+            "model on the test split."
         )
     return {
         "metrics": metrics,
@@ -281,7 +281,7 @@ def _digests(sources: Sources) -> list[tuple[str, str | None]]:
         ("model, Keras", sources.model),
         ("model, LiteRT float32", sources.float32),
         ("model, LiteRT int8", sources.int8),
-        ("predictions of the test part", sources.predictions),
+        ("predictions of the test split", sources.predictions),
     ]
     return [(name, file_sha256(path) if path.is_file() else None) for name, path in named]
 

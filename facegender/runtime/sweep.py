@@ -90,7 +90,7 @@ def run_sweep(
 ) -> int:
     """Run a grid's experiments, print how each ends, and mark the best.
 
-    The best has the lowest validation loss at the epoch that it kept; the test part has no say.
+    The best has the lowest validation loss at the epoch that it kept; the test split has no say.
     A failed experiment stops nothing. Needs `tracking.connect`.
 
     Args:

@@ -529,7 +529,7 @@ def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str |
     Args:
         run_id: of the run that holds the evaluation.
         files: the pages.
-        loss: on the test part, as the pages tell it: proof that they are about this run.
+        loss: on the test split, as the pages tell it: proof that they are about this run.
         folder: of the artifacts, where the pages go; None for the top.
 
     Returns:

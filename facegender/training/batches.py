@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.training.strategy import WHOLE, Share
 
 
 def make_batches(
-    part: Part,
+    part: ProcessedSplit,
     batch_size: int,
     *,
     shuffle_seed: int | None = None,

@@ -14,7 +14,7 @@ import pandas as pd
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.model.network import Network, build_network, predict_arrays, set_trainable
 from facegender.params import Augmentation, Params, Train
@@ -57,13 +57,13 @@ def make_deterministic(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def inputs_digest(params: Params, parts: Sequence[Part]) -> str:
+def inputs_digest(params: Params, parts: Sequence[ProcessedSplit]) -> str:
     """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives."""
     weights = Path(params.model.weights)
     return training_digest(
         params=params.model_dump_json(),
         files=[
-            *(part.directory / name for part in parts for name in Part.FILES),
+            *(part.directory / name for part in parts for name in ProcessedSplit.FILES),
             *([weights] if weights.is_file() else []),
         ],
         code=Path(__file__).parents[1],
@@ -100,8 +100,8 @@ def _build(params: Params) -> Network:
     )
 
 
-def calibrate(network: Network, validation: Part) -> float:
-    """Return the temperature at which the network's answers on the validation part fit best."""
+def calibrate(network: Network, validation: ProcessedSplit) -> float:
+    """Return the temperature at which the network's answers on the validation split fit best."""
     logits = predict_arrays(network.logits(), validation.batches(32))
     return fit_temperature(validation.labels, logits)
 
@@ -148,8 +148,8 @@ def augmentation_layers(ranges: Augmentation, seed: int) -> list[keras.layers.La
 
 def train_network(
     network: Network,
-    train: Part,
-    validation: Part,
+    train: ProcessedSplit,
+    validation: ProcessedSplit,
     recipe: Train,
     *,
     strategy: tf.distribute.Strategy | None = None,
@@ -171,7 +171,7 @@ def train_network(
 
     Args:
         network: built for the images of the parts; its layers are trained in place.
-        train: training part.
+        train: training split.
         validation: decides which epoch is best, by its loss.
         recipe: how to train.
         strategy: the one that the network was built with.
@@ -221,8 +221,8 @@ def train_network(
 
 def _train_head(
     network: Network,
-    train: Part,
-    validation: Part,
+    train: ProcessedSplit,
+    validation: ProcessedSplit,
     recipe: Train,
     strategy: tf.distribute.Strategy,
     size: int | None,
@@ -281,8 +281,8 @@ def _train_head(
 
 def _fine_tune(
     model: keras.Model,
-    train: Part,
-    validation: Part,
+    train: ProcessedSplit,
+    validation: ProcessedSplit,
     recipe: Train,
     strategy: tf.distribute.Strategy,
     small: int | None,
@@ -452,7 +452,7 @@ def _compile(
     )
 
 
-def _weighed(batches: tf.data.Dataset, part: Part, recipe: Train) -> tf.data.Dataset:
+def _weighed(batches: tf.data.Dataset, part: ProcessedSplit, recipe: Train) -> tf.data.Dataset:
     """Return the batches with weights by class, if the recipe wants them."""
     if recipe.class_weights == "none":
         return batches

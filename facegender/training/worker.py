@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.params import Params
 from facegender.training.checkpoints import Checkpoint
 from facegender.training.strategy import Cluster, join, open_strategy
@@ -25,7 +25,10 @@ def help_to_train(cluster: Cluster, processed: Path, wait: float) -> int:
     Raises:
         UserError: the chief or another worker is missing or gone, or has other data or code.
     """
-    train, validation = Part(processed / "train"), Part(processed / "validation")
+    train, validation = (
+        ProcessedSplit(processed / "train"),
+        ProcessedSplit(processed / "validation"),
+    )
 
     def digest(text: str) -> str:
         try:

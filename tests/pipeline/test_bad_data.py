@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from tests.bad_images import BAD, GOOD, fill
 from tests.pipeline.conftest import SMALL, Clone
 
@@ -81,7 +81,10 @@ def test_each_is_used_or_named_and_no_stage_stops(
     assert data["under_both_labels"] == ["female/other-label.png", "male/001.png"]
     dropped = pd.read_csv(clone.root / "data/splits/dropped.csv", lineterminator="\n")
     assert len(dropped) == len(BAD) + 6
-    parts = [Part(clone.root / "data/processed" / name) for name in ("train", "validation", "test")]
+    parts = [
+        ProcessedSplit(clone.root / "data/processed" / name)
+        for name in ("train", "validation", "test")
+    ]
     used = {path for part in parts for path in part.index["path"]}
     # The forty, less one under both labels, and one of the three of the same kind.
     assert len(used) == 40

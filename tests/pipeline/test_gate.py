@@ -16,7 +16,7 @@ from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.slow
 
-# Enough for a model that is right on most of the test part, and for significance there.
+# Enough for a model that is right on most of the test split, and for significance there.
 PER_CLASS = 120
 LEARNABLE = (
     "dataset=folder",
@@ -93,7 +93,7 @@ def spoil(clone: Clone, how: str) -> None:
 
 
 def shuffle_labels(clone: Clone) -> None:
-    """Shuffle those of the training part, and train."""
+    """Shuffle those of the training split, and train."""
     index = clone.root / "data/processed/train/index.csv"
     table = pd.read_csv(index, dtype=str)
     table["label"] = table["label"].sample(frac=1, random_state=0).to_numpy()

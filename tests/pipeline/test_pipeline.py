@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow.entities import Run
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from tests.pipeline.conftest import EPOCHS, SMALL, Clone, copy_of, files
 
@@ -119,7 +119,7 @@ def test_the_logged_model_takes_bytes_and_arrays(reproduced: Clone) -> None:
     model = mlflow.pyfunc.load_model(logged.model_uri)
     assert model.metadata.signature is not None
     assert model.input_example is not None or model.metadata.saved_input_example_info
-    test = Part(reproduced.root / "data/processed/test")
+    test = ProcessedSplit(reproduced.root / "data/processed/test")
     expected = read_predictions(reproduced)
     content = [(reproduced.root / "data/raw" / path).read_bytes() for path in expected["path"]]
     for images in (pd.DataFrame({"image": content}), content, np.array(test.images)):

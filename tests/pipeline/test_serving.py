@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from tests.pipeline.conftest import HOST, Clone, copy_of, served
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def said(answer: tuple[int, Any]) -> list[float]:
 def test_the_same_bytes_give_the_same_probability_everywhere(
     champion: Clone, post: Post, expected: pd.DataFrame, content: list[bytes]
 ) -> None:
-    test = Part(champion.root / "data/processed/test")
+    test = ProcessedSplit(champion.root / "data/processed/test")
     text = [base64.b64encode(item).decode() for item in content]
     paths = [f"data/raw/{path}" for path in expected["path"]]
     lines = champion.run("facegender", "predict", "--json", *paths).stdout.splitlines()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.params import Train, load_params
 from facegender.training.train import train_network
 from tests.networks import pretrained, small_network
@@ -19,7 +19,7 @@ from tools.compose_params import ROOT
 
 
 def train(
-    part: Part, recipe: Train, strategy: tf.distribute.Strategy, weights: Path | None
+    part: ProcessedSplit, recipe: Train, strategy: tf.distribute.Strategy, weights: Path | None
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": recipe.seed, "batch_norm": recipe.batch_norm}
     if weights is not None:
@@ -38,7 +38,7 @@ def main() -> None:
     usual = load_params(ROOT / "params.yaml").train
     augmentation = usual.augmentation.model_copy(update=still)
     recipe = usual.model_copy(update={"augmentation": augmentation, **json.loads(sys.argv[2])})
-    part = Part(Path(sys.argv[1]))
+    part = ProcessedSplit(Path(sys.argv[1]))
     weights = pretrained(part, Path(sys.argv[3])) if recipe.batch_norm == "frozen" else None
     ways = (tf.distribute.get_strategy(), two)
     print(json.dumps([train(part, recipe, way, weights) for way in ways]))

@@ -20,7 +20,7 @@ import pytest
 from bench.common import make_raw
 from bench.outputs import differences, output_digests
 from bench.preprocess_cluster import HOST, Cluster, local_cluster
-from facegender.data.preprocessing import write_part
+from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
 from tests.pipeline.conftest import SMALL, Clone, copy_of
 from tools.compose_params import ROOT
@@ -72,7 +72,7 @@ def manifest(raw: Path) -> pd.DataFrame:
 def alone(manifest: pd.DataFrame, raw: Path) -> Path:
     """What a single process makes of the images."""
     target = raw.with_name("alone")
-    failed = write_part(manifest, raw, target, size=SIZE, name="alone", jobs=1)
+    failed = write_split(manifest, raw, target, size=SIZE, name="alone", jobs=1)
     assert len(failed) == 2
     return target
 
@@ -80,7 +80,7 @@ def alone(manifest: pd.DataFrame, raw: Path) -> Path:
 def on_cluster(
     cluster: Cluster, manifest: pd.DataFrame, raw: Path, target: Path, patience: float = 300
 ) -> list[dict[str, str]]:
-    return write_part(
+    return write_split(
         manifest,
         raw,
         target,
@@ -183,7 +183,7 @@ def test_a_scheduler_that_is_silent_is_given_up(
         free.bind((HOST, 0))
         nobody = f"tcp://{HOST}:{free.getsockname()[1]}"
     with pytest.raises(UserError, match=f"No Dask scheduler answers at {nobody}"):
-        write_part(
+        write_split(
             manifest, raw, tmp_path / "p", size=32, name="train", scheduler=nobody, patience=2
         )
 
@@ -199,9 +199,7 @@ def test_a_worker_with_other_code_is_refused(
     with distributed.Client(two_workers.address, set_as_default=False) as client:
         client.wait_for_workers(3, timeout=120)
     try:
-        with pytest.raises(
-            UserError, match="it has facegender/data/images"
-        ):
+        with pytest.raises(UserError, match="it has facegender/data/images"):
             on_cluster(two_workers, manifest, raw, tmp_path / "part")
         shutil.rmtree(other)
         (other / "facegender").mkdir(parents=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from tests.conftest import write_images
 from tests.pipeline.conftest import HOST, SMALL, Clone
 from tools.compose_params import ROOT
@@ -66,7 +66,7 @@ def alone(new_clone: Callable[..., Clone], tmp_path_factory: pytest.TempPathFact
     clone = new_clone()
     clone.compose(*params)
     clone.run("dvc", "repro", "preprocess")
-    part = Part(clone.root / "data" / "processed" / "train")
+    part = ProcessedSplit(clone.root / "data" / "processed" / "train")
     assert len(part) % 2 == 0
     params += (f"model.weights={pretrained(part, folder / 'start.weights.h5')}",)
     clone.compose(*params)
@@ -210,7 +210,7 @@ def test_a_chief_that_is_killed_stops_the_worker(alone: Alone, tmp_path: Path) -
     assert "Traceback" not in printed(worker)
 
 
-def on_two_devices(part: Part, recipe: dict) -> tuple[dict, dict]:
+def on_two_devices(part: ProcessedSplit, recipe: dict) -> tuple[dict, dict]:
     """Train on one device and on two, in a process of its own."""
     weights = part.directory.with_name("start.weights.h5")
     done = subprocess.run(
@@ -243,7 +243,7 @@ BEST = {
 
 
 @pytest.mark.campaign  # in short: two processes, above, and the test below
-def test_two_devices_train_as_one(part: Part) -> None:
+def test_two_devices_train_as_one(part: ProcessedSplit) -> None:
     one, two = on_two_devices(part, BEST)
     assert one["history"]["loss"][2] < one["history"]["loss"][1] - 0.02  # it learns
     for name in METRICS:
@@ -251,7 +251,7 @@ def test_two_devices_train_as_one(part: Part) -> None:
     assert one["answers"] == pytest.approx(two["answers"], abs=1e-3)
 
 
-def test_two_devices_share_the_statistics_of_batch_norm(part: Part) -> None:
+def test_two_devices_share_the_statistics_of_batch_norm(part: ProcessedSplit) -> None:
     # Two steps: more would show how differences of rounding grow (see EQUAL).
     one, two = on_two_devices(part, {"batch_size": 20, "epochs": 1, "optimizer": "sgd"})
     for name in METRICS:
@@ -259,7 +259,7 @@ def test_two_devices_share_the_statistics_of_batch_norm(part: Part) -> None:
 
 
 @pytest.mark.campaign  # in short: on one device, in test_training.py
-def test_two_devices_train_in_mixed_precision(part: Part) -> None:
+def test_two_devices_train_in_mixed_precision(part: ProcessedSplit) -> None:
     one, two = on_two_devices(part, BEST | {"mixed_precision": True})
     assert one["history"]["loss"][2] < one["history"]["loss"][1] - 0.02
     assert one["history"]["loss"] == pytest.approx(two["history"]["loss"], abs=0.05)

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from facegender.data.labelling import build_manifest
-from facegender.data.preprocessing import write_part
-from facegender.data.processed import Part
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.training.batches import make_batches, make_feature_batches, weigh
 from facegender.training.strategy import WHOLE, Share
 
 
-def collect(part: Part, **options: object) -> tuple[list[np.ndarray], np.ndarray]:
+def collect(part: ProcessedSplit, **options: object) -> tuple[list[np.ndarray], np.ndarray]:
     batches = [(x.numpy(), y.numpy()) for x, y in make_batches(part, 16, **options)]
     return [x for x, _ in batches], np.concatenate([y[:, 0] for _, y in batches])
 
 
-def test_batches_hold_every_image_once_with_its_label(part: Part) -> None:
+def test_batches_hold_every_image_once_with_its_label(part: ProcessedSplit) -> None:
     images, labels = collect(part, shuffle_seed=3)
     assert [len(batch) for batch in images] == [16, 16, 8]
     brightness = np.concatenate(images).mean((1, 2, 3))
@@ -25,13 +25,13 @@ def test_batches_hold_every_image_once_with_its_label(part: Part) -> None:
     assert sorted(brightness) == sorted(part.images.mean((1, 2, 3)))
 
 
-def test_without_a_seed_the_order_is_the_index(part: Part) -> None:
+def test_without_a_seed_the_order_is_the_index(part: ProcessedSplit) -> None:
     images, labels = collect(part)
     np.testing.assert_array_equal(np.concatenate(images), part.images)
     np.testing.assert_array_equal(labels, part.labels)
 
 
-def test_an_epochs_order_does_not_depend_on_the_epochs_before_it(part: Part) -> None:
+def test_an_epochs_order_does_not_depend_on_the_epochs_before_it(part: ProcessedSplit) -> None:
     _, both = collect(part, shuffle_seed=3, epochs=range(4, 6))
     _, second = collect(part, shuffle_seed=3, epochs=range(5, 6))
     _, other = collect(part, shuffle_seed=4, epochs=range(5, 6))
@@ -40,7 +40,7 @@ def test_an_epochs_order_does_not_depend_on_the_epochs_before_it(part: Part) -> 
     assert (other != second).any()
 
 
-def test_several_epochs_follow_each_other_each_with_every_image(part: Part) -> None:
+def test_several_epochs_follow_each_other_each_with_every_image(part: ProcessedSplit) -> None:
     images, labels = collect(part, shuffle_seed=3, epochs=range(3))
     assert [len(batch) for batch in images] == [16, 16, 8] * 3
     alone = [collect(part, shuffle_seed=3, epochs=range(epoch, epoch + 1)) for epoch in range(3)]
@@ -51,7 +51,7 @@ def test_several_epochs_follow_each_other_each_with_every_image(part: Part) -> N
     assert len(make_batches(part, 16, epochs=range(3))) == 9
 
 
-def test_no_dataset_starts_the_tuner_for_which_fit_would_wait(part: Part) -> None:
+def test_no_dataset_starts_the_tuner_for_which_fit_would_wait(part: ProcessedSplit) -> None:
     features = make_feature_batches(np.zeros((8, 3)), np.zeros(8), 4)
     for batches in (make_batches(part, 16, size=16), features):
         assert batches.options().autotune.enabled is False
@@ -65,8 +65,8 @@ def test_rows_without_an_image_are_left_out(
     for name in ("female/000.png", "female/007.png", "male/019.png"):
         (raw / name).write_bytes(b"not an image")
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
-    assert len(write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1)) == 3
-    part = Part(tmp_path / "part")
+    assert len(write_split(manifest, raw, tmp_path / "part", size=32, name="train", jobs=1)) == 3
+    part = ProcessedSplit(tmp_path / "part")
     images, labels = collect(part)
     np.testing.assert_array_equal(np.concatenate(images), part.images[part.rows])
     np.testing.assert_array_equal(np.concatenate(list(part.batches(16))), part.images[part.rows])
@@ -75,26 +75,26 @@ def test_rows_without_an_image_are_left_out(
     assert (np.concatenate(shuffled).max((1, 2, 3)) > 0).all()  # a left-out row is black
 
 
-def test_images_are_read_in_the_order_asked_for(part: Part) -> None:
+def test_images_are_read_in_the_order_asked_for(part: ProcessedSplit) -> None:
     positions = np.array([39, 0, 7, 7])
     np.testing.assert_array_equal(part.read(positions), part.images[positions])
     assert part.read(np.array([], np.int64)).shape == (0, 32, 32, 3)
 
 
-def test_what_was_read_is_a_copy(part: Part) -> None:
+def test_what_was_read_is_a_copy(part: ProcessedSplit) -> None:
     first = part.read(np.array([0]))
     first[:] = 1
     assert (part.read(np.array([0])) != first).any()
 
 
-def test_a_file_that_became_shorter_is_an_error(part: Part, tmp_path: Path) -> None:
+def test_a_file_that_became_shorter_is_an_error(part: ProcessedSplit, tmp_path: Path) -> None:
     os.truncate(tmp_path / "part" / "images.npy", 1000)
     with pytest.raises(OSError, match="ends within row 39"):
         part.read(np.array([39]))
 
 
 @pytest.mark.parametrize("images", [40, 2])
-def test_shares_are_the_pieces_of_each_batch(part: Part, images: int) -> None:
+def test_shares_are_the_pieces_of_each_batch(part: ProcessedSplit, images: int) -> None:
     def positions(share: Share) -> list[list[int]]:
         features = np.arange(images)[:, None]
         batches = make_feature_batches(features, np.zeros(images), 16, shuffle_seed=3, share=share)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.params import Params, Train
 from facegender.training.checkpoints import Checkpoint, open_checkpoint, training_digest
 from tests.networks import train_small
@@ -57,7 +57,7 @@ class Interrupted(Exception):
     ],
 )
 def test_a_training_that_was_interrupted_ends_with_the_same_bits(
-    part: Part, recipe: Callable, tmp_path: Path, changes: dict, times: int
+    part: ProcessedSplit, recipe: Callable, tmp_path: Path, changes: dict, times: int
 ) -> None:
     steps: list[int] = []
     expected = train_small(part, recipe(changes), Checkpoint(None), on_step=steps.append)
@@ -87,7 +87,9 @@ def test_a_training_that_was_interrupted_ends_with_the_same_bits(
 
 
 @pytest.mark.campaign  # in short: test_faults.py, in the pipeline
-def test_a_training_that_was_killed_goes_on(part: Part, recipe: Callable, tmp_path: Path) -> None:
+def test_a_training_that_was_killed_goes_on(
+    part: ProcessedSplit, recipe: Callable, tmp_path: Path
+) -> None:
     expected = train_small(part, recipe(BEST), Checkpoint(None))
     (tmp_path / "recipe.json").write_text(recipe(BEST).model_dump_json())
     path = tmp_path / "checkpoint.npz"
@@ -100,7 +102,8 @@ def test_a_training_that_was_killed_goes_on(part: Part, recipe: Callable, tmp_pa
         "folder, kill_at = Path(sys.argv[1]), int(sys.argv[2]);"
         "recipe = Train.model_validate_json((folder / 'recipe.json').read_text());"
         "kill = lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == kill_at else None;"
-        "train_small(Part(folder / 'part'), recipe, Checkpoint(folder / 'checkpoint.npz'), kill)"
+        "split = ProcessedSplit(folder / 'part');"
+        "train_small(split, recipe, Checkpoint(folder / 'checkpoint.npz'), kill)"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(kill_at)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.runtime.entry_points import worker_wait
 from facegender.training.strategy import (
@@ -181,7 +181,7 @@ def test_processed_data_must_be_there(workers: tuple[str, ...], tmp_path: Path) 
 
 
 def test_a_worker_that_does_not_know_the_parameters_is_refused(
-    workers: tuple[str, ...], part: Part, tmp_path: Path
+    workers: tuple[str, ...], part: ProcessedSplit, tmp_path: Path
 ) -> None:
     from facegender.training.worker import help_to_train
 

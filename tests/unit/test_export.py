@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from facegender.data.manifest import write_manifest
-from facegender.data.processed import Part
+from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.inference import export
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE, calibration_images
@@ -23,7 +23,7 @@ from tools.compose_params import ROOT
 
 @pytest.fixture
 def processed(exported: Exported, tmp_path: Path) -> Path:
-    """Train and test parts of the exported model's images, labelled as the model says."""
+    """Train and test splits of the exported model's images, labelled as the model says."""
     for name in ("train", "test"):
         folder = tmp_path / "processed" / name
         folder.mkdir(parents=True)
@@ -100,7 +100,7 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
 
 
 def test_calibration_images_are_drawn_by_the_seed(processed: Path) -> None:
-    part = Part(processed / "train")
+    part = ProcessedSplit(processed / "train")
     drawn = calibration_images(part, 10, seed=1)
     assert drawn.shape == (10, 32, 32, 3)
     assert len(np.unique(drawn, axis=0)) == 10

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from facegender.data.labelling import build_manifest
-from facegender.data.preprocessing import write_part
+from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
 
 
@@ -14,10 +14,10 @@ def test_nothing_of_dask_is_imported_by_default(make_images, tmp_path: Path) -> 
     code = (
         "import sys; from pathlib import Path\n"
         "from facegender.data.manifest import build_manifest\n"
-        "from facegender.data.preprocessing import write_part\n"
+        "from facegender.data.preprocessing import write_split\n"
         "raw, target = map(Path, sys.argv[1:])\n"
         "manifest = build_manifest(raw, female=['female'], male=['male'], ignore=[])\n"
-        "write_part(manifest, raw, target, size=32, name='train', jobs=2)\n"
+        "write_split(manifest, raw, target, size=32, name='train', jobs=2)\n"
         "sys.exit(', '.join({'dask', 'distributed'} & set(sys.modules)) or 0)\n"
     )
     command = [sys.executable, "-c", code, raw, tmp_path / "part"]
@@ -34,6 +34,6 @@ def test_a_cluster_without_its_packages_is_a_clear_error(
     raw = make_images(per_class=2)
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
     with pytest.raises(UserError, match="make install-scale"):
-        write_part(
+        write_split(
             manifest, raw, tmp_path / "part", size=32, name="train", scheduler="tcp://127.0.0.1:1"
         )

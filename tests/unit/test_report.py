@@ -198,7 +198,7 @@ def test_one_class_no_error_and_no_groups(sources: Sources, params: Params) -> N
     groups = group_metrics(table.drop(columns="path"), threshold=0.5, minimum=2)
     groups.to_csv(sources.test_plots / "groups.csv", index=False)
     text = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
-    assert "There is no error in the test part" in text
+    assert "There is no error in the test split" in text
     assert "The data name no groups" in text
     assert "nan" not in text.lower().split()
     assert "None" not in text

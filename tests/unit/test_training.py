@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from facegender.data.labelling import build_manifest
-from facegender.data.preprocessing import write_part
-from facegender.data.processed import Part
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.loading import keras_predictor
@@ -32,7 +32,7 @@ def recipe(params: Params) -> Train:
     return params.train.model_copy(update=changes)
 
 
-def fit(part: Part, recipe: Train, momentum: float = 0.9) -> tuple[Network, Training]:
+def fit(part: ProcessedSplit, recipe: Train, momentum: float = 0.9) -> tuple[Network, Training]:
     network = small_network(
         dropout=0.2,
         seed=recipe.seed,
@@ -43,7 +43,9 @@ def fit(part: Part, recipe: Train, momentum: float = 0.9) -> tuple[Network, Trai
 
 
 @pytest.mark.campaign  # in short: test_two_clones_give_the_same_bytes, for one seed
-def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(
+    part: ProcessedSplit, recipe: Train, tmp_path: Path
+) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         network, training = fit(part, recipe.model_copy(update={"seed": seed}))
         save_model(network.inference(), tmp_path / f"{name}.keras")
@@ -54,7 +56,7 @@ def test_the_same_seed_gives_the_same_bytes(part: Part, recipe: Train, tmp_path:
     assert content["a.keras"] != content["c.keras"]
 
 
-def test_history_and_the_kept_epoch(part: Part, recipe: Train) -> None:
+def test_history_and_the_kept_epoch(part: ProcessedSplit, recipe: Train) -> None:
     seen: list[int] = []
     network = small_network()
     two_phases = recipe.model_copy(update={"head_epochs": 2, "epochs": 3})
@@ -81,7 +83,7 @@ def test_history_and_the_kept_epoch(part: Part, recipe: Train) -> None:
     assert loss == pytest.approx(best, abs=1e-4)
 
 
-def test_it_learns_what_is_easy(part: Part, recipe: Train) -> None:
+def test_it_learns_what_is_easy(part: ProcessedSplit, recipe: Train) -> None:
     # Few steps, so the running statistics of BatchNorm must be quick.
     network, _ = fit(part, recipe.model_copy(update={"epochs": 20}), momentum=0.5)
     predicted = predict_arrays(network.inference(), part.batches(16)) >= 0.5
@@ -102,12 +104,12 @@ FOLDED = {
 
 
 def test_all_that_the_best_recipe_does_gives_the_same_bytes(
-    part: Part, recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: ProcessedSplit, recipe: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[range, int | None]] = []
 
     def spy(*args: object, epochs: range = range(1), size: int | None = None, **rest: object):
-        if "shuffle_seed" in rest:  # the training part is shuffled, the validation part is not
+        if "shuffle_seed" in rest:  # the training split is shuffled, the validation split is not
             asked.append((epochs, size))
         return make_batches(*args, epochs=epochs, size=size, **rest)
 
@@ -128,14 +130,14 @@ def test_small_images_without_frozen_batch_norm_are_refused(recipe: Train) -> No
         Train.model_validate(recipe.model_dump() | FOLDED | {"batch_norm": "train"})
 
 
-def test_no_epochs_leave_the_first_weights(part: Part, recipe: Train) -> None:
+def test_no_epochs_leave_the_first_weights(part: ProcessedSplit, recipe: Train) -> None:
     network, training = fit(part, recipe.model_copy(update={"epochs": 0}))
     assert training.kept_epoch == 0
     assert list(training.history.columns) == HISTORY_COLUMNS
     assert len(predict_arrays(network.inference(), part.batches(16))) == 40
 
 
-def test_early_stopping_and_class_weights(part: Part, recipe: Train) -> None:
+def test_early_stopping_and_class_weights(part: ProcessedSplit, recipe: Train) -> None:
     changes = {
         "epochs": 30,
         "early_stopping_patience": 1,
@@ -165,10 +167,10 @@ def test_undecodable_images_are_named_and_left_out(make_images, tmp_path: Path) 
     (raw / "female" / "005.png").write_bytes(b"not an image")
     (raw / "male" / "069.png").write_bytes((raw / "male" / "001.png").read_bytes()[:60])
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
-    failed = write_part(manifest, raw, tmp_path / "part", size=32, name="train", jobs=2)
+    failed = write_split(manifest, raw, tmp_path / "part", size=32, name="train", jobs=2)
     assert [item["path"] for item in failed] == ["female/005.png", "male/069.png"]
     assert failed[0]["reason"] == "not an image in a known format"
-    part = Part(tmp_path / "part")
+    part = ProcessedSplit(tmp_path / "part")
     assert len(part) == 138
     images = np.concatenate(list(part.batches(32)))
     np.testing.assert_array_equal(images.mean((1, 2, 3)) > 127, part.labels)
@@ -178,13 +180,13 @@ def test_the_number_of_processes_changes_no_byte(make_images, tmp_path: Path) ->
     raw = make_images(per_class=70)
     manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
     for jobs in (1, 2):
-        write_part(manifest, raw, tmp_path / str(jobs), size=32, name="train", jobs=jobs)
+        write_split(manifest, raw, tmp_path / str(jobs), size=32, name="train", jobs=jobs)
     for name in ("images.npy", "index.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
 def test_predictions_of_files_equal_those_of_arrays(
-    part: Part, exported: Exported, tmp_path: Path
+    part: ProcessedSplit, exported: Exported, tmp_path: Path
 ) -> None:
     model = load_model(exported.keras)
     (tmp_path / "broken.jpg").write_bytes(b"?")
@@ -205,7 +207,7 @@ def test_predictions_of_files_equal_those_of_arrays(
     "batch_norm", ["frozen", pytest.param("train", marks=pytest.mark.campaign)]
 )
 def test_mixed_precision_leaves_a_model_in_float32(
-    part: Part, recipe: Train, tmp_path: Path, batch_norm: str
+    part: ProcessedSplit, recipe: Train, tmp_path: Path, batch_norm: str
 ) -> None:
     def saved(mixed: bool) -> dict[str, bytes]:
         mixed_recipe = recipe.model_copy(
