@@ -1,22 +1,22 @@
-# Everything people and CI do, by name. `make repro` and `make test` need nothing before them but
-# Python 3.11 or 3.12 and git.
+# Everything that people and CI do, by name. No target needs anything first but git and Python 3.11
+# or 3.12.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 INSTALLED_SCALE := $(VENV)/installed-scale
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-# A test may take a core and a gigabyte, and often waits: for a server, or another process.
+# One worker more than cores, because tests often wait for a server or another process. Five at
+# most, because a test may take a gigabyte of memory.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := pytest -n $(WORKERS) --maxprocesses 5
-# What shares a clone or a server runs on one worker; the files that take longest come first.
+# Tests that share a clone or a server run on one worker; the slowest files come first.
 PIPELINES := $(PYTEST) --dist loadgroup --no-loadscope-reorder
-# Stages run `python`; theirs is the one of the environment, whatever else is active.
+# Stages run `python`. Make sure that it is .venv's, whatever environment is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
-# Makes the environment from the lock that is the target's first prerequisite. uv, as the lock
-# pins it, takes a third of pip's time; pip steps in where uv does not get through, for uv does not
-# read pip's settings, such as a company's index.
+# Make the environment from the lock file that is the target's first prerequisite. uv takes a third of
+# pip's time. If uv fails, pip tries: uv does not read pip's settings, such as a company's index.
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
   { echo 'error: Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...'; exit 1; }
@@ -31,7 +31,7 @@ $(PIP) --no-deps --no-build-isolation --editable .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-scale repro report gate sweep test test-fast test-scale campaign fuzz lint audit format params lock ui serve bench verify-reproducible clean
+.PHONY: help install install-scale repro report gate ci sweep test test-fast test-scale campaign matrix fuzz lint audit format params lock ui serve bench verify-reproducible clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -58,10 +58,19 @@ report: $(INSTALLED) ## metrics/report.html, and report.html compared with main 
 gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV, GATE=--format...)
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
-test: test-fast ## the tests, the quick ones first; those of extras that are not installed skip
+# Stops at the first step that fails. The steps call `make`, not $(MAKE), so that `make -n ci` only
+# prints them. With REQUIRED=1 the audit fails if it cannot reach the list of vulnerabilities.
+ci: $(INSTALLED) ## all that CI checks: lint, audit, repro, gate, test; each step timed
+	@for step in 'make lint' 'make audit' 'make repro' .ci/gate 'make test'; do \
+	  echo "== $$step"; start=$$(date +%s); code=0; $$step || code=$$?; \
+	  echo "== $$step: exit code $$code after $$(($$(date +%s) - start)) s"; \
+	  [ $$code -eq 0 ] || exit $$code; \
+	done
+
+test: test-fast ## all tests, quick ones first; skips those whose extras are not installed
 	$(PIPELINES) -m 'not campaign' tests/scale tests/pipeline
 
-test-fast: $(INSTALLED) ## the quick tests alone
+test-fast: $(INSTALLED) ## only the quick tests
 	$(PYTEST) -m 'not campaign' tests/unit
 
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)

@@ -37,6 +37,10 @@ SMALL = (
     "evaluate.bootstrap_samples=200",
 )
 
+# Variables of whoever runs the tests that must not reach a clone. The last ones are CI's: a clone
+# that wrote to GITHUB_OUTPUT would replace the report on the pull request.
+SETTINGS = ("DVC_", "MLFLOW_", "KAGGLE_", "GIT_", "GITHUB_", "BASELINE", "ACCEPT_DATA_CHANGE")
+
 
 @dataclass(frozen=True)
 class Clone:
@@ -47,9 +51,7 @@ class Clone:
     def environment(self, **env: str) -> dict[str, str]:
         """Return the variables for commands: the environment's programs, no one's settings."""
         inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("DVC_", "MLFLOW_", "KAGGLE_", "GIT_"))
+            key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)
         }
         binaries = Path(sys.executable).parent
         return inherited | {"PATH": f"{binaries}{os.pathsep}{inherited['PATH']}"} | env

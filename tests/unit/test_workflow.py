@@ -1,9 +1,8 @@
-"""GitHub's workflow: what it makes exists, what it may do is little, and its steps run here."""
+"""GitHub's workflows may do little, and `make ci`, which they and people run, does what it says."""
 
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,11 @@ from tools.compose_params import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 CAMPAIGN = WORKFLOW.with_name("campaign.yml")
-STEPS = ROOT / ".ci" / "workflow.py"
 
 
 @pytest.fixture
 def workflow() -> dict[str, Any]:
     return yaml.safe_load(WORKFLOW.read_text())
-
-
-def made_by(script: str) -> set[str]:
-    """Return the targets of every `make` that a script calls."""
-    calls = re.findall(r"(?:^|[;&|])[ \t]*make[ \t]+([^;&|#\n]+)", script, re.MULTILINE)
-    words = (word for call in calls for word in call.split())
-    return {word for word in words if not word.startswith("-") and "=" not in word}
 
 
 def all_steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
@@ -37,29 +28,23 @@ def scripts(workflow: dict[str, Any]) -> list[str]:
     return [step["run"] for step in all_steps(workflow) if "run" in step]
 
 
-def test_calls_of_make_are_found() -> None:
-    script = (
-        "set -e\n# make coffee\nmake a\n  make -j2 b X=1 c # d\ncd x && make e; make f\nremake g"
-    )
-    assert made_by(script) == {"a", "b", "c", "e", "f"}
-
-
-def test_ci_makes_targets_that_exist(workflow: dict[str, Any]) -> None:
-    targets = set(re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(), re.M))
-    local = [(ROOT / ".ci" / name).read_text() for name in ("run", "gate")]
+def test_the_workflows_make_what_people_make(workflow: dict[str, Any]) -> None:
     campaign = yaml.safe_load(CAMPAIGN.read_text())
-    made = set().union(*map(made_by, [*scripts(workflow), *scripts(campaign), *local]))
-    assert {"install", "install-scale", "lint", "repro", "test", "test-scale", "campaign"} <= made
-    assert made - targets == set()
+    made = {run for run in [*scripts(workflow), *scripts(campaign)] if run.startswith("make ")}
+    assert made == {"make ci REQUIRED=1", "make test-scale", "make campaign"}
+    local = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert local.index("make install-scale") < local.index("make ci")
+    targets = re.findall(r"^([a-z][a-z-]*):(?!=)", (ROOT / "Makefile").read_text(), re.M)
+    assert {"ci", "install-scale", "test-scale", "campaign"} <= set(targets)
 
 
-def test_the_gate_comes_after_the_pipeline_and_before_the_tests(workflow: dict[str, Any]) -> None:
-    runs = [step.get("run") for step in workflow["jobs"]["pipeline"]["steps"]]
-    assert runs.index("make repro") < runs.index(".ci/gate") < runs.index("make test")
-    assert ".ci/workflow.py pipeline" in (ROOT / ".ci" / "run").read_text()
-
-
-# What it may do.
+def test_the_comment_has_the_report_that_the_gate_writes(workflow: dict[str, Any]) -> None:
+    pipeline = workflow["jobs"]["pipeline"]
+    (step,) = (step for step in pipeline["steps"] if step.get("id") == "ci")
+    assert step["run"].startswith("make ci")
+    assert set(step["env"]) == {"BASELINE", "ACCEPT_DATA_CHANGE"}
+    assert pipeline["outputs"] == {"report": "${{ steps.ci.outputs.report }}"}
+    assert pipeline["steps"][-1]["if"] == "always()"  # results of a run that failed are kept, too
 
 
 def test_only_the_job_that_comments_may_write(workflow: dict[str, Any]) -> None:
@@ -127,21 +112,21 @@ def test_actionlint_finds_nothing(actionlint: Path, tmp_path: Path) -> None:
     assert 'property "pipelines" is not defined' in lint(actionlint, spoilt)
 
 
-# Its steps, run here.
+MAKE = shutil.which("make") or "make"
 
 
 class Stage:
-    """A folder with the workflow and its scripts, where programs are stand-ins that log calls."""
+    """A folder with the Makefile and CI's scripts, where programs are stand-ins that log calls."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for folder in (".ci", ".github"):
-            shutil.copytree(ROOT / folder, root / folder)
-        (root / "bin").mkdir()
-        self.program("bin/make")
-        self.program("bin/chromium")
-        self.program("bin/gh", "cat > comment.md")
+        shutil.copytree(ROOT / ".ci", root / ".ci")
+        shutil.copy(ROOT / "Makefile", root)
+        for program in ("make", "gh"):
+            self.program(f"bin/{program}", "cat > comment.md" if program == "gh" else "")
         self.program(".venv/bin/facegender", "echo '## Gate: pass ü'")
+        for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):
+            (root / name).touch()
 
     def program(self, path: str, script: str = "") -> None:
         file = self.root / path
@@ -169,8 +154,9 @@ class Stage:
             timeout=60,
         )
 
-    def job(self, name: str, *options: str, **env: str) -> subprocess.CompletedProcess:
-        return self.run(sys.executable, ".ci/workflow.py", name, *options, **env)
+    def ci(self, *settings: str, **env: str) -> subprocess.CompletedProcess:
+        """Run `make ci`, whose own calls of `make` go to the stand-in."""
+        return self.run(MAKE, "ci", *settings, **env)
 
     def calls(self) -> list[str]:
         return (self.root / "calls").read_text().splitlines()
@@ -184,12 +170,12 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
-def test_the_steps_of_the_pipeline_run_in_order(stage: Stage) -> None:
-    done = stage.job("pipeline")
+def test_the_steps_run_in_order_and_are_timed(stage: Stage) -> None:
+    done = stage.ci()
     assert done.returncode == 0, done.stderr
     assert stage.calls() == [
         "make lint",
-        "make audit REQUIRED=1",
+        "make audit",
         "make repro",
         "make --silent install",
         "facegender gate --format markdown",
@@ -199,6 +185,21 @@ def test_the_steps_of_the_pipeline_run_in_order(stage: Stage) -> None:
     first, *report, last = stage.text("output").splitlines()
     assert first == f"report<<{last}"
     assert report == ["## Gate: pass ü", ""]
+    assert len(re.findall(r"^== .+: exit code 0 after \d+ s$", done.stdout, re.M)) == 5
+
+
+def test_a_step_that_fails_ends_them(stage: Stage) -> None:
+    stage.program("bin/make", "[[ $1 != repro ]]")
+    done = stage.ci()
+    assert done.returncode != 0
+    assert stage.calls() == ["make lint", "make audit", "make repro"]
+    assert "== make repro: exit code 1 after" in done.stdout
+
+
+def test_a_setting_reaches_the_steps(stage: Stage) -> None:
+    stage.program("bin/make", 'echo "$REQUIRED" >> required')
+    assert stage.ci("REQUIRED=1").returncode == 0
+    assert set(stage.text("required").split()) == {"1"}
 
 
 @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ def test_the_steps_of_the_pipeline_run_in_order(stage: Stage) -> None:
 )
 def test_what_the_gate_says_decides(stage: Stage, code: int, event: str, fails: bool) -> None:
     stage.program(".venv/bin/facegender", f"echo report; exit {code}")
-    done = stage.job("pipeline", GITHUB_EVENT_NAME=event)
-    assert done.returncode == int(fails)
+    done = stage.ci(GITHUB_EVENT_NAME=event)
+    assert (done.returncode != 0) == fails
     assert ("make test" in stage.calls()) != fails
     assert stage.text("summary") == "report\n"
     assert ("cannot tell" in done.stderr) == (code == 2 and not fails)
@@ -244,21 +245,14 @@ def test_a_long_report_is_cut_between_characters(stage: Stage) -> None:
     assert len(report.encode()) <= 60_000
 
 
-def test_the_comment_is_posted_as_it_is(stage: Stage) -> None:
+def test_the_comment_is_posted_as_it_is(stage: Stage, workflow: dict[str, Any]) -> None:
     report = "## Gate\n\n$(touch evil) `touch evil` \"; touch evil; '"
-    done = stage.job("comment", REPORT=report, PULL_REQUEST="7", REPOSITORY="owner/name")
+    (script,) = scripts({"jobs": {"comment": workflow["jobs"]["comment"]}})
+    shell = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c")  # as GitHub runs it
+    done = stage.run(*shell, script, REPORT=report, PULL_REQUEST="7", REPOSITORY="owner/name")
     assert done.returncode == 0, done.stderr
     assert stage.text("comment.md") == report
     assert stage.calls() == [
         "gh pr comment 7 --repo owner/name --edit-last --create-if-none --body-file -"
     ]
     assert not (stage.root / "evil").exists()
-
-
-def test_a_step_that_fails_ends_the_job(stage: Stage) -> None:
-    stage.program("bin/make", "[[ $1 != repro ]]")
-    done = stage.job("pipeline", "--skip", "Lint")
-    assert done.returncode == 1
-    assert stage.calls() == ["make audit REQUIRED=1", "make repro"]
-    assert "Run the pipeline: exit code 1 after" in done.stdout
-    assert stage.job("pipeline", "--skip", "Nothing").returncode == 2
