@@ -83,10 +83,11 @@ campaign: $(INSTALLED_SCALE) ## what CI has in short at full length: tests, 30 k
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit/test_properties.py tests/unit/test_fuzz.py
 
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## ruff, mypy, and import-linter for the order of the folders
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-logo --no-cache
 
 audit: $(INSTALLED) ## look requirements.lock up among known vulnerabilities (REQUIRED=1: or fail)
 	python -m tools.audit $(if $(REQUIRED),--required)

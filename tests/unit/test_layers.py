@@ -1,0 +1,36 @@
+"""The rules of CONTRIBUTING.md on imports, which keep commands fast and small changes small."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tools.compose_params import ROOT
+
+PACKAGES = sorted((ROOT / "facegender").rglob("__init__.py"))
+
+
+def test_a_folder_imports_only_what_is_below_it() -> None:
+    command = ["lint-imports", "--no-cache", "--no-logo"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)
+def test_an_init_holds_one_line(path: str) -> None:
+    (only,) = ast.parse(path.read_text()).body
+    assert ast.get_docstring(ast.Module([only], []))
+    assert len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "module", ["facegender.cli.main", "facegender.data.decode_rows", "facegender.data.fingerprints"]
+)
+def test_what_must_start_fast_imports_nothing_heavy(module: str) -> None:
+    heavy = "{'tensorflow', 'keras', 'mlflow', 'pandas'}"
+    program = f"import sys, {module}; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == ""
