@@ -84,8 +84,8 @@ def test_where_the_work_is_done_is_no_part_of_what_it_is(params: Params) -> None
     assert elsewhere.model_dump_json() == params.model_dump_json()
 
 
-def test_the_readme_names_every_parameter(params: Params) -> None:
-    table = (ROOT / "README.md").read_text().split("## Parameters")[1]
+def test_the_document_names_every_parameter(params: Params) -> None:
+    table = (ROOT / "docs" / "parameters.md").read_text()
     names = {name.split(".")[-1] for name in flatten(params) if "classes." not in name}
     names |= set(params.compute.model_dump())
     assert sorted(name for name in names if f"`{name}`" not in table) == []
