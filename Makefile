@@ -76,9 +76,13 @@ test-fast: $(INSTALLED) ## only the quick tests
 test-scale: $(INSTALLED_SCALE) ## storage, servers and clusters (Debian: postgresql, a Java runtime)
 	$(PIPELINES) -m 'not campaign' tests/scale
 
-campaign: $(INSTALLED_SCALE) ## what CI has in short at full length: tests, 30 kills of the pipeline
+campaign: $(INSTALLED_SCALE) ## the long form of the tests, 30 kills of the pipeline, and the matrix
 	$(PIPELINES) -m campaign
 	python -m bench.faults
+	make matrix
+
+matrix: $(INSTALLED) ## the quick tests on other CPUs and threads, and without optional programs
+	python -m tools.matrix $(PYTEST) -q -m 'not campaign' tests/unit
 
 fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit/test_properties.py tests/unit/test_fuzz.py
