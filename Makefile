@@ -41,7 +41,7 @@ install: $(INSTALLED) ## make the environment in .venv from requirements.lock
 $(INSTALLED): requirements.lock pyproject.toml
 	$(environment)
 
-install-scale: $(INSTALLED_SCALE) ## the same, and all that docs/scaling.md needs
+install-scale: $(INSTALLED_SCALE) ## also install what docs/scaling.md needs
 
 $(INSTALLED_SCALE): requirements-scale.lock pyproject.toml
 	$(environment)
@@ -51,11 +51,11 @@ repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	@dvc metrics show metrics/test.json
 	@echo 'page: metrics/report.html; plots: dvc plots show; runs: make ui'
 
-report: $(INSTALLED) ## metrics/report.html, and report.html compared with main or BASELINE=REV
+report: $(INSTALLED) ## write report.html, which compares the results with main or BASELINE=REV
 	dvc repro report
 	facegender report $(if $(BASELINE),--baseline '$(BASELINE)')
 
-gate: $(INSTALLED) ## refuse a model worse than the one before it (BASELINE=REV, GATE=--format...)
+gate: $(INSTALLED) ## fail if the model is worse than the previous one (BASELINE=REV, GATE=--format...)
 	facegender gate $(if $(BASELINE),--baseline '$(BASELINE)') $(GATE)
 
 # Stops at the first step that fails. The steps call `make`, not $(MAKE), so that `make -n ci` only
@@ -84,7 +84,7 @@ campaign: $(INSTALLED_SCALE) ## the long form of the tests, 30 kills of the pipe
 matrix: $(INSTALLED) ## the quick tests on other CPUs and threads, and without optional programs
 	python -m tools.matrix $(PYTEST) -q -m 'not campaign' tests/unit
 
-fuzz: $(INSTALLED) ## properties and fuzzing for longer: FUZZ_EXAMPLES=5000 of each
+fuzz: $(INSTALLED) ## run the property and fuzz tests for longer (FUZZ_EXAMPLES=5000 each)
 	HYPOTHESIS_PROFILE=fuzz $(PYTEST) tests/unit/test_properties.py tests/unit/test_fuzz.py
 
 lint: $(INSTALLED) ## ruff, mypy, and import-linter for the order of the folders
@@ -93,7 +93,7 @@ lint: $(INSTALLED) ## ruff, mypy, and import-linter for the order of the folders
 	mypy
 	lint-imports --no-logo --no-cache
 
-audit: $(INSTALLED) ## look requirements.lock up among known vulnerabilities (REQUIRED=1: or fail)
+audit: $(INSTALLED) ## check requirements.lock for known vulnerabilities (REQUIRED=1: fail if unreachable)
 	python -m tools.audit $(if $(REQUIRED),--required)
 
 format: $(INSTALLED) ## format the code
@@ -113,18 +113,18 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
 	facegender sweep $(GRID) --jobs $(or $(JOBS),1)
 
-ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
+ui: $(INSTALLED) ## MLflow's pages, for this machine only, on port 5000
 	facegender relocate
 	mlflow ui --host 127.0.0.1 --port 5000
 
-serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5001
+serve: $(INSTALLED) ## serve the champion over HTTP, for this machine only, on port 5001
 	mlflow models serve -m models:/facegender@champion --env-manager local \
 	  --host 127.0.0.1 --port 5001
 
-verify-reproducible: $(INSTALLED) ## run the commit twice in clones, and compare all outputs' bytes
+verify-reproducible: $(INSTALLED) ## run the commit twice, in clones, and compare the bytes of all outputs
 	python -m bench.reproducible
 
-bench: $(INSTALLED) ## measure; prints ratios taken in one run
+bench: $(INSTALLED) ## measure speed and memory, as ratios within one run
 	python -m bench.input_pipeline
 	python -m bench.preprocess
 	python -m bench.memory
@@ -133,5 +133,5 @@ bench: $(INSTALLED) ## measure; prints ratios taken in one run
 	python -m bench.determinism
 	python -m bench.pipeline_overhead
 
-clean: ## remove what the pipeline made; the environment and MLflow's runs stay
+clean: ## remove the pipeline's outputs; keep the environment and MLflow's runs
 	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp
