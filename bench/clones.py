@@ -1,4 +1,4 @@
-"""Clones of the committed state, in which the pipeline runs with a cache of its own."""
+"""Clone the committed state, and run the pipeline there with a separate cache."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from facegender.runtime.entry_points import project_root
 def clone_head(target: Path, overrides: Sequence[str] = ()) -> Path:
     """Clone the repository's HEAD to `target`, and compose its parameters if any are overridden.
 
-    The clone takes nothing from a cache that others share, whatever DVC's configuration says.
+    The clone has its own DVC cache, whatever cache DVC's configuration names.
     """
     run("git", "clone", "--quiet", str(project_root()), str(target), cwd=target.parent)
     run("dvc", "cache", "dir", "--local", str(target / ".dvc" / "cache"), cwd=target)
@@ -22,7 +22,7 @@ def clone_head(target: Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def environment(**env: str) -> dict[str, str]:
-    """Return variables for a clone: this environment's programs, and nobody's settings."""
+    """Return variables for a clone: this environment's programs, without the user's settings."""
     inherited = {
         key: value
         for key, value in os.environ.items()
@@ -36,7 +36,7 @@ def run(*command: str, cwd: Path, **env: str) -> str:
     """Run a command in a clone and return what it printed.
 
     Raises:
-        RuntimeError: it fails; with all that it printed.
+        RuntimeError: the command failed; holds all that it printed.
     """
     done = subprocess.run(
         command,

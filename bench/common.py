@@ -1,4 +1,4 @@
-"""What the benchmarks share: images made by repetition, and rates measured side by side."""
+"""Shared by the benchmarks: images made by repetition, and rates measured side by side."""
 
 import os
 import statistics
@@ -12,17 +12,17 @@ from PIL import Image
 
 from facegender.data.labelling import build_manifest
 
-_DISTINCT = 100  # pictures drawn; all others are links to these
+_DISTINCT = 100  # pictures drawn; the other files are hard links to them
 
 
 def make_raw(folder: Path, images: int, *, size: int = 200) -> pd.DataFrame:
     """Fill a new folder with JPEG images of both classes and return their manifest.
 
-    The pictures are soft shapes under a little noise, of about the bytes of a portrait.
+    The pictures are soft shapes with a little noise, about as large in bytes as a portrait.
 
     Args:
-        folder: to make.
-        images: how many files; all but the first hundred are hard links.
+        folder: directory to make.
+        images: number of files; all but the first hundred are hard links.
         size: pixels a side.
     """
     generator = np.random.default_rng(0)
@@ -42,12 +42,12 @@ def make_raw(folder: Path, images: int, *, size: int = 200) -> pd.DataFrame:
 def measure(
     runs: dict[str, Callable[[], int]], rounds: int, *, clear: Callable[[], None] = lambda: None
 ) -> dict[str, list[float]]:
-    """Run each function once a round, in turns, so that a busy machine slows all of them.
+    """Run the functions in turns, once a round, so that a busy machine slows all of them.
 
     Args:
-        runs: by name, a function that returns how many images it went through.
-        rounds: how often.
-        clear: removes what a run leaves, outside its time.
+        runs: functions by name, each returning the number of images it processed.
+        rounds: number of times to run each.
+        clear: removes a run's outputs; not timed.
 
     Returns:
         By name, images per second in each round.
@@ -75,8 +75,7 @@ def report(rates: dict[str, list[float]], ratios: list[tuple[str, str]]) -> None
 def peak_memory(pid: int) -> float:
     """Return the largest resident memory of a process so far in MB. Linux only.
 
-    Pages of mapped files count. Unlike ru_maxrss, what the process that started this one held does
-    not.
+    Pages of mapped files count. Unlike ru_maxrss, the parent process's memory does not.
     """
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6

@@ -1,9 +1,9 @@
-"""What deterministic kernels cost: training with and without them, in turns.
+"""Measure what deterministic kernels cost: train with and without them, in turns.
 
-Each round trains MobileNet for a few epochs, as params.yaml says, in a process of its own
-(TensorFlow cannot go back), once with `enable_op_determinism` and once without. The first epoch, in
-which TensorFlow builds its graph, is not counted. Prints images per second and the ratio of times;
-above 1 means that determinism is slower.
+Each round trains MobileNet for a few epochs with params.yaml, once with `enable_op_determinism` and
+once without. Each training has its own process, because TensorFlow cannot turn determinism off
+again. The first epoch, in which TensorFlow builds its graph, does not count. Prints images per
+second and the ratio of times; above 1, determinism is slower.
 
     python -m bench.determinism
 """
@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--epochs", type=int, default=4, help="of each measurement")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each measurement")
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--deterministic", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

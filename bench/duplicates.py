@@ -1,8 +1,8 @@
-"""What near duplicates cost to find, and the distances that tell them from other pictures.
+"""Measure what near duplicates cost to find, and how far different pictures are from the limits.
 
-Prints how many images a second are checked, and how long the hashes of many take to compare; then,
-for the sample and for any folders named, how far apart the nearest different pictures are, and the
-farthest copies. The limits in `facegender.data.near_duplicates` stand between.
+Prints how many images are checked a second, and how long it takes to compare many hashes; then, for
+the sample and for each folder given, the nearest different pictures, as multiples of the limits in
+`facegender.data.near_duplicates`.
 
     python -m bench.duplicates ../shared/faces
 """
@@ -29,9 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("folders", nargs="*", type=Path, help="of different pictures")
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of different pictures")
     parser.add_argument("--images", type=int, default=4000, help="JPEG files to check")
-    parser.add_argument("--hashes", type=int, default=60000, help="to compare with each other")
+    parser.add_argument("--hashes", type=int, default=60000, help="hashes to compare")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     args = parser.parse_args()
 
@@ -50,12 +50,12 @@ def main() -> None:
         print(f"{f'comparing {args.hashes:,} hashes':<44} {seconds:9.1f} s of one core")
         sample.mkdir()
         draw_sample(sample, per_class=600, image_size=128, seed=42)
-        for name, place in [("sample", sample), *((path.name, path) for path in args.folders)]:
-            report_distances(name, place)
+        for name, path in [("sample", sample), *((path.name, path) for path in args.folders)]:
+            report_distances(name, path)
 
 
 def report_distances(name: str, folder: Path) -> None:
-    """Print what separates the pictures of a folder from each other."""
+    """Print how far apart the nearest pictures of a folder are."""
     paths = [folder / path for path in find_images(folder)]
     taken = [item for item in take_fingerprints(paths) if isinstance(item, Fingerprint)]
     hashes = np.stack([item.hashes for item in taken])
@@ -66,8 +66,8 @@ def report_distances(name: str, folder: Path) -> None:
         return
     start = time.perf_counter()
     distances = []
-    for place in range(0, len(pairs), 256):
-        first, second = np.transpose(pairs[place : place + 256])
+    for start_index in range(0, len(pairs), 256):
+        first, second = np.transpose(pairs[start_index : start_index + 256])
         both = [
             duplicates.aligned_difference(thumbnails[a], thumbnails[b])
             for a, b in ((first, second), (second, first))
@@ -75,7 +75,7 @@ def report_distances(name: str, folder: Path) -> None:
         distances.append(np.minimum(*both))
     seconds = time.perf_counter() - start
     table = pd.DataFrame(np.concatenate(distances, axis=1).T, columns=["rms", "local"])
-    # How far a pair is from being taken for a duplicate, by the measure that tells best.
+    # How far a pair is from counting as a duplicate: the larger of the two ratios decides.
     table["of the limits"] = np.maximum(
         table["rms"] / duplicates.MAX_RMS, table["local"] / duplicates.MAX_LOCAL
     )

@@ -1,11 +1,11 @@
-"""SIGKILL at random moments in every stage, each followed by plain `dvc repro`.
+"""Kill every stage at random moments with SIGKILL, and run plain `dvc repro` after each.
 
-The pipeline runs once undisturbed, in small. Then, in each round, a new clone runs `dvc repro`, and
-is killed in its first stage; `dvc repro` is called again, and is killed in the second stage; and so
-on, until the one after the last kill runs to the end. By turns a kill takes DVC and all its
-processes, or the stage's own process. Every output must come out with the same bytes (ids of MLflow
-runs and times excepted); a kill counts as survived if `dvc repro` went on after it, and its stage's
-outputs are the same. The seed decides the moments, as shares of what each stage took undisturbed.
+A small pipeline runs once undisturbed. Then, in each round, a new clone runs `dvc repro`, which is
+killed in the first stage; then `dvc repro` again, which is killed in the second stage; and so on,
+until the run after the last kill ends. At random, a kill takes DVC with all its processes or only
+the stage's process. Every output must have the same bytes, except for ids of MLflow runs and times.
+A kill counts as survived if `dvc repro` went on after it and the stage's outputs are the same. The
+seed decides the moments, as shares of what each stage took undisturbed.
 
     make campaign
 """
@@ -28,7 +28,7 @@ from bench.clones import clone_head, environment, run
 from bench.outputs import differences, output_digests
 from facegender.runtime.entry_points import run_command
 
-# Enough epochs for a kill to fall among them: before the first, TensorFlow takes its time.
+# Enough epochs that some kills fall among them: TensorFlow takes seconds before the first.
 SMALL = (
     "dataset.per_class=60",
     "dataset.image_size=48",
@@ -37,7 +37,7 @@ SMALL = (
     "train.warmup_epochs=1",
     "evaluate.bootstrap_samples=200",
 )
-# Beyond the end of a stage, DVC takes its outputs into the cache and writes dvc.lock.
+# After a stage ends, DVC takes its outputs into the cache and writes dvc.lock: kill there too.
 _SHARE_OF_STAGE = 1.1
 
 
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def run_by_stages(clone: Path) -> dict[str, float]:
-    """Run the pipeline, and return by stage, in order, the seconds that it took."""
+    """Run the pipeline, and return the seconds that each stage took, in order."""
     seconds = {}
     for stage in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"]:
         dvc = start_repro(clone, "--force", "--single-item", stage)
@@ -104,13 +104,13 @@ def start_repro(clone: Path, *targets: str, **env: str) -> subprocess.Popen[byte
             stdout=log,
             stderr=log,
             start_new_session=True,
-            # A shell has its background jobs ignore SIGINT, and so would all that they start.
+            # In a shell's background job SIGINT is ignored, and child processes inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
 def wait_for_stage(dvc: subprocess.Popen[bytes], stage: str) -> psutil.Process | None:
-    """Return the process of a stage once it runs; None if DVC ends before."""
+    """Return the process of a stage once it runs, or None if DVC ends first."""
     children: list[psutil.Process] = []
     while dvc.poll() is None:
         with suppress(psutil.NoSuchProcess):
@@ -128,13 +128,13 @@ def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> 
     """Run `dvc repro` and kill a stage some seconds after its start.
 
     Args:
-        clone: where.
-        stage: which.
-        seconds: from its start; if it has ended by then, DVC is killed at what it does next.
-        everything: DVC and all its processes, or the stage's own process alone.
+        clone: root of the clone to run in.
+        stage: name of the stage to kill.
+        seconds: time from the stage's start to the kill; if it has ended by then, DVC is killed.
+        everything: kill DVC and all its processes, not only the stage's.
 
     Returns:
-        What was killed; None if DVC had ended.
+        What was killed, or None if DVC had ended.
     """
     dvc = start_repro(clone)
     process = wait_for_stage(dvc, stage)

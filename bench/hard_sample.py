@@ -1,7 +1,7 @@
-"""A harder sample to develop recipes on: the sample's drawings, photographed badly.
+"""Make a harder sample to develop recipes on: the sample's drawings, badly photographed.
 
-Each picture is cropped, blurred, relit and noised at random, and kept as a JPEG of the study's
-200 pixels: what tells the classes apart may be cut off, small, or lost in noise. The labels stay.
+Each picture is cropped, blurred, relit and noised at random, and saved as a JPEG of 200 pixels, the
+study's size. What distinguishes the classes may be cut off, small or lost in noise.
 """
 
 import io

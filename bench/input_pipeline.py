@@ -1,8 +1,8 @@
-"""How much reading batches from processed data costs against having them in memory.
+"""Measure what reading batches from processed data costs, compared with batches in memory.
 
 Prints images per second of `fit` with augmentation on a processed split and on constant tensors of
-the same shape, alternating in one process, and their ratio; and of reading and batching alone, with
-the page cache warm. Makes its own data and removes them.
+the same shape, in turns in one process, and their ratio; then of reading and batching alone, with a
+warm page cache. Makes its own data and removes them.
 
     python -m bench.input_pipeline
 """
@@ -28,11 +28,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=2000, help="images in the part")
+    parser.add_argument("--images", type=int, default=2000, help="images in the split")
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--alpha", type=float, default=1.0, help="width of MobileNet")
     parser.add_argument("--batch-size", type=int, default=32, help="images a batch")
-    parser.add_argument("--steps", type=int, default=4, help="batches of a call of fit")
+    parser.add_argument("--steps", type=int, default=4, help="batches in a call of fit")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     args = parser.parse_args()
     params = load_params(Path("params.yaml"))

@@ -1,8 +1,8 @@
-"""Whether memory grows with the number of images.
+"""Measure whether memory grows with the number of images.
 
-Prints the peak memory of preprocessing and of training at two numbers of images, each in a process
-of its own, and their ratio. Training reads every batch of an epoch and fits a small network on some
-of them. Makes its own data (28 KB an image at 96 pixels) and removes them. Linux only.
+Prints the peak memory of preprocessing and of training at two numbers of images, each in its own
+process, and their ratio. Training reads every batch of an epoch and fits a small network on some of
+them. Makes its own data (28 KB an image at 96 pixels) and removes them. Linux only.
 
     python -m bench.memory
 """
@@ -74,7 +74,7 @@ def preprocess(args: argparse.Namespace) -> dict[str, float]:
     manifest = read_manifest(args.folder / "manifest.csv")
     raw, part = args.folder / "raw", args.folder / "part"
     write_split(manifest, raw, part, size=args.size, name="train", jobs=_JOBS)
-    # The same processes are used again; several tasks for each, so that none is left out.
+    # joblib reuses its processes; several tasks for each make sure that each one answers.
     workers = dict(joblib.Parallel(_JOBS)(joblib.delayed(peak)() for _ in range(16 * _JOBS)))
     own = peak()[1]
     return {

@@ -1,8 +1,8 @@
-"""How fast images are preprocessed, against what Pillow alone takes for the same files.
+"""Measure how fast images are preprocessed, compared with Pillow alone on the same files.
 
-Prints images per second of preprocessing, of decoding the JPEG files without anything else, and of
-decoding and resizing them without writing; each in as many processes, in turns, in one run. Makes
-its own data and removes them.
+Prints images per second of preprocessing, of only decoding the JPEG files, and of decoding and
+resizing them without writing; each with the same number of processes, in turns. Makes its own data
+and removes them.
 
     python -m bench.preprocess
 """

@@ -1,9 +1,9 @@
-"""How fast a Dask cluster preprocesses images, against as many processes of this machine.
+"""Measure how fast a Dask cluster preprocesses images, compared with local processes.
 
-Prints images per second through joblib's processes (loky), and through a Dask scheduler and
-workers with one thread each, all on this machine; in turns, in one run. Makes its own data and
-removes them. It shows what the cluster costs: on one machine it can only be slower. Prints, too,
-the peak memory of this process and of the workers.
+Prints images per second with joblib's processes (loky), and with a Dask scheduler and workers of
+one thread each, all on this machine, in turns. On one machine a cluster can only be slower; this
+shows by how much. Also prints the peak memory of this process and of the workers. Makes its own
+data and removes them.
 
     python -m bench.preprocess_cluster
 """
@@ -89,7 +89,7 @@ class Cluster:
     workers: list[subprocess.Popen] = field(default_factory=list)
 
     def start_worker(self, **environment: str) -> subprocess.Popen:
-        """Start a worker with one thread, which nobody starts anew when it is killed."""
+        """Start a worker with one thread; nothing restarts it when it is killed."""
         worker = _start(
             self.folder / f"worker{len(self.workers)}.log",
             *("worker", self.address, "--nthreads", "1", "--no-nanny", "--host", HOST),
@@ -102,11 +102,11 @@ class Cluster:
 
 @contextmanager
 def local_cluster(folder: Path, **environment: str) -> Iterator[Cluster]:
-    """Run a scheduler at a free port until the block ends, and then stop it and its workers.
+    """Run a scheduler on a free port until the block ends, then stop it and its workers.
 
     Args:
-        folder: for logs and whatever workers put aside.
-        environment: variables of the scheduler's.
+        folder: directory for logs and the workers' temporary files.
+        environment: extra variables for the scheduler.
     """
     log, told = folder / "scheduler.log", folder / "scheduler.json"
     told.unlink(missing_ok=True)
@@ -137,12 +137,12 @@ def _start(log: Path, *command: str, **environment: str) -> subprocess.Popen:
     with log.open("w") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "dask", *command, "--no-dashboard"],
-            # Elsewhere: the code is what is installed there.
+            # Not the root of the repository, so that workers import the installed package.
             cwd=log.parent,
             env=os.environ | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A group of its own, which can be stopped with all that it starts.
+            # Its own process group, which can be stopped with all its children.
             start_new_session=True,
         )
 

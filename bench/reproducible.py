@@ -1,13 +1,13 @@
-"""Whether the committed state gives the same results twice, and what another set-up changes.
+"""Check that the committed state gives the same results twice, and measure other set-ups.
 
 Clones HEAD into temporary folders, runs `dvc repro` in each from the start (no run cache, no shared
-cache), and compares the bytes of every output, ids of MLflow runs and times excepted. Exit code 1
-if any differs; the first line says which stage is the first to.
+cache), and compares the bytes of every output, except for ids of MLflow runs and times. The exit
+code is 1 if any differ; the first line names the first stage that does.
 
     make verify-reproducible
 
 With `--set-ups` it runs the pipeline with one thread, with two, and without oneDNN, and prints how
-far the metrics on the test split are apart.
+far apart the metrics on the test split are.
 
     python -m bench.reproducible --set-ups
 """

@@ -1,8 +1,8 @@
-"""What more photos would take: storage, core-hours and cost, from rates measured here and now.
+"""Estimate what more photos would cost in storage, core-hours and money, from rates measured now.
 
-Measures each part of the pipeline on a few images, with all cores, and prints what that comes to
-for 60 thousand, 1 million and 100 million photos. A part that is linear stays so only as long as
-disks and networks keep up; a core elsewhere is another core. Prices are options, not offers.
+Measures each part of the pipeline on a few images, with all cores, and multiplies for 60 thousand,
+1 million and 100 million photos. Linear parts stay linear only while disks and networks keep up,
+and other machines have other cores. Prices are options, not offers.
 
     python -m bench.scaling
 """
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure_parts(folder: Path, images: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return seconds an image of each part, with all cores, and bytes an image of what is kept."""
+    """Return each part's seconds an image, with all cores, and the bytes an image that are kept."""
     raw = folder / "raw"
     manifest = make_raw(raw, images)
     fingerprint_images(manifest[:64], raw)  # starts the processes
@@ -91,15 +91,15 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def seconds_of_comparison() -> float:
-    """Return the core-seconds by which a comparison grows with the square of the images."""
+    """Return the core-seconds of comparing all images, divided by their number squared."""
     hashes = np.random.default_rng(0).integers(0, 2**64, (_HASHES, 5), dtype=np.uint64)
-    thumbnails = np.zeros((_HASHES, 1), np.uint8)  # of hashes at random none is near another
+    thumbnails = np.zeros((_HASHES, 1), np.uint8)  # no two random hashes are near each other
     seconds = seconds_of(lambda: duplicates.find_near_duplicates(hashes, thumbnails))
     return seconds / _HASHES**2
 
 
 def seconds_of_training(folder: Path, part: ProcessedSplit) -> dict[str, float]:
-    """Return the seconds an image of training by recipe best, and of predicting by its model."""
+    """Return seconds an image for training with recipe best and for predicting with its model."""
     from facegender.inference.export import convert
     from facegender.inference.litert import load_litert
     from facegender.training import train as training
@@ -112,7 +112,7 @@ def seconds_of_training(folder: Path, part: ProcessedSplit) -> dict[str, float]:
     batches = make_batches(part, params.train.batch_size, size=small)
     extract.predict(batches, verbose=0)  # compiles
     features = seconds_of(lambda: extract.predict(batches, verbose=0)) / len(part)
-    # Of the epochs on images of either size the first compiles.
+    # The first epoch at each image size also compiles, so it is not counted.
     recipe = params.train.model_copy(update={"head_epochs": 0, "epochs": 4, "small_epochs": 2})
     speed = training.train_network(network, part, part, recipe, verbose=0).speed
     rates = speed["images_per_second"].tolist()

@@ -1,11 +1,11 @@
-"""Whether recipe best reaches more than recipe paper or the study's notebook, and how soon.
+"""Measure whether and how soon recipe best beats recipe paper and the study's notebook.
 
-Trains by each on the same images, one after the other, each in a process of its own, and judges
-each on the test split after each epoch of fine-tuning, with the clock stopped. Time runs from the
-start of training to the calibrated model, with compilation and validation, without imports. The
-notebook (bench/notebook.py) has the validation split to train on, too, for it looks at the test
-part after each epoch. By default on the hard sample at the study's size, where each but best takes
-half an hour or more on two cores; --images makes all shorter alike. Of a small set, one split says
+Trains with each on the same images, one after the other, each in its own process, and evaluates it
+on the test split after each epoch of fine-tuning, with the clock stopped. Time runs from the start
+of training to the calibrated model; it includes compilation and validation, but not imports. The
+notebook (bench/notebook.py) trains on the validation split too, because it looks at the test split
+after each epoch. The default is the hard sample at the study's size, where all but best take half
+an hour or more on two cores; --images shortens all of them. On a small data set one split says
 little: --split-seeds gives the mean over several.
 
     python -m bench.time_to_accuracy --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5
@@ -43,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=3686, help="of the hard sample (3686)")
-    parser.add_argument("--folder", type=Path, help="class folders of images in its place")
+    parser.add_argument("--images", type=int, default=3686, help="images of the hard sample (3686)")
+    parser.add_argument("--folder", type=Path, help="class folders to use instead")
     parser.add_argument("--split-seeds", type=int, nargs="+", default=[_SEED])
     parser.add_argument("--weights", default="imagenet", help="imagenet, or a file (imagenet)")
     parser.add_argument("--recipes", nargs="+", choices=_RECIPES, default=_RECIPES[:2])
@@ -124,7 +124,7 @@ def make_data(folder: Path, raw: Path | None, images: int, seed: int) -> Path:
 def run(
     recipe: str, processed: Path, weights: str, changes: list[str]
 ) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Train and judge in a process of its own, so that neither recipe warms the other's caches."""
+    """Train and judge in a new process, so that no recipe warms another's caches."""
     options = ["--processed", str(processed), "--weights", weights]
     options += [word for change in changes for word in ("-S", change)]
     done = subprocess.run(
@@ -143,7 +143,7 @@ def train(
     """Train by a recipe as the stage does, and judge the model and its int8 export.
 
     Returns:
-        The figures at the end, and after each epoch of fine-tuning the seconds and the accuracy.
+        The final figures, and the seconds and accuracy after each epoch of fine-tuning.
     """
     from facegender.inference import export
     from facegender.inference.litert import load_litert
@@ -200,7 +200,7 @@ def train(
 def run_notebook(
     parts: Mapping[str, ProcessedSplit], weights: str
 ) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Run the notebook on all images but the test split's, and judge its model on that."""
+    """Train the notebook on all images outside the test split, and judge it on the test split."""
     from bench import notebook
 
     seen = [parts[name] for name in ("train", "validation")]
@@ -227,7 +227,7 @@ def judge(test: ProcessedSplit, probabilities: np.ndarray) -> dict[str, float]:
 
 
 def progress(name: str, epoch: int, epochs: int, seconds: float, values: str) -> None:
-    # On stderr: the results have stdout to themselves.
+    # On stderr, because stdout holds the results.
     print(f"{name} {epoch}/{epochs} at {seconds:.0f} s: {values}", file=sys.stderr, flush=True)
 
 

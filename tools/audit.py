@@ -1,7 +1,7 @@
-"""Look the packages of requirements.lock up among known vulnerabilities, with pip-audit.
+"""Check the packages of requirements.lock for known vulnerabilities, with pip-audit.
 
-Exit code 1 when one is found that is not accepted below. When the list of vulnerabilities cannot be
-asked, this says so and the code is 0; with --required it is 1.
+The exit code is 1 if one is found that is not accepted below. If the list of vulnerabilities cannot
+be reached, a message says so and the code is 0, or 1 with --required.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 
 from tools.compose_params import ROOT
 
-# What is known, has no fix, and is taken; why, and what to do, is in SECURITY.md.
+# Known vulnerabilities without a fix that we accept; SECURITY.md says why, and what to do.
 ACCEPTED = {"CVE-2025-69872": "diskcache, which DVC needs, pickles its state"}
 
 _UNREACHABLE = re.compile(
@@ -50,7 +50,7 @@ def judge(stdout: str, stderr: str, *, required: bool) -> tuple[int, str]:
         lines = stderr.strip().splitlines() or ["pip-audit printed nothing"]
         if not _UNREACHABLE.search(stderr):
             return 1, f"FAILED: {lines[-1]}"
-        return _unchecked(f"the list of vulnerabilities cannot be asked ({lines[-1]})", required)
+        return _unchecked(f"the list of vulnerabilities cannot be reached ({lines[-1]})", required)
 
     skipped = [item["name"] for item in packages if "skip_reason" in item]
     found = [
@@ -63,7 +63,7 @@ def judge(stdout: str, stderr: str, *, required: bool) -> tuple[int, str]:
     if found:
         return 1, "\n  ".join(["FAILED", *found])
     if skipped:
-        # So does a mirror of PyPI answer that has the packages alone.
+        # A mirror of PyPI that has only the packages answers like this.
         return _unchecked(f"{len(skipped)} of {len(packages)} packages are unknown there", required)
     if not any(item.get("vulns") for item in packages) and ACCEPTED:
         known = ", ".join(ACCEPTED)

@@ -1,4 +1,4 @@
-"""Compose params.yaml from conf/, by the function that `dvc exp run` composes with."""
+"""Compose params.yaml from conf/, with the function that `dvc exp run` uses."""
 
 import sys
 from pathlib import Path
