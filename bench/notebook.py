@@ -1,7 +1,7 @@
-"""What a user would run without this project: the study's notebook, in Keras' own words.
+"""The study's notebook in plain Keras: what someone would run without this project.
 
-Nothing of it is ours: all of MobileNet fine-tuned by `fit` on an ImageDataGenerator, without seed
-or validation split; what it sees after each epoch is the test split, as in the study.
+It fine-tunes all of MobileNet with `fit` on an ImageDataGenerator, without a seed or a validation
+split, and looks at the test split after each epoch, as the study does.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What the pipeline has made, as digests by stage, to compare one repetition with another."""
+"""Digests of the pipeline's outputs by stage, to compare one run with another."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ LATENCIES = "export_metrics"
 def output_digests(clone: Path) -> dict[str, dict[str, str]]:
     """Return a SHA-256 of each output of each stage of a clone in which the pipeline has run.
 
-    Read from the files themselves, and not from dvc.lock, which may tell of others. Ids of MLflow
-    runs and times are left out: files that hold nothing else, and latencies of the export.
+    The digests are of the files themselves, because dvc.lock may describe others. Ids of MLflow
+    runs and times are left out: files that hold nothing else, and the latencies of the export.
     """
     paths = pipeline_paths((clone / "dvc.yaml").read_text())
     varying = {paths[name] for name in VARYING}

@@ -1,10 +1,10 @@
-"""What DVC, MLflow and imports add to the work of the pipeline.
+"""Measure what DVC, MLflow and imports add to the work of the pipeline.
 
 Runs `dvc repro` on the sample in a clone of the committed state, then each stage by itself, once
-with Python's own clock of imports and once under its profiler. DVC's share is what `dvc repro`
-takes longer than the stages; MLflow's is the profiler's cumulated seconds in facegender.tracking:
-an upper bound, for the profiler slows Python down and some imports are in it. The rest of the
-stages is their work, with what Python needs to start and end.
+with Python's import timer and once with its profiler. DVC's share is the time by which `dvc repro`
+exceeds the stages. MLflow's is the profiler's cumulative seconds in facegender.tracking: an upper
+bound, because the profiler slows Python down and some imports are included. The rest is the stages'
+own work, including the start and end of Python.
 
     python -m bench.pipeline_overhead
 """
@@ -75,7 +75,7 @@ def seconds_in_tracking(stats: Path) -> float:
     seconds = 0.0
     for (file, _, name), (*_, callers) in pstats.Stats(str(stats)).stats.items():  # type: ignore[attr-defined]
         if "/facegender/tracking/" in file and name != "<module>":
-            # Those that it calls itself are within the seconds of those that call them.
+            # Calls within tracking are already part of their callers' seconds.
             seconds += sum(
                 times[3]
                 for (caller, *_), times in callers.items()

@@ -18,7 +18,7 @@ from tools.compose_params import ROOT
 
 gc.set_threshold(50_000)  # as in facegender.runtime.entry_points
 
-# Bounded, and the same examples every time; `make fuzz` tries many more, which differ.
+# A bounded number of examples, the same every time; `make fuzz` tries many more, at random.
 settings.register_profile(
     "ci",
     derandomize=True,
@@ -62,9 +62,9 @@ def shared() -> Path:
 def make_once(
     tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> Callable[[str, Callable[[Path], None]], Path]:
-    """Return a function that gives a folder which is filled once for all pytest-xdist's workers.
+    """Return a function that fills a folder once for all pytest-xdist workers, and returns it.
 
-    It takes the folder's name, and what fills an empty one. Nobody may change what is there.
+    It takes the folder's name and a function that fills it. Tests must not change the folder.
     """
     ours = tmp_path_factory.getbasetemp()
     shared = ours if worker_id == "master" else ours.parent
@@ -82,7 +82,7 @@ def make_once(
 
 @dataclass(frozen=True)
 class Exported:
-    """A small model, saved and exported, and images of which it is sure or not."""
+    """A small model, saved and exported, and images that it labels with more or less confidence."""
 
     keras: Path
     float32: Path
@@ -115,7 +115,7 @@ def export_small_model(folder: Path) -> None:
     generator.shuffle(brightness)
     noise = generator.uniform(0, 256, (64, 32, 32, 3))
     images = (noise * brightness[:, None, None, None]).astype(np.uint8)
-    # The brighter, the more probably male: what is learnt has sure answers and unsure ones.
+    # Brighter images are more probably male, so the model learns sure and unsure answers.
     wanted = 1 / (1 + np.exp(-10 * (brightness - 0.6)))
     training = network.training([])
     training.compile(
@@ -140,10 +140,10 @@ def write_images(
     Images of the second class are brighter, so that a model can learn them in a few steps.
     """
     generator = np.random.default_rng(0)
-    for place, name in enumerate(classes):
+    for index, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for number in range(per_class):
-            pixels = generator.integers(0, 128, (40, 40, 3)) + 127 * (place % 2)
+            pixels = generator.integers(0, 128, (40, 40, 3)) + 127 * (index % 2)
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:03}.png")
     return folder
 

@@ -21,12 +21,12 @@ from facegender.tracking.runs import EXPERIMENT
 from tools.compose_params import ROOT
 
 HOST = "127.0.0.1"
-# Two cores may have other work: a server is up in some 10 s.
+# A server starts in about 10 s, or much later on a busy machine.
 START_SECONDS = 300
 
-# Enough for a fault after the first epoch to come before the last, and to tell images apart.
+# Enough epochs that a fault after the first comes before the last, and that the model learns.
 EPOCHS = 12
-# The pipeline in small: seconds, not minutes, and every stage for real.
+# A small pipeline: every stage runs for real, in seconds instead of minutes.
 SMALL = (
     "dataset.per_class=40",
     "dataset.image_size=48",
@@ -49,7 +49,7 @@ class Clone:
     root: Path
 
     def environment(self, **env: str) -> dict[str, str]:
-        """Return the variables for commands: the environment's programs, no one's settings."""
+        """Return variables for commands: the environment's programs, no user's settings."""
         inherited = {
             key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)
         }
@@ -114,7 +114,7 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
 
 @contextmanager
 def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
-    """Run a server of MLflow's at a free port, which is yielded, until the block ends."""
+    """Run an MLflow server on a free port until the block ends; yield the port."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
@@ -125,12 +125,12 @@ def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
             env=clone.environment(
                 MLFLOW_DISABLE_TELEMETRY="true",
                 DO_NOT_TRACK="true",
-                # Of its workers for jobs none is needed here, and they take long to start.
+                # Its job workers are not needed here, and are slow to start.
                 MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
             ),
             stdout=output,
             stderr=subprocess.STDOUT,
-            # It starts processes of its own; a group is what can be stopped for sure.
+            # It starts child processes; a process group can be stopped as a whole.
             start_new_session=True,
         )
     try:
@@ -141,7 +141,7 @@ def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
             time.sleep(0.2)
         yield port
     finally:
-        # Politely, then for sure: some of its processes outlive the first.
+        # SIGTERM, then SIGKILL: some of its processes survive the first.
         for way in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, way)
@@ -161,7 +161,7 @@ def answers(port: int) -> bool:
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder, but for those that are git's."""
+    """Return the SHA-256 of every file in a folder, except .gitignore files."""
     return {
         path.relative_to(folder).as_posix(): file_sha256(path)
         for path in sorted(folder.rglob("*"))
@@ -170,7 +170,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def is_result(name: str) -> bool:
-    """Return whether a file of git's is of the committed parameters, which clones do not have."""
+    """Return whether a tracked file is a result, which clones make with their own parameters."""
     return name.startswith("metrics/") or name in {"dvc.lock", "docs/model-card.md"}
 
 
