@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from facegender.data.fingerprints import Fingerprint, take_fingerprints
 from facegender.data.near_duplicates import find_near_duplicates
+from facegender.data.splits import find_leaks, split_at_random, split_by_folder
 from facegender.errors import UserError
 from facegender.labels import LABELS, NAMES
+from facegender.params import Data, Split
 
 # Images by label in the study's table of its data, whose training split was not yet divided.
 STUDY_COUNTS = {
@@ -86,6 +88,21 @@ class Findings:
             for check in CHECKS
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Return what metrics/data.json says of the checks, ready for JSON."""
+        found = self.reasons
+        return {
+            "checks": self.report(),
+            "duplicates": sum(
+                len(found.get(f"{kind}_duplicates", ())) for kind in ("exact", "near")
+            ),
+            "under_both_labels": list(found.get("both_labels", ())),
+            "invalid": [
+                {"path": path, "reason": reason}
+                for path, reason in found.get("invalid", {}).items()
+            ],
+        }
+
     def table(self) -> pd.DataFrame:
         """Return what is left out: columns `path`, `check` and `reason`."""
         rows = [
@@ -95,6 +112,48 @@ class Findings:
             for path, reason in reasons.items()
         ]
         return pd.DataFrame(rows, columns=["path", "check", "reason"])
+
+
+def clean(
+    manifest: pd.DataFrame, raw: Path, data: Data, split: Split
+) -> tuple[dict[str, pd.DataFrame], Findings]:
+    """Check the images of a manifest, divide them and drop duplicates.
+
+    Args:
+        manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
+        raw: directory of the raw data.
+        data: the checks' limits and policies.
+        split: how the images are divided.
+
+    Returns:
+        The manifests of `train`, `validation` and `test`, and what the checks found.
+
+    Raises:
+        UserError: a check whose policy is `fail` found something, too few images are left, or they
+            cannot be divided.
+    """
+    findings = Findings(data.checks.model_dump())
+    manifest, fingerprints = check_images(
+        manifest,
+        fingerprint_images(manifest, raw),
+        findings,
+        min_side=data.min_side,
+        max_aspect_ratio=data.max_aspect_ratio,
+    )
+    clusters = find_clusters(manifest, fingerprints)
+    known = dict(zip(manifest["path"], fingerprints, strict=True))
+    manifest = check_labels(manifest, clusters, findings, min_per_class=data.min_per_class)
+    options: dict[str, Any] = {
+        "validation_fraction": split.validation_fraction,
+        "seed": split.seed,
+        "clusters": clusters,
+    }
+    if split.predefined:
+        findings.add("leakage", find_leaks(manifest, clusters))
+        parts = split_by_folder(manifest, **options)
+    else:
+        parts = split_at_random(manifest, test_fraction=split.test_fraction, **options)
+    return drop_duplicates(parts, clusters, known, findings), findings
 
 
 def fingerprint_images(

@@ -13,13 +13,13 @@ COLUMNS = ["path", "label", "sha256"]
 SPLITS = ("train", "validation", "test")
 
 
-def write_manifest(manifest: pd.DataFrame, path: Path) -> None:
-    """Write a manifest as CSV, with the same bytes on every platform."""
-    manifest.to_csv(path, index=False, lineterminator="\n")
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, with the same bytes on every platform."""
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest that `write_manifest` wrote."""
+    """Read a manifest that `write_table` wrote."""
     return pd.read_csv(
         path,
         dtype_backend="numpy_nullable",

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from facegender.data.decode_rows import decode_rows, write_rows
-from facegender.data.manifest import write_manifest
+from facegender.data.manifest import write_table
 from facegender.errors import UserError
 
 _CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
@@ -81,7 +81,7 @@ def write_split(
             bar.update(done)
 
     index = manifest.assign(row=np.arange(len(manifest))).drop(index=list(reasons))
-    write_manifest(index, target / "index.csv")
+    write_table(index, target / "index.csv")
     return [
         {"path": str(manifest["path"].iloc[row]), "reason": reasons[row]} for row in sorted(reasons)
     ]

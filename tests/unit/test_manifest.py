@@ -4,7 +4,7 @@ import pytest
 
 from facegender.data.image_files import find_images
 from facegender.data.labelling import build_manifest, label_images, read_metadata
-from facegender.data.manifest import read_manifest, write_manifest
+from facegender.data.manifest import read_manifest, write_table
 from facegender.errors import UserError
 
 ALIASES = {"female": ["female", "women"], "male": ["male", "men"], "ignore": ["unknown"]}
@@ -92,6 +92,6 @@ def test_a_manifest_survives_its_file(make_images, tmp_path: Path) -> None:
     raw = make_images(per_class=2)
     (raw / "faces.csv").write_text("file,age,country\nfemale/000.png,31,Fiji\n")
     manifest = build_manifest(raw, **ALIASES)
-    write_manifest(manifest, tmp_path / "a.csv")
-    write_manifest(read_manifest(tmp_path / "a.csv"), tmp_path / "b.csv")
+    write_table(manifest, tmp_path / "a.csv")
+    write_table(read_manifest(tmp_path / "a.csv"), tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()

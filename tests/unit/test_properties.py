@@ -18,7 +18,7 @@ from facegender.data import near_duplicates as duplicates
 from facegender.data.checks import find_clusters
 from facegender.data.fingerprints import Fingerprint
 from facegender.data.labelling import label_images
-from facegender.data.manifest import SPLITS, read_manifest, write_manifest
+from facegender.data.manifest import SPLITS, read_manifest, write_table
 from facegender.data.splits import find_leaks, split_at_random, split_by_folder
 from facegender.errors import UserError
 
@@ -161,7 +161,7 @@ def test_a_manifest_survives_its_file_whatever_files_are_called(names: list[str]
         {"path": [f"female/{name}" for name in names], "label": 0, "sha256": "00e1"}
     )
     with TemporaryDirectory() as folder:
-        write_manifest(frame, Path(folder) / "a.csv")
+        write_table(frame, Path(folder) / "a.csv")
         again = read_manifest(Path(folder) / "a.csv")
     assert again["path"].tolist() == frame["path"].tolist()
     assert again["sha256"].tolist() == frame["sha256"].tolist()
