@@ -1,4 +1,4 @@
-"""Stage 2: a manifest for each of train, validation and test, and plots of their classes."""
+"""Stage 2: check the images, and write a manifest and a plot of the classes of each split."""
 
 import argparse
 import json
@@ -17,8 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--raw", type=Path, required=True, help="directory of class folders")
-    parser.add_argument("--splits", type=Path, required=True, help="directory to make")
-    parser.add_argument("--plots", type=Path, required=True, help="directory to make")
+    parser.add_argument("--splits", type=Path, required=True, help="directory to create")
+    parser.add_argument("--plots", type=Path, required=True, help="directory to create")
     args = parser.parse_args()
     params = load_params(args.params)
     check_inputs(args.params.with_name("dvc.lock"), [args.raw])
@@ -40,7 +40,7 @@ def main() -> None:
     for name, count in counts.items():
         plots.class_distribution(
             count,
-            f"Class distribution, {name} part ({sum(count.values())} images)",
+            f"Class distribution, {name} split ({sum(count.values())} images)",
             args.plots / f"class_distribution_{name}.png",
         )
 

@@ -1,4 +1,4 @@
-"""Where labels and metadata come from: folders, and CSV files beside the images."""
+"""Labels from folder names, and metadata from CSV files beside the images."""
 
 import logging
 from collections.abc import Sequence
@@ -126,7 +126,7 @@ def build_manifest(
     paths = find_images(directory)
     if not paths:
         raise UserError(
-            f"There is no image in {directory.name}/: put them in one folder for each class "
+            f"{directory.name}/ holds no images. Put them in one folder for each class "
             f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     manifest = label_images(paths, female=female, male=male, ignore=ignore)

@@ -84,7 +84,7 @@ def test_metadata_of_one_file_twice_is_an_error(make_images) -> None:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="no images"):
         build_manifest(tmp_path, **ALIASES)
 
 

@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from facegender.data import near_duplicates as duplicates
-from facegender.data.checks import find_clusters
+from facegender.data.checks import find_duplicate_groups
 from facegender.data.fingerprints import Fingerprint
 from facegender.data.labelling import label_images
 from facegender.data.manifest import SPLITS, read_manifest, write_table
@@ -51,7 +51,7 @@ def manifests(draw: Callable, folders: tuple[str, ...] = ("",)) -> tuple[pd.Data
 def divide(frame: pd.DataFrame, clusters: pd.Series, **options: float) -> dict[str, pd.DataFrame]:
     """Divide, unless the data are too few for it, which is an error of its own."""
     try:
-        return split_at_random(frame, clusters=clusters, **options)  # type: ignore[arg-type]
+        return split_at_random(frame, duplicate_groups=clusters, **options)  # type: ignore[arg-type]
     except UserError as error:
         assume("Cannot divide" not in str(error) and "has no image" not in str(error))
         raise
@@ -109,7 +109,9 @@ def test_a_datasets_own_division_leaks_nothing(
 ) -> None:
     frame, clusters = data
     try:
-        parts = split_by_folder(frame, validation_fraction=0.2, seed=seed, clusters=clusters)
+        parts = split_by_folder(
+            frame, validation_fraction=0.2, seed=seed, duplicate_groups=clusters
+        )
     except UserError:
         assume(False)
     assert set(parts["test"]["path"]) == {p for p in frame["path"] if p.startswith("Test")}
@@ -213,5 +215,5 @@ def test_files_with_the_same_bytes_are_one_cluster_in_any_order(
     rows = [(f"{number}.jpg", f"sha-{content}") for number, content in enumerate(contents)]
     dice.shuffle(rows)  # type: ignore[attr-defined]
     frame = pd.DataFrame(rows, columns=["path", "sha256"])
-    clusters = find_clusters(frame, [prints[int(sha[-1])] for sha in frame["sha256"]])
+    clusters = find_duplicate_groups(frame, [prints[int(sha[-1])] for sha in frame["sha256"]])
     assert clusters.to_dict() == dict(rows)
