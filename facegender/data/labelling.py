@@ -1,13 +1,13 @@
 """Labels from folder names, and metadata from CSV files beside the images."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images
-from facegender.data.manifest import COLUMNS
+from facegender.data.manifest import COLUMNS, SPLIT_FOLDERS
 from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.labels import LABELS
@@ -22,19 +22,23 @@ def label_images(
     male: Sequence[str],
     ignore: Sequence[str],
 ) -> pd.DataFrame:
-    """Give each image the label of its nearest folder whose name, in any case, is an alias.
+    """Give each image the label of the folders above it whose names, in any case, are aliases.
+
+    An alias of one letter counts only at the top level of the dataset: below folders that all
+    images share or that name a split. Elsewhere such folders sort names by their first letter.
 
     Args:
         paths: images, relative to the raw data.
         female: folder names that mean female.
         male: folder names that mean male.
-        ignore: folder names whose images are left out.
+        ignore: folder names whose images are left out, unless a nearer folder names a class.
 
     Returns:
         A frame with the columns `path` (str) and `label` (int), in the order of `paths`.
 
     Raises:
-        UserError: an image lies in no folder with a known name, or a class has no image.
+        UserError: an image lies below no known folder, or below folders of both classes; or a class
+            has no images.
     """
     meaning: dict[str, int | None] = {}
     for names, label in ((female, 0), (male, 1), (ignore, None)):
@@ -45,16 +49,32 @@ def label_images(
                     "params.yaml."
                 )
 
+    shared = _shared_folders(paths)
     rows: list[tuple[str, int]] = []
     unknown: dict[str, int] = {}
+    contradicting: list[str] = []
     for path in paths:
-        folders = [part.casefold() for part in path.parent.parts if part.casefold() in meaning]
-        if not folders:
+        found = [meaning[name] for name in _class_folders(path, meaning, shared)]
+        if not found:
             folder = str(path.parent)
             unknown[folder] = unknown.get(folder, 0) + 1
-        elif (label := meaning[folders[-1]]) is not None:
+        elif (label := found[-1]) is not None:
+            if {0, 1} <= set(found):
+                contradicting.append(str(path))
             rows.append((str(path), label))
 
+    if contradicting:
+        shown = ", ".join(repr(path) for path in contradicting[:10])
+        raise UserError(
+            f"{len(contradicting)} image(s) lie below folders of both classes: {shown}. Rename or "
+            "move the folders, or remove a name from split.classes in params.yaml."
+        )
+    if "." in unknown and len(unknown) == 1:
+        raise UserError(
+            f"Cannot tell the class of {unknown['.']} image(s): they are in no subfolder, and "
+            "labels come from folder names. Sort the images into class folders (female/, "
+            "male/); docs/kaggle.md shows the layouts that work."
+        )
     if unknown:
         listed = ", ".join(
             f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20]
@@ -75,6 +95,34 @@ def label_images(
                 "names under split.classes in params.yaml."
             )
     return frame
+
+
+def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
+    """Return the number of leading folders that all paths share."""
+    parents = [path.parent.parts for path in paths]
+    if not parents:
+        return 0
+    first, last = min(parents), max(parents)
+    return next(
+        (
+            index
+            for index, names in enumerate(zip(first, last, strict=False))
+            if len(set(names)) > 1
+        ),
+        min(len(first), len(last)),
+    )
+
+
+def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
+    """Return the known folder names above an image, outermost first."""
+    found = []
+    top = True
+    for index, part in enumerate(path.parent.parts):
+        name = part.casefold()
+        if name in known and (top or len(name) > 1):
+            found.append(name)
+        top = top and (name in SPLIT_FOLDERS or (index < shared and name not in known))
+    return found
 
 
 def read_metadata(directory: Path) -> pd.DataFrame:

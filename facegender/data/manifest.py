@@ -11,6 +11,16 @@ import pandas as pd
 
 COLUMNS = ["path", "label", "sha256"]
 SPLITS = ("train", "validation", "test")
+# The split that a folder name of a dataset, in lower case, stands for.
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

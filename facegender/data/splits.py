@@ -6,19 +6,9 @@ from pathlib import PurePosixPath
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from facegender.data.manifest import SPLITS
+from facegender.data.manifest import SPLIT_FOLDERS, SPLITS
 from facegender.errors import UserError
 from facegender.labels import LABELS
-
-_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +137,7 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
 
 
 def _folder_split(path: str) -> str | None:
-    names = (_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts)
+    names = (SPLIT_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts)
     return next((name for name in names if name), None)
 
 

@@ -15,12 +15,47 @@ def labels(*paths: str, **changes: list[str]) -> dict[str, int]:
     return dict(zip(frame["path"], frame["label"], strict=True))
 
 
-def test_the_nearest_known_folder_in_any_case_decides() -> None:
+def test_a_known_folder_above_the_image_decides_in_any_case() -> None:
     assert labels("Training/Male/a.jpg", "dataset/test/WOMEN/b.jpg", "men/studio/c.jpg") == {
         "Training/Male/a.jpg": 1,
         "dataset/test/WOMEN/b.jpg": 0,
         "men/studio/c.jpg": 1,
     }
+
+
+LETTERS = {"female": ["female", "f", "0"], "male": ["male", "man", "m", "1"]}
+
+
+def test_folders_of_both_classes_above_an_image_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"1 image.*both classes: 'female/man/maria\.png'"):
+        labels("female/man/maria.png", "female/a.png", "male/b.png", **LETTERS)
+
+
+@pytest.mark.parametrize("letters", ["AFM", "afm", "01"])
+def test_one_letter_below_a_class_folder_is_not_a_class(letters: str) -> None:
+    expected = {
+        f"{name}/{letter}/0.jpg": label
+        for label, name in enumerate(("female", "male"))
+        for letter in letters
+    }
+    assert labels(*expected, **LETTERS) == expected
+    # Nor below a folder that is neither shared nor a split.
+    with pytest.raises(UserError, match="Cannot tell the class"):
+        labels("female/a.jpg", "male/a.jpg", "others/f/a.jpg", **LETTERS)
+
+
+@pytest.mark.parametrize("above", ["", "faces/", "faces/Train/"])
+@pytest.mark.parametrize("names", [("f", "m"), ("F", "M"), ("0", "1")])
+def test_one_letter_is_a_class_at_the_top_level(above: str, names: tuple[str, str]) -> None:
+    expected = {f"{above}{name}/a.jpg": label for label, name in enumerate(names)}
+    if "Train" in above:
+        expected |= {path.replace("Train", "Test"): label for path, label in expected.items()}
+    assert labels(*expected, **LETTERS) == expected
+
+
+def test_a_flat_folder_says_where_labels_come_from() -> None:
+    with pytest.raises(UserError, match=r"labels come from folder names.*docs/kaggle\.md"):
+        labels("20_1_0_2017.jpg", "21_0_0_2017.jpg")
 
 
 def test_a_file_name_is_no_folder() -> None:
