@@ -1,5 +1,6 @@
 """Labels from folder names, and metadata from CSV files beside the images."""
 
+import csv
 import logging
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,8 @@ from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.labels import LABELS
 
+# Columns that this project gives its own meaning, in manifests and predictions.
+_OURS = {*COLUMNS, "row", "probability", "predicted"}
 _log = logging.getLogger(__name__)
 
 
@@ -125,33 +128,53 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
     return found
 
 
-def read_metadata(directory: Path) -> pd.DataFrame:
+def read_metadata(directory: Path, images: Sequence[PurePosixPath]) -> pd.DataFrame:
     """Collect the columns of every CSV under `directory` that has a `file` column.
 
-    Each `file` is a path relative to its CSV. Columns that a manifest has already (`path`,
-    `label`, `sha256`) are left out: a label is what the folder says.
+    Each `file` is a path relative to its CSV; backslashes separate folders, too. Every value is
+    text, and only an empty cell is missing. A CSV that cannot be parsed is named and skipped; rows
+    that match no image are counted. A column named like one of ours gets the prefix `metadata_`.
+
+    Args:
+        directory: the raw data.
+        images: all images, relative to `directory`.
 
     Returns:
         A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
 
     Raises:
-        UserError: two rows describe the same file, or a CSV cannot be read.
+        UserError: two rows say different things of one image, or a CSV cannot be opened.
     """
+    known = {str(path) for path in images}
     tables = []
     for source in sorted(directory.rglob("*.csv")):
+        name = source.relative_to(directory).as_posix()
         try:
-            table = pd.read_csv(source, dtype_backend="numpy_nullable")
-        except (OSError, ValueError) as error:
-            raise UserError(f"Cannot read the metadata file {source.name}: {error}") from error
-        if "file" not in table.columns:
-            _log.warning("%s has no `file` column; its columns are not used", source.name)
+            table = _read_csv(source)
+        except OSError as error:
+            raise UserError(f"Cannot read the metadata file {name}: {error.strerror}.") from error
+        except (ValueError, csv.Error) as error:
+            _log.warning("%s is skipped: %s", name, error)
             continue
         parent = PurePosixPath(source.parent.relative_to(directory).as_posix())
-        table.index = pd.Index([str(parent / str(name)) for name in table["file"]], name="path")
-        tables.append(table.drop(columns=["file", *COLUMNS], errors="ignore"))
+        table.index = pd.Index(
+            [_image_path(parent, file, known) for file in table.pop("file")], dtype=str, name="path"
+        )
+        matched = table.index.isin(known)
+        if not matched.all():
+            _log.warning(
+                "%s: %d of %d rows match no image; the first is %r, and an image is %r",
+                name,
+                (~matched).sum(),
+                len(table),
+                table.index[~matched][0],
+                next(iter(sorted(known)), None),
+            )
+        tables.append(table[matched])
     if not tables:
         return pd.DataFrame(index=pd.Index([], name="path"))
     metadata = pd.concat(tables)
+    metadata = metadata[~metadata.reset_index().duplicated().to_numpy()]
     if metadata.index.has_duplicates:
         twice = metadata.index[metadata.index.duplicated()].unique()[:5]
         raise UserError(
@@ -159,6 +182,42 @@ def read_metadata(directory: Path) -> pd.DataFrame:
             "row for each file."
         )
     return metadata
+
+
+def _read_csv(source: Path) -> pd.DataFrame:
+    """Return the rows that name a file, all as text, with the columns' names made unique.
+
+    Raises:
+        ValueError: the CSV has no column `file`, a longer row than its header, or is not UTF-8.
+        csv.Error: the CSV cannot be parsed.
+    """
+    with source.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = next(csv.reader(file), [])
+    if "file" not in header:
+        raise ValueError("it has no `file` column")
+    names: list[str] = []
+    for number, name in enumerate(header, 1):
+        free = name.strip() or f"column_{number}"
+        if free in _OURS:
+            free = f"metadata_{free}"
+        names.append(f"{free}.{number}" if free in names else free)
+    rows = []
+    with source.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        next(reader)
+        for row in reader:
+            if any(row[len(names) :]):
+                raise ValueError(f"line {reader.line_num} has more cells than the header")
+            rows.append(dict(zip(names, row, strict=False)))
+    table = pd.DataFrame(rows, columns=names, dtype="string").replace("", pd.NA)
+    unnamed = [name for name, given in zip(names, header, strict=True) if not given.strip()]
+    empty = [name for name in unnamed if table[name].isna().all()]
+    return table[table["file"].notna()].drop(columns=empty)
+
+
+def _image_path(parent: PurePosixPath, file: str, known: Container[str]) -> str:
+    path = str(parent / file)
+    return path if path in known else str(parent / file.replace("\\", "/"))
 
 
 def build_manifest(
@@ -179,7 +238,7 @@ def build_manifest(
         )
     manifest = label_images(paths, female=female, male=male, ignore=ignore)
     manifest["sha256"] = [_digest(directory / path) for path in manifest["path"]]
-    metadata = read_metadata(directory)
+    metadata = read_metadata(directory, paths)
     return manifest.join(metadata, on="path")
 
 

@@ -5,11 +5,21 @@ A manifest is a pandas DataFrame with the columns `path` (POSIX, relative to the
 metadata CSV beside the images gives (age, country, ...).
 """
 
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 COLUMNS = ["path", "label", "sha256"]
+_TYPES: dict[str, Any] = {
+    "path": str,
+    "sha256": str,
+    "label": "Int64",
+    "row": "Int64",
+    "predicted": "Int64",
+    "probability": "Float64",
+}
 SPLITS = ("train", "validation", "test")
 # The split that a folder name of a dataset, in lower case, stands for.
 SPLIT_FOLDERS = {
@@ -29,11 +39,15 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest that `write_table` wrote."""
+    """Read a manifest or a table of predictions that `write_table` wrote.
+
+    Metadata stays text, such as NA and 007; only an empty cell is missing.
+    """
     return pd.read_csv(
         path,
-        dtype_backend="numpy_nullable",
-        dtype={"path": str, "sha256": str},
+        dtype=defaultdict(lambda: "string", _TYPES),
+        keep_default_na=False,
+        na_values=[""],
         # Else a carriage return in a name would end the row.
         lineterminator="\n",
     )
