@@ -19,7 +19,7 @@ from pathlib import Path
 import joblib
 
 from bench.common import make_raw, peak_memory
-from facegender.data.manifest import read_manifest, write_manifest
+from facegender.data.manifest import read_manifest, write_table
 from facegender.data.preprocessing import write_split
 from facegender.runtime.entry_points import run_command
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 def make(args: argparse.Namespace) -> dict[str, float]:
     manifest = make_raw(args.folder / "raw", args.images[0])
-    write_manifest(manifest, args.folder / "manifest.csv")
+    write_table(manifest, args.folder / "manifest.csv")
     return {}
 
 

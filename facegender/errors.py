@@ -1,10 +1,9 @@
-"""The one exception that a person is meant to read."""
+"""The error that the user can fix."""
 
 
 class UserError(Exception):
-    """Something the person running the command can put right.
+    """Error the user can fix; shown without a traceback.
 
-    The message is one paragraph that names what is wrong and what to do next. Entry points
-    print it without a traceback and exit with code 1; every other exception is a bug and
-    keeps its traceback.
+    The message is one paragraph: what is wrong, and what to do next. Entry points print it and
+    exit with code 1. Every other exception is a bug and keeps its traceback.
     """

@@ -53,6 +53,9 @@ Dataset = Annotated[SampleDataset | KaggleDataset | FolderDataset, Field(discrim
 class Classes(_Strict):
     """Folder names, case-blind, that stand for each label; `ignore` lists folders to leave out."""
 
+    # Folders named 0 and 1 are common, and YAML reads their names as numbers.
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
     female: tuple[str, ...]
     male: tuple[str, ...]
     ignore: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Stage 1: the images, as they come, in data/raw, and in data/raw.json where they come from."""
+"""Stage 1: fetch the images into data/raw, and write their origin to data/raw.json."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from facegender.runtime.entry_points import project_root, run_stage
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--raw", type=Path, required=True, help="directory to make")
+    parser.add_argument("--raw", type=Path, required=True, help="directory to create")
     parser.add_argument("--info", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     params = load_params(args.params)
@@ -31,7 +31,7 @@ def main() -> None:
         known=known,
         cache=project_root() / ".dvc" / "tmp" / "kaggle",
     )
-    # Whole or not at all: DVC leaves this file in place, and the next download reads it.
+    # Atomic: DVC keeps this file (`persist`), and the next download reads it.
     write_atomically(args.info, json.dumps(info, indent=2, sort_keys=True) + "\n")
 
 

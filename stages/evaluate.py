@@ -10,7 +10,7 @@ import pandas as pd
 
 import facegender
 from facegender.data.images import encode_png
-from facegender.data.manifest import SPLITS, write_manifest
+from facegender.data.manifest import SPLITS, write_table
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation import figures
 from facegender.evaluation import metrics as evaluation
@@ -99,8 +99,8 @@ def main() -> None:
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
         args.plots.mkdir(parents=True, exist_ok=True)
         args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
-        write_manifest(predictions, args.predictions)
-        write_manifest(groups, args.plots / "groups.csv")
+        write_table(predictions, args.predictions)
+        write_table(groups, args.plots / "groups.csv")
         figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
         tracking.log_evaluation(

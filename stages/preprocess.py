@@ -1,4 +1,4 @@
-"""Stage 3: every image decoded and resized, and in metrics/data.json what the data are."""
+"""Stage 3: decode and resize every image, and describe the data in metrics/data.json."""
 
 import argparse
 import json
@@ -16,14 +16,14 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--raw", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
-    parser.add_argument("--processed", type=Path, required=True, help="directory to make")
+    parser.add_argument("--processed", type=Path, required=True, help="directory to create")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     params = load_params(args.params)
     check_inputs(args.params.with_name("dvc.lock"), [args.raw, args.splits])
 
     summary = json.loads((args.splits / "summary.json").read_text())
-    # Those that the split found, which are in no part, and any that cannot be decoded now.
+    # Images that the split stage refused, which no manifest lists, and any that fail to decode now.
     invalid = summary.pop("invalid")
     total = len(invalid)
     for name in SPLITS:

@@ -1,7 +1,7 @@
 """Checks of the data: what is wrong with images or with their division, and what is done about it.
 
 Each check has a policy: `drop` leaves the images out and counts them, `fail` stops with their
-names, and duplicates may also be kept, all copies in the same part. What is left out is logged,
+names, and duplicates may also be kept, all copies in the same split. What is left out is logged,
 counted in metrics/data.json and listed, with reasons, in data/splits/dropped.csv.
 """
 
@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from facegender.data.fingerprints import Fingerprint, take_fingerprints
 from facegender.data.near_duplicates import find_near_duplicates
+from facegender.data.splits import find_leaks, split_at_random, split_by_folder
 from facegender.errors import UserError
 from facegender.labels import LABELS, NAMES
+from facegender.params import Data, Split
 
 # Images by label in the study's table of its data, whose training split was not yet divided.
 STUDY_COUNTS = {
@@ -86,6 +88,21 @@ class Findings:
             for check in CHECKS
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Return what metrics/data.json says of the checks, ready for JSON."""
+        found = self.reasons
+        return {
+            "checks": self.report(),
+            "duplicates": sum(
+                len(found.get(f"{kind}_duplicates", ())) for kind in ("exact", "near")
+            ),
+            "under_both_labels": list(found.get("both_labels", ())),
+            "invalid": [
+                {"path": path, "reason": reason}
+                for path, reason in found.get("invalid", {}).items()
+            ],
+        }
+
     def table(self) -> pd.DataFrame:
         """Return what is left out: columns `path`, `check` and `reason`."""
         rows = [
@@ -95,6 +112,48 @@ class Findings:
             for path, reason in reasons.items()
         ]
         return pd.DataFrame(rows, columns=["path", "check", "reason"])
+
+
+def clean(
+    manifest: pd.DataFrame, raw: Path, data: Data, split: Split
+) -> tuple[dict[str, pd.DataFrame], Findings]:
+    """Check the images of a manifest, divide them and drop duplicates.
+
+    Args:
+        manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
+        raw: directory of the raw data.
+        data: the checks' limits and policies.
+        split: how the images are divided.
+
+    Returns:
+        The manifests of `train`, `validation` and `test`, and what the checks found.
+
+    Raises:
+        UserError: a check whose policy is `fail` found something, too few images are left, or they
+            cannot be divided.
+    """
+    findings = Findings(data.checks.model_dump())
+    manifest, fingerprints = check_images(
+        manifest,
+        fingerprint_images(manifest, raw),
+        findings,
+        min_side=data.min_side,
+        max_aspect_ratio=data.max_aspect_ratio,
+    )
+    duplicate_groups = find_duplicate_groups(manifest, fingerprints)
+    known = dict(zip(manifest["path"], fingerprints, strict=True))
+    manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
+    options: dict[str, Any] = {
+        "validation_fraction": split.validation_fraction,
+        "seed": split.seed,
+        "duplicate_groups": duplicate_groups,
+    }
+    if split.predefined:
+        findings.add("leakage", find_leaks(manifest, duplicate_groups))
+        splits = split_by_folder(manifest, **options)
+    else:
+        splits = split_at_random(manifest, test_fraction=split.test_fraction, **options)
+    return drop_duplicates(splits, duplicate_groups, known, findings), findings
 
 
 def fingerprint_images(
@@ -174,52 +233,52 @@ def check_images(
     return rest, list(kept.values())
 
 
-def find_clusters(manifest: pd.DataFrame, fingerprints: list[Fingerprint]) -> pd.Series:
+def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: list[Fingerprint]) -> pd.Series:
     """Tell which files show the same picture, byte for byte or nearly.
 
     Neither file names nor their order make a difference.
 
     Returns:
-        By path, the least SHA-256 of the cluster that the file belongs to.
+        By path, the least SHA-256 of the group that the file belongs to.
     """
     # One file for each content, in the order of content.
     order = np.argsort(manifest["sha256"].to_numpy(dtype=str), kind="stable")
     _, first = np.unique(manifest["sha256"].to_numpy(dtype=str)[order], return_index=True)
     distinct = order[first]
-    digests = [manifest["sha256"].iloc[place] for place in distinct]
-    cluster = {digest: digest for digest in digests}
+    digests = [manifest["sha256"].iloc[index] for index in distinct]
+    group = {digest: digest for digest in digests}
     if len(distinct):
         for members in find_near_duplicates(
-            np.stack([fingerprints[place].hashes for place in distinct]),
-            np.stack([fingerprints[place].thumbnail for place in distinct]),
+            np.stack([fingerprints[index].hashes for index in distinct]),
+            np.stack([fingerprints[index].thumbnail for index in distinct]),
         ):
-            cluster |= {digests[member]: digests[members[0]] for member in members}
+            group |= {digests[member]: digests[members[0]] for member in members}
     return pd.Series(
-        manifest["sha256"].map(cluster).to_numpy(), index=pd.Index(manifest["path"]), dtype=str
+        manifest["sha256"].map(group).to_numpy(), index=pd.Index(manifest["path"]), dtype=str
     )
 
 
 def check_labels(
-    manifest: pd.DataFrame, clusters: pd.Series, findings: Findings, *, min_per_class: int
+    manifest: pd.DataFrame, duplicate_groups: pd.Series, findings: Findings, *, min_per_class: int
 ) -> pd.DataFrame:
     """Leave out every picture that lies under both labels, from both.
 
     Args:
         manifest: columns `path`, `label` and any others.
-        clusters: what `find_clusters` returned.
+        duplicate_groups: what `find_duplicate_groups` returned.
         findings: where to note what is found.
         min_per_class: images of each label that must be left.
 
     Raises:
         UserError: pictures are found and the policy is to fail, or too few images are left.
     """
-    cluster = manifest["path"].map(clusters)
-    both = manifest.groupby(cluster)["label"].transform("nunique") > 1
+    group = manifest["path"].map(duplicate_groups)
+    both = manifest.groupby(group)["label"].transform("nunique") > 1
     reasons = {}
-    for _, group in manifest[both].groupby(cluster[both]):
+    for _, members in manifest[both].groupby(group[both]):
         for label, name in NAMES.items():
-            other = group.loc[group["label"] != label, "path"].iloc[0]
-            for path in group.loc[group["label"] == label, "path"]:
+            other = members.loc[members["label"] != label, "path"].iloc[0]
+            for path in members.loc[members["label"] == label, "path"]:
                 reasons[path] = f"is labelled {name}, and {other!r} is the same picture"
     findings.add("both_labels", dict(sorted(reasons.items())))
     rest = manifest[~both].reset_index(drop=True)
@@ -236,16 +295,16 @@ def check_labels(
 
 
 def drop_duplicates(
-    parts: Mapping[str, pd.DataFrame],
-    clusters: pd.Series,
+    splits: Mapping[str, pd.DataFrame],
+    duplicate_groups: pd.Series,
     fingerprints: Mapping[str, Fingerprint],
     findings: Findings,
 ) -> dict[str, pd.DataFrame]:
-    """Keep the largest image of each cluster, or all where the policy is to keep.
+    """Keep the largest image of each group, or all where the policy is to keep.
 
     Args:
-        parts: manifests, none of whose clusters lies in two of them.
-        clusters: what `find_clusters` returned.
+        splits: manifests, with each duplicate group in one of them.
+        duplicate_groups: what `find_duplicate_groups` returned.
         fingerprints: by path.
         findings: where to note what is found.
 
@@ -254,9 +313,9 @@ def drop_duplicates(
     """
     exact: dict[str, str] = {}
     near: dict[str, str] = {}
-    for part in parts.values():
-        sizes = [fingerprints[path].width * fingerprints[path].height for path in part["path"]]
-        ranked = part.assign(size=sizes, cluster=part["path"].map(clusters)).sort_values(
+    for images in splits.values():
+        sizes = [fingerprints[path].width * fingerprints[path].height for path in images["path"]]
+        ranked = images.assign(size=sizes, group=images["path"].map(duplicate_groups)).sort_values(
             ["size", "sha256", "path"], ascending=[False, True, True]
         )
         same_bytes = ranked.duplicated("sha256")
@@ -264,10 +323,10 @@ def drop_duplicates(
         kept = first.set_index("sha256")["path"]
         for path, sha256 in ranked.loc[same_bytes, ["path", "sha256"]].to_numpy():
             exact[path] = f"is a copy of {kept[sha256]!r}"
-        again = first.duplicated("cluster")
-        best = first[~again].set_index("cluster")["path"]
-        for path, cluster in first.loc[again, ["path", "cluster"]].to_numpy():
-            near[path] = f"shows nearly what {best[cluster]!r} shows"
+        again = first.duplicated("group")
+        best = first[~again].set_index("group")["path"]
+        for path, group in first.loc[again, ["path", "group"]].to_numpy():
+            near[path] = f"shows nearly what {best[group]!r} shows"
     findings.add("exact_duplicates", dict(sorted(exact.items())))
     findings.add("near_duplicates", dict(sorted(near.items())))
     gone: set[str] = set()
@@ -275,21 +334,22 @@ def drop_duplicates(
         if findings.policies[check] == "drop":
             gone |= set(reasons)
     return {
-        name: part[~part["path"].isin(gone)].reset_index(drop=True) for name, part in parts.items()
+        name: images[~images["path"].isin(gone)].reset_index(drop=True)
+        for name, images in splits.items()
     }
 
 
-def class_balance(parts: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
+def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
     """Return the share of female labels in training (with validation) and test, and the study's."""
-    ours = {"train": pd.concat([parts["train"], parts["validation"]]), "test": parts["test"]}
+    ours = {"train": pd.concat([splits["train"], splits["validation"]]), "test": splits["test"]}
     balance = {
         name: {
-            "images": len(part),
-            "female": round(float((part["label"] == LABELS["female"]).mean()), 4),
+            "images": len(images),
+            "female": round(float((images["label"] == LABELS["female"]).mean()), 4),
             "study_images": sum(STUDY_COUNTS[name].values()),
             "study_female": round(_female(STUDY_COUNTS[name]), 4),
         }
-        for name, part in ours.items()
+        for name, images in ours.items()
     }
     for name, row in balance.items():
         _log.info(

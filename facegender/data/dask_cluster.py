@@ -65,20 +65,20 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
             backend.used()
     except (NoTaskEnded, TimeoutError) as error:
         raise UserError(
-            f"For {patience:g} seconds no task has ended on the Dask cluster: "
-            f"{_state(client)}. Nothing is lost but this stage: see the logs of its workers, and "
-            "run `dvc repro` again. If tasks do take that long, raise compute.patience."
+            f"No task has ended on the Dask cluster for {patience:g} seconds: "
+            f"{_state(client)}. Only this stage is lost: see the logs of its workers, and "
+            "run `dvc repro` again. If tasks take that long, raise compute.patience."
         ) from error
     except CancelledError as error:
         raise UserError(
-            f"The connection to the Dask scheduler at {scheduler} was lost in the middle of the "
-            "work. When it is up again, run `dvc repro` again."
+            f"The connection to the Dask scheduler at {scheduler} was lost while tasks "
+            "ran. When it is up again, run `dvc repro` again."
         ) from error
     except KilledWorker as error:
         raise UserError(
-            f"The Dask cluster gave a task up, for {error.allowed_failures + 1} workers died while "
-            f"they ran it, the last of them {error.last_worker.address}. Mostly they lack memory, "
-            "or this commit of facegender: see their logs."
+            f"The Dask cluster gave a task up: {error.allowed_failures + 1} workers died while "
+            f"running it, the last at {error.last_worker.address}. The usual causes are too little "
+            "memory and another commit of facegender: see their logs."
         ) from error
     finally:
         with suppress(TimeoutError):
@@ -118,9 +118,9 @@ def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kw
             if found.get(name) != value
         )
         raise UserError(
-            f"The Dask worker on {platform.node()} would not make the same bytes: it has "
+            f"The Dask worker on {platform.node()} would not produce the same bytes: it has "
             f"{differences}. Install this commit of facegender from requirements-scale.lock on "
-            "every worker, and start the workers anew."
+            "every worker, and restart the workers."
         )
     return function(*args, **kwargs)
 
@@ -176,7 +176,7 @@ def _check_workers(client: Client) -> None:
         if lacks:
             raise UserError(
                 f"A Dask worker has no {__name__}. Install this commit of facegender from "
-                "requirements-scale.lock on every worker, and start them anew."
+                "requirements-scale.lock on every worker, and restart them."
             )
 
 

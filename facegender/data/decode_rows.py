@@ -69,12 +69,12 @@ def decode_rows(
     Image.core.set_blocks_max(4)
     pixels = np.zeros((len(paths), size, size, 3), np.uint8)
     reasons = {}
-    for place, (path, digest) in enumerate(zip(paths, digests, strict=True)):
+    for index, (path, digest) in enumerate(zip(paths, digests, strict=True)):
         _check_file(path, digest)
         try:
-            pixels[place] = decode_image(path, size)
+            pixels[index] = decode_image(path, size)
         except InvalidImage as error:
-            reasons[first_row + place] = str(error)
+            reasons[first_row + index] = str(error)
     return first_row, pixels, reasons
 
 
@@ -86,5 +86,5 @@ def _check_file(path: Path, digest: str) -> None:
     if problem:
         raise UserError(
             f"The worker on {platform.node()} does not see the raw data: {path}: {problem}. Every "
-            "worker needs this folder under the same path, as of a shared file system."
+            "worker needs this folder under the same path, as on a shared file system."
         )

@@ -5,25 +5,49 @@ A manifest is a pandas DataFrame with the columns `path` (POSIX, relative to the
 metadata CSV beside the images gives (age, country, ...).
 """
 
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 COLUMNS = ["path", "label", "sha256"]
+_TYPES: dict[str, Any] = {
+    "path": str,
+    "sha256": str,
+    "label": "Int64",
+    "row": "Int64",
+    "predicted": "Int64",
+    "probability": "Float64",
+}
 SPLITS = ("train", "validation", "test")
+# The split that a folder name of a dataset, in lower case, stands for.
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
-def write_manifest(manifest: pd.DataFrame, path: Path) -> None:
-    """Write a manifest as CSV, with the same bytes on every platform."""
-    manifest.to_csv(path, index=False, lineterminator="\n")
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, with the same bytes on every platform."""
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def read_manifest(path: Path) -> pd.DataFrame:
-    """Read a manifest that `write_manifest` wrote."""
+    """Read a manifest or a table of predictions that `write_table` wrote.
+
+    Metadata stays text, such as NA and 007; only an empty cell is missing.
+    """
     return pd.read_csv(
         path,
-        dtype_backend="numpy_nullable",
-        dtype={"path": str, "sha256": str},
+        dtype=defaultdict(lambda: "string", _TYPES),
+        keep_default_na=False,
+        na_values=[""],
         # Else a carriage return in a name would end the row.
         lineterminator="\n",
     )

@@ -1,4 +1,4 @@
-"""Near duplicates: the same picture, encoded anew, resized, brightened or slightly cropped.
+"""Near duplicates: the same picture, re-encoded, resized, brightened or slightly cropped.
 
 A perceptual hash alone cannot tell: of the sample's cartoon faces some that differ in hair or
 beard have hashes nearer than those of a photo and its copy cropped by 2 %. So the hash only
@@ -38,20 +38,20 @@ _INNER = slice(_MARGIN, -_MARGIN)
 
 
 def find_near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> list[list[int]]:
-    """Return the clusters of pictures that are linked by near duplicates.
+    """Return the groups of pictures that are linked by near duplicates.
 
     Args:
         hashes: uint64 of shape (n, 5), as in `fingerprints.Fingerprint`.
         thumbnails: uint8 of shape (n, 32, 32, 3).
 
     Returns:
-        Positions of the members of each cluster of two or more, in order.
+        Positions of the members of each group of two or more, in order.
     """
-    clusters = DisjointSet(range(len(hashes)))
+    groups = DisjointSet(range(len(hashes)))
     for pairs in _similar_hashes(hashes):
         for start in range(0, len(pairs), _PAIRS):
-            # Most members of a large cluster are linked already, and need no comparison.
-            some = [pair for pair in pairs[start : start + _PAIRS] if not clusters.connected(*pair)]
+            # Most members of a large group are linked already, and need no comparison.
+            some = [pair for pair in pairs[start : start + _PAIRS] if not groups.connected(*pair)]
             if not some:
                 continue
             first, second = np.transpose(some)
@@ -59,8 +59,8 @@ def find_near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> list[lis
                 some, same_picture(thumbnails[first], thumbnails[second]), strict=True
             ):
                 if same:
-                    clusters.merge(*pair)
-    return sorted(sorted(members) for members in clusters.subsets() if len(members) > 1)
+                    groups.merge(*pair)
+    return sorted(sorted(members) for members in groups.subsets() if len(members) > 1)
 
 
 def _similar_hashes(hashes: np.ndarray) -> Iterator[list[tuple[int, int]]]:
@@ -113,11 +113,14 @@ def aligned_difference(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     n = len(moved)
     compared = maximum_filter(fixed, (1, 3, 3, 1)) < _CLIPPED
     moved, fixed = _blurred(moved), _blurred(fixed)
-    place = np.tile(_UNMOVED, (n, 1))
+    transform = np.tile(_UNMOVED, (n, 1))
     x, y = _SIDE[_INNER][None, None, :, None], _SIDE[_INNER][None, :, None, None]
     target = fixed[:, _INNER, _INNER]
     for step in range(_STEPS + 1):
-        columns, rows = _sampler(place[:, 0], place[:, 1]), _sampler(place[:, 2], place[:, 3])
+        columns, rows = (
+            _sampler(transform[:, 0], transform[:, 1]),
+            _sampler(transform[:, 2], transform[:, 3]),
+        )
         warped = np.einsum("nij,njkc->nikc", rows, moved, optimize=True)
         warped = np.einsum("nij,nkjc->nkic", columns, warped, optimize=True)
         weight = (compared & (warped < _CLIPPED))[:, _INNER, _INNER].astype(np.float32)
@@ -132,7 +135,7 @@ def aligned_difference(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
         fit = _least_squares(terms, target, weight)
         if step < _STEPS:
             change = fit[:, 2:] / np.maximum(fit[:, :1], 0.3)
-            place = np.clip(place + change, _UNMOVED - _MAX_CROP, _UNMOVED + _MAX_CROP)
+            transform = np.clip(transform + change, _UNMOVED - _MAX_CROP, _UNMOVED + _MAX_CROP)
     gain, offset = fit[:, 0, None, None, None], fit[:, 1, None, None, None]
     difference = np.abs((gain * inner + offset - target) * weight).max(-1)
     rms = np.sqrt((difference**2).mean((1, 2)))

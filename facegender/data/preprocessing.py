@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from facegender.data.decode_rows import decode_rows, write_rows
-from facegender.data.manifest import write_manifest
+from facegender.data.manifest import write_table
 from facegender.errors import UserError
 
 _CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
@@ -43,7 +43,7 @@ def write_split(
         raw: directory of the raw data.
         target: directory to make.
         size: pixels a side.
-        name: what the progress bar calls this part.
+        name: what the progress bar calls this split.
         jobs: processes; -1 for one a core.
         scheduler: address of a Dask cluster that does it, instead of processes of this machine.
         patience: seconds without sign of life after which a cluster is given up.
@@ -81,7 +81,7 @@ def write_split(
             bar.update(done)
 
     index = manifest.assign(row=np.arange(len(manifest))).drop(index=list(reasons))
-    write_manifest(index, target / "index.csv")
+    write_table(index, target / "index.csv")
     return [
         {"path": str(manifest["path"].iloc[row]), "reason": reasons[row]} for row in sorted(reasons)
     ]
@@ -121,7 +121,7 @@ def _on_cluster(
     the data of a later run.
     """
     try:
-        from facegender.data import dask_cluster as cluster
+        from facegender.data import dask_cluster
     except ImportError as error:
         raise UserError(
             f"compute.backend is dask, which is not installed ({error}). Install it with "
@@ -141,7 +141,9 @@ def _on_cluster(
         for start in range(0, len(manifest), chunk)
     )
     with array.open("r+b") as file:
-        for first_row, pixels, reasons in cluster.run_tasks(tasks, scheduler, patience=patience):
+        for first_row, pixels, reasons in dask_cluster.run_tasks(
+            tasks, scheduler, patience=patience
+        ):
             file.seek(offset + first_row * row_bytes)
             file.write(pixels.data)
             yield len(pixels), reasons

@@ -1,6 +1,6 @@
-"""Processed data: each part's images in one memory-mappable array, decoded and resized.
+"""Processed data: each split's images in one memory-mappable array, decoded and resized.
 
-A part is a directory with `images.npy` (uint8, (n, size, size, 3), NumPy's own format) and
+A split is a directory with `images.npy` (uint8, (n, size, size, 3), NumPy's own format) and
 `index.csv`, the rows of the manifest whose image could be decoded, in the order of the array
 (column `row`). Training reads rows straight from the page cache: nothing is decoded again, and
 nothing holds the set in memory.
@@ -19,10 +19,10 @@ from facegender.errors import UserError
 
 
 class ProcessedSplit:
-    """A part of the processed data, open for reading.
+    """A split of the processed data, open for reading.
 
     Attributes:
-        directory: where the part is, in the files FILES.
+        directory: where the split is, in the files FILES.
         images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
             `batches` are for passes over the set.
         index: the manifest's rows, with `row`, the position in `images`.
@@ -31,7 +31,7 @@ class ProcessedSplit:
     FILES = ("images.npy", "index.csv")
 
     def __init__(self, directory: Path) -> None:
-        """Open the part that `preprocessing.write_split` wrote to `directory`.
+        """Open the split that `preprocessing.write_split` wrote to `directory`.
 
         Raises:
             UserError: the directory holds no processed split.
@@ -46,7 +46,7 @@ class ProcessedSplit:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"Cannot read the processed data in {directory.name}/: {error}. Run `dvc repro "
-                "preprocess` to make it anew."
+                "preprocess` to create it again."
             ) from error
         weakref.finalize(self, os.close, self._descriptor)
 

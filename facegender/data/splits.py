@@ -6,19 +6,9 @@ from pathlib import PurePosixPath
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from facegender.data.manifest import SPLITS
+from facegender.data.manifest import SPLIT_FOLDERS, SPLITS
 from facegender.errors import UserError
 from facegender.labels import LABELS
-
-_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +19,11 @@ def split_at_random(
     test_fraction: float,
     validation_fraction: float,
     seed: int,
-    clusters: pd.Series | None = None,
+    duplicate_groups: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest at random, stratified by label.
 
-    The unit is the distinct picture: files that show the same one go to the same part. The result
+    The unit is the distinct picture: files that show the same one go to the same split. The result
     depends on the images and the seed only, not on file names or their order on disk.
 
     Args:
@@ -41,17 +31,17 @@ def split_at_random(
         test_fraction: share of the distinct pictures that becomes the test split.
         validation_fraction: share of the rest that becomes the validation split.
         seed: source of chance.
-        clusters: by path, which files show the same picture (`checks.find_clusters`); without it
-            those with the same bytes do.
+        duplicate_groups: by path, the group of files that show the same picture
+            (`checks.find_duplicate_groups`); without it, files with the same bytes form a group.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
 
     Raises:
-        UserError: there are too few images of a class to have one in each part.
+        UserError: there are too few images of a class to have one in each split.
     """
-    rest, test = _divide(manifest, test_fraction, seed, clusters)
-    train, validation = _divide(rest, validation_fraction, seed, clusters)
+    rest, test = _divide(manifest, test_fraction, seed, duplicate_groups)
+    train, validation = _divide(rest, validation_fraction, seed, duplicate_groups)
     return _checked({"train": train, "validation": validation, "test": test})
 
 
@@ -60,7 +50,7 @@ def split_by_folder(
     *,
     validation_fraction: float,
     seed: int,
-    clusters: pd.Series | None = None,
+    duplicate_groups: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest by the dataset's own train and test folders.
 
@@ -72,50 +62,50 @@ def split_by_folder(
         manifest: columns `path`, `label`, `sha256` and any others.
         validation_fraction: share of the training pictures, if there is no validation folder.
         seed: source of chance.
-        clusters: as for `split_at_random`.
+        duplicate_groups: as for `split_at_random`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
 
     Raises:
-        UserError: an image lies in none of the folders, a part is missing, or there are too few
-            images of a class to have one in each part.
+        UserError: an image lies in none of the folders, a split is missing, or there are too few
+            images of a class to have one in each split.
     """
-    if "test" not in set(manifest["path"].map(_folder_part)):
+    if "test" not in set(manifest["path"].map(_folder_split)):
         _log.warning("the dataset has no test folder: its validation folder is the test split")
-    leaks = find_leaks(manifest, clusters)
+    leaks = find_leaks(manifest, duplicate_groups)
     rest = manifest[~manifest["path"].isin(leaks)]
-    part = _folder_parts(manifest)[rest.index]
-    parts = {name: rest[part == name] for name in SPLITS}
-    if parts["validation"].empty:
-        parts["train"], parts["validation"] = _divide(
-            parts["train"], validation_fraction, seed, clusters
+    split = _folder_splits(manifest)[rest.index]
+    splits = {name: rest[split == name] for name in SPLITS}
+    if splits["validation"].empty:
+        splits["train"], splits["validation"] = _divide(
+            splits["train"], validation_fraction, seed, duplicate_groups
         )
-    return _checked(parts)
+    return _checked(splits)
 
 
-def find_leaks(manifest: pd.DataFrame, clusters: pd.Series | None = None) -> dict[str, str]:
-    """Name the images that also occur in a later part of the dataset's own division.
+def find_leaks(manifest: pd.DataFrame, duplicate_groups: pd.Series | None = None) -> dict[str, str]:
+    """Name the images that also occur in a later split of the dataset's own division.
 
     Train comes before validation, and that before test: what is judged on is kept.
 
     Args:
         manifest: columns `path` and `sha256`, and any others.
-        clusters: as for `split_at_random`.
+        duplicate_groups: as for `split_at_random`.
 
     Returns:
         By path, in order, the later image that shows the same picture.
 
     Raises:
-        UserError: an image lies in none of the folders, or a part is missing.
+        UserError: an image lies in none of the folders, or a split is missing.
     """
-    order = _folder_parts(manifest).map(SPLITS.index)
-    unit = _units(manifest, clusters)
+    order = _folder_splits(manifest).map(SPLITS.index)
+    unit = _units(manifest, duplicate_groups)
     last = order.groupby(unit).transform("max")
     kept = manifest["path"][order == last].groupby(unit[order == last]).min()
     return {
-        path: f"is in {SPLITS[place]}, and {kept[of]!r} shows the same"
-        for path, place, of in sorted(
+        path: f"is in {SPLITS[index]}, and {kept[kept_unit]!r} shows the same"
+        for path, index, kept_unit in sorted(
             zip(
                 manifest["path"][order < last],
                 order[order < last],
@@ -126,40 +116,42 @@ def find_leaks(manifest: pd.DataFrame, clusters: pd.Series | None = None) -> dic
     }
 
 
-def _folder_parts(manifest: pd.DataFrame) -> pd.Series:
-    """Return the part that each image's folder names."""
-    part = manifest["path"].map(_folder_part)
+def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
+    """Return the split that each image's folder names."""
+    split = manifest["path"].map(_folder_split)
     advice = "Set split.predefined=false to divide all images at random."
-    if part.isna().any():
-        outside = sorted({str(PurePosixPath(p).parent) for p in manifest.loc[part.isna(), "path"]})
+    if split.isna().any():
+        outside = sorted({str(PurePosixPath(p).parent) for p in manifest.loc[split.isna(), "path"]})
         raise UserError(
             "split.predefined asks for the dataset's own train/test folders, but these are in "
             f"neither: {', '.join(outside[:10])}. {advice}"
         )
-    if "test" not in set(part):
-        part = part.replace("validation", "test")
-    if not {"train", "test"} <= set(part):
+    if "test" not in set(split):
+        split = split.replace("validation", "test")
+    if not {"train", "test"} <= set(split):
         raise UserError(
             "split.predefined asks for the dataset's own train and test folders, but only "
-            f"{', '.join(sorted(set(part)))} was found. {advice}"
+            f"{', '.join(sorted(set(split)))} was found. {advice}"
         )
-    return part
+    return split
 
 
-def _folder_part(path: str) -> str | None:
-    names = (_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts)
+def _folder_split(path: str) -> str | None:
+    names = (SPLIT_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts)
     return next((name for name in names if name), None)
 
 
-def _units(manifest: pd.DataFrame, clusters: pd.Series | None) -> pd.Series:
-    return manifest["sha256"] if clusters is None else manifest["path"].map(clusters)
+def _units(manifest: pd.DataFrame, duplicate_groups: pd.Series | None) -> pd.Series:
+    return (
+        manifest["sha256"] if duplicate_groups is None else manifest["path"].map(duplicate_groups)
+    )
 
 
 def _divide(
-    manifest: pd.DataFrame, fraction: float, seed: int, clusters: pd.Series | None
+    manifest: pd.DataFrame, fraction: float, seed: int, duplicate_groups: pd.Series | None
 ) -> tuple[pd.DataFrame, ...]:
     """Return the rest and the `fraction`, by distinct picture, stratified by label."""
-    unit = _units(manifest, clusters)
+    unit = _units(manifest, duplicate_groups)
     # Sorted by content, so that neither names nor the order on disk decide.
     distinct = unit.drop_duplicates().sort_values()
     try:
@@ -171,18 +163,18 @@ def _divide(
         )
     except ValueError as error:
         raise UserError(
-            f"Cannot divide {len(distinct)} distinct image(s) into parts with both classes: "
+            f"Cannot divide {len(distinct)} distinct image(s) into splits with both classes: "
             f"{error} Add images, or change the fractions under split in params.yaml."
         ) from error
     return tuple(manifest[unit.isin(half)] for half in halves)
 
 
-def _checked(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    for name, part in parts.items():
-        missing = [label for label, value in LABELS.items() if not (part["label"] == value).any()]
+def _checked(splits: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    for name, images in splits.items():
+        missing = [label for label, value in LABELS.items() if not (images["label"] == value).any()]
         if missing:
             raise UserError(
-                f"The {name} part has no image labelled {' or '.join(missing)}. Add images, or "
+                f"The {name} split has no image labelled {' or '.join(missing)}. Add images, or "
                 "change the fractions under split in params.yaml."
             )
-    return {name: parts[name].reset_index(drop=True) for name in SPLITS}
+    return {name: splits[name].reset_index(drop=True) for name in SPLITS}

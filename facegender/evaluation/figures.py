@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from facegender.data.manifest import write_manifest
+from facegender.data.manifest import write_table
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation import metrics as evaluation
 from facegender.evaluation import plots
@@ -26,9 +26,9 @@ def draw(
     roc = evaluation.roc_table(labels, probabilities)
     precision_recall = evaluation.precision_recall_table(labels, probabilities)
     reliability = evaluation.reliability_table(labels, probabilities)
-    write_manifest(roc, folder / "roc.csv")
-    write_manifest(precision_recall, folder / "precision_recall.csv")
-    write_manifest(reliability, folder / "reliability.csv")
+    write_table(roc, folder / "roc.csv")
+    write_table(precision_recall, folder / "precision_recall.csv")
+    write_table(reliability, folder / "reliability.csv")
 
     plots.learning_curve(history, "loss", folder / "loss.png")
     plots.learning_curve(history, "accuracy", folder / "accuracy.png")

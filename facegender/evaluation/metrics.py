@@ -235,8 +235,9 @@ def group_names(values: pd.Series, max_groups: int = 20) -> pd.Series:
     """
     if values.nunique() <= max_groups:
         return values.astype("string")
-    if not pd.api.types.is_numeric_dtype(values):
+    numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
+    if not np.isfinite(numbers[values.notna()].to_numpy(dtype=float, na_value=np.nan)).all():
         return pd.Series(pd.NA, index=values.index, dtype="string")
-    start = np.floor(values.astype("Float64") / 10).astype("Int64") * 10
+    start = np.floor(numbers / 10).astype("Int64") * 10
     bands = start.astype("string") + "-" + (start + 9).astype("string")
     return bands if bands.nunique() <= max_groups else pd.Series(pd.NA, index=values.index)

@@ -88,6 +88,6 @@ def test_each_is_used_or_named_and_no_stage_stops(
     used = {path for part in parts for path in part.index["path"]}
     # The forty, less one under both labels, and one of the three of the same kind.
     assert len(used) == 40
-    for name in ("exact_duplicates", "both_labels", "too_small", "left out"):
+    for name in ("exact_duplicates", "both_labels", "too_small", "Left out"):
         assert name in done.stderr
     assert "Traceback" not in done.stderr

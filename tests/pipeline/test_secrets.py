@@ -146,7 +146,7 @@ def test_no_run_leaves_a_credential_anywhere(
         assert "does not answer" in down
         clone.compose(*SMALL[2:], "dataset=kaggle", "dataset.slug=owner/gone")
         gone = run("dvc", "repro", "download")
-        assert "Kaggle has no dataset owner/gone" in gone
+        assert "Kaggle does not have the dataset owner/gone" in gone
 
     words = [*canaries.words, SIGNATURE]
     assert [word for word in words if word in "".join(printed)] == []

@@ -11,7 +11,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 import facegender
 from facegender.data.images import encode_png
-from facegender.data.manifest import write_manifest
+from facegender.data.manifest import write_table
 from facegender.evaluation.metrics import classification_metrics
 from facegender.tracking import runs as tracking
 from tests.conftest import Exported
@@ -48,9 +48,9 @@ def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str
     manifest = pd.DataFrame({"path": paths, "label": labels, "sha256": paths})
     files = root / "files" / name
     files.mkdir(parents=True, exist_ok=True)
-    write_manifest(manifest, files / "manifest.csv")
+    write_table(manifest, files / "manifest.csv")
     predictions = manifest.assign(probability=probabilities, predicted=predicted)
-    write_manifest(predictions, files / "predictions.csv")
+    write_table(predictions, files / "predictions.csv")
     metrics = classification_metrics(
         labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
     )

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from facegender.data.manifest import write_manifest
+from facegender.data.manifest import write_table
 from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.inference import export
@@ -30,7 +30,7 @@ def processed(exported: Exported, tmp_path: Path) -> Path:
         np.save(folder / "images.npy", exported.images)
         labels = (exported.probabilities >= 0.5).astype(int)
         index = pd.DataFrame({"path": "x.png", "label": labels, "sha256": "0", "row": range(64)})
-        write_manifest(index, folder / "index.csv")
+        write_table(index, folder / "index.csv")
     return tmp_path / "processed"
 
 

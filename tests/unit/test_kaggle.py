@@ -184,8 +184,8 @@ def test_an_error_in_a_good_answer_is_an_error(setting):
 
 
 def test_a_wrong_slug_and_a_wrong_version_are_not_found(setting):
-    assert "no dataset owner/nobody (404)" in setting.fail("owner/nobody", None)
-    assert "no dataset owner/faces, version 9 (404)" in setting.fail(version=9)
+    assert "the dataset owner/nobody (404)" in setting.fail("owner/nobody", None)
+    assert "the dataset owner/faces, version 9 (404)" in setting.fail(version=9)
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
@@ -197,7 +197,7 @@ def test_a_passing_answer_is_asked_for_again(setting, status, call):
     assert setting.naps == [1, 2]
 
 
-@pytest.mark.parametrize(("status", "advice"), [(429, "too many"), (503, "trouble of its own")])
+@pytest.mark.parametrize(("status", "advice"), [(429, "too many"), (503, "Kaggle failed")])
 def test_attempts_end(setting, status, advice):
     setting.server.faults["DownloadDataset"] = [Fault(status)] * 9
     message = setting.fail(attempts=3, delay=1)
@@ -349,7 +349,7 @@ def test_a_truncated_archive_is_fetched_once_more(setting, fault):
 def test_an_archive_that_stays_truncated_is_an_error(setting, fault):
     setting.server.faults["storage"] = [fault] * 9
     message = setting.fail()
-    assert "no sound archive" in message
+    assert "not a sound archive" in message
     assert "pin another version" in message
     assert len(setting.server.calls("storage")) == 2
     assert setting.cached() == {}
@@ -595,15 +595,15 @@ def test_each_form_of_credentials_arrives_and_shows_nowhere(run, name):
 @pytest.mark.parametrize(
     ("variables", "files", "message"),
     [
-        ({}, {}, "Kaggle wants credentials, and there are none."),
-        ({"KAGGLE_USERNAME": "ada"}, {}, "there are none"),
-        ({}, {".kaggle/kaggle.json": f"{{broken {KEY}"}, "there are none"),
+        ({}, {}, "Kaggle credentials are missing."),
+        ({"KAGGLE_USERNAME": "ada"}, {}, "credentials are missing"),
+        ({}, {".kaggle/kaggle.json": f"{{broken {KEY}"}, "credentials are missing"),
         ({}, {".kaggle/kaggle.json": f'["{KEY}"]'}, "cannot be used"),
         ({}, {".kaggle/credentials.json": f'["{REFRESH}"]'}, "cannot be used"),
         (
             {},
             {".kaggle/credentials.json": json.dumps(OAUTH | {"refresh_token": "canary-revoked"})},
-            "there are none",
+            "credentials are missing",
         ),
         ({"KAGGLE_API_TOKEN": "canary" * 50}, {}, "must be in a file"),
         ({"KAGGLE_API_TOKEN": "{HOME}"}, {}, "cannot be used"),
@@ -611,7 +611,7 @@ def test_each_form_of_credentials_arrives_and_shows_nowhere(run, name):
         (
             {"KAGGLE_API_TOKEN": "canary-old"},
             {".kaggle/kaggle.json": API_KEY},
-            "An access token goes before kaggle.json",
+            "An access token takes precedence over kaggle.json",
         ),
         ({"KAGGLE_USERNAME": "ada", "KAGGLE_KEY": "canary-wrong"}, {}, "(401)"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from facegender.errors import UserError
-from facegender.params import Params, flatten, load_params
+from facegender.params import Classes, Params, flatten, load_params
 from tools.compose_params import ROOT, compose
 
 
@@ -89,3 +89,8 @@ def test_the_document_names_every_parameter(params: Params) -> None:
     names = {name.split(".")[-1] for name in flatten(params) if "classes." not in name}
     names |= set(params.compute.model_dump())
     assert sorted(name for name in names if f"`{name}`" not in table) == []
+
+
+def test_numbers_name_class_folders() -> None:
+    classes = Classes.model_validate({"female": [0, "women"], "male": [1], "ignore": []})
+    assert classes == Classes(female=("0", "women"), male=("1",), ignore=())

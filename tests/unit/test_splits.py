@@ -107,24 +107,24 @@ def test_a_training_image_that_is_in_test_too_is_removed_from_train() -> None:
 
 def test_clusters_stay_together_and_leak_nowhere() -> None:
     frame = manifest(60, 60)
-    clusters = pd.Series(
+    groups = pd.Series(
         [f"{row.label}-{number // 3}" for number, row in enumerate(frame.itertuples())],
         index=frame["path"],
     )
     parts = split_at_random(
-        frame, test_fraction=0.3, validation_fraction=0.15, seed=1, clusters=clusters
+        frame, test_fraction=0.3, validation_fraction=0.15, seed=1, duplicate_groups=groups
     )
-    found = [set(part["path"].map(clusters)) for part in parts.values()]
+    found = [set(part["path"].map(groups)) for part in parts.values()]
     for one, other in itertools.combinations(found, 2):
         assert not one & other
     assert len(set.union(*found)) == 40
 
     frame = pd.concat([manifest(9, 9, "train/"), manifest(9, 9, "test/")], ignore_index=True)
     frame["sha256"] = [f"image-{number}" for number in range(len(frame))]
-    clusters = pd.Series(frame["sha256"].to_numpy(), index=frame["path"])
-    clusters["train/male/0000.jpg"] = clusters["test/male/0005.jpg"]
-    assert list(find_leaks(frame, clusters)) == ["train/male/0000.jpg"]
-    parts = split_by_folder(frame, validation_fraction=0.2, seed=1, clusters=clusters)
+    groups = pd.Series(frame["sha256"].to_numpy(), index=frame["path"])
+    groups["train/male/0000.jpg"] = groups["test/male/0005.jpg"]
+    assert list(find_leaks(frame, groups)) == ["train/male/0000.jpg"]
+    parts = split_by_folder(frame, validation_fraction=0.2, seed=1, duplicate_groups=groups)
     assert len(parts["train"]) + len(parts["validation"]) == 17
     assert len(parts["test"]) == 18
 

@@ -1,4 +1,4 @@
-"""Unpacking of archives that nobody vouches for: zip, tar, tar.gz, tar.bz2 and tar.xz.
+"""Unpacking untrusted archives: zip, tar, tar.gz, tar.bz2 and tar.xz.
 
 Every archive, from Kaggle or from disk, goes through `extract_archive`. It reads each member
 itself instead of calling `extractall`, and refuses the whole archive, with the reason, at the
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20
 # few hundred bytes; ends of tapes are padded to some thousands.
 _MAX_HEADER_BYTES = 1 << 24
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flags of a zip member: password, strong, hidden names
-# What the standard library raises when the bytes of an archive make no sense.
+# What the standard library raises for damaged archives.
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -42,7 +42,7 @@ _DAMAGE = (
     OverflowError,
 )
 _SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
-_REPACK = "Pack the images again without it, or ask whoever made the archive."
+_REPACK = "Pack the images again without it, or ask the author of the archive."
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def extract_archive(
             ) from refused
         except RuntimeError as error:  # zipfile: a method or version that it does not know
             raise UserError(
-                f"{archive.name} is refused{where}: it is packed in an unusual way ({error}). "
+                f"{archive.name} is refused{where}: its compression is not supported ({error}). "
                 "Pack the images again."
             ) from error
         except (_DamagedError, *_DAMAGE) as error:
@@ -145,8 +145,8 @@ def extract_archive(
 
 def _damage(archive: Path, where: str, error: Exception) -> str:
     return (
-        f"{archive.name} is damaged{where}: {error}. The file is incomplete or corrupt: get it "
-        "again."
+        f"{archive.name} is damaged{where}: {error}. The file is incomplete or corrupt: "
+        "download it again."
     )
 
 
@@ -173,7 +173,7 @@ class _Guard:
                 "If you trust it, raise the limit max_files.",
             )
         if path in self.files or (member.kind == "file" and path in self.folders):
-            raise _RefusedError("this name comes twice")
+            raise _RefusedError("this name occurs twice")
         if not self.files.isdisjoint(path.parents):
             raise _RefusedError("it lies in a folder with the name of a file")
         self.folders.update(path.parents)
@@ -298,7 +298,7 @@ def _decompress(archive: Path) -> IO[bytes]:
         raise _DamagedError("its bytes are not those of an archive")
     if start[257:262] != b"ustar":
         raise _RefusedError(
-            "it is no archive of a known kind",
+            "it is not an archive of a known kind",
             "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
         )
     return archive.open("rb")

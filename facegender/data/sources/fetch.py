@@ -34,9 +34,9 @@ def fetch_dataset(
     Raises:
         UserError: the source cannot be had, or is not what it was.
     """
-    with replace_directory(target) as aside:
-        facts = _fill(dataset, aside, limits, cache, known or {})
-        files, sha256 = content_digest(aside)
+    with replace_directory(target) as temporary:
+        facts = _fill(dataset, temporary, limits, cache, known or {})
+        files, sha256 = content_digest(temporary)
     return {"source": dataset.source, **facts, "files": files, "sha256": sha256}
 
 

@@ -13,7 +13,7 @@ from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
 from facegender.errors import UserError
 
-_UNREADABLE = "may not be read: permission denied"
+_UNREADABLE = "cannot be read: permission denied"
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         limits: what the archive, or the directory, may hold.
 
     Returns:
-        By place in `source`, why it was left out.
+        The reason for each thing left out, by its path in `source`.
 
     Raises:
         UserError: `source` is missing, holds no image, exceeds the limits, or cannot be read.
@@ -39,14 +39,14 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
     """
     if not source.exists():
         raise UserError(
-            f"There is no folder or archive {str(source)!r}. Set it with "
-            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a path that is not absolute "
-            "counts from the root of the repository."
+            f"{str(source)!r} is not a folder or archive. Set the path with "
+            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
+            "starts at the root of the repository."
         )
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(
-            f"The folder {str(source)!r} holds this project's own data. Name the folder whose "
-            "subfolders are the classes."
+            f"The folder {str(source)!r} contains this project's own data. Name the folder "
+            "whose subfolders are the classes."
         )
     with emptied_on_error(target):
         left_out: dict[str, str] = {}
@@ -55,11 +55,13 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         else:
             extract_archive(source, target, limits, keep=_wanted)
         if left_out:
-            shown = "; ".join(f"{place!r} {why}" for place, why in list(left_out.items())[:10])
-            _log.warning("%d thing(s) in %s are left out: %s", len(left_out), source.name, shown)
+            shown = "; ".join(
+                f"{relative!r} {why}" for relative, why in list(left_out.items())[:10]
+            )
+            _log.warning("Left out %d item(s) of %s: %s", len(left_out), source.name, shown)
         if not any(path.suffix.lower() in PHOTO_SUFFIXES for path in target.rglob("*")):
             raise UserError(
-                f"There is no image in {str(source)!r}: put them in one folder for each class "
+                f"{str(source)!r} holds no images. Put them in one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
         return left_out
@@ -73,12 +75,12 @@ def _wanted(path: PurePosixPath) -> bool:
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
     """Copy what is wanted of a directory; return what was left out, and why."""
-    place = PurePosixPath()
+    relative = PurePosixPath()
     try:
         scan = _Scan(source.resolve(), limits)
-        scan.walk(source, place, ())
-        for place, path in tqdm(scan.files, desc="copy", unit="file", disable=None):
-            copy = target / place
+        scan.walk(source, relative, ())
+        for relative, path in tqdm(scan.files, desc="copy", unit="file", disable=None):
+            copy = target / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(path, copy)
@@ -86,10 +88,10 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
                 # Not that of the target.
                 if error.filename != str(path):
                     raise
-                scan.left_out[str(place)] = _UNREADABLE
+                scan.left_out[str(relative)] = _UNREADABLE
     except OSError as error:
         raise UserError(
-            f"Cannot copy {str(error.filename or place)!r}: {error.strerror}. Check its "
+            f"Cannot copy {str(error.filename or relative)!r}: {error.strerror}. Check its "
             "permissions, and that the disk has room."
         ) from error
     return dict(sorted(scan.left_out.items()))
@@ -105,8 +107,8 @@ class _Scan:
     left_out: dict[str, str] = field(default_factory=dict)
     total_bytes: int = 0
 
-    def walk(self, folder: Path, place: PurePosixPath, above: tuple[Path, ...]) -> None:
-        """Collect the files of `folder`, found at `place`, inside the real folders `above`."""
+    def walk(self, folder: Path, relative: PurePosixPath, above: tuple[Path, ...]) -> None:
+        """Collect the files of `folder`, found at `relative`, inside the real folders `above`."""
         above = (*above, folder.resolve())
         try:
             with os.scandir(folder) as found:
@@ -114,14 +116,16 @@ class _Scan:
         except PermissionError:
             if len(above) == 1:
                 raise
-            self.left_out[str(place)] = _UNREADABLE
+            self.left_out[str(relative)] = _UNREADABLE
             return
         for entry in entries:
-            inner, path = place / storable_path(PurePosixPath(entry.name)), Path(entry.path)
+            inner, path = relative / storable_path(PurePosixPath(entry.name)), Path(entry.path)
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             if entry.is_symlink() and not self._may_follow(path, above):
-                self.left_out[str(inner)] = "is a link that leads out, in a circle or nowhere"
+                self.left_out[str(inner)] = (
+                    "is a link that leads out of the folder, into itself or nowhere"
+                )
             elif entry.is_dir():
                 self.walk(path, inner, above)
             elif _wanted(inner):
@@ -137,8 +141,8 @@ class _Scan:
             return False
         return real.is_relative_to(self.root) and real not in above
 
-    def _add(self, place: PurePosixPath, path: Path) -> None:
-        self.files.append((place, path))
+    def _add(self, relative: PurePosixPath, path: Path) -> None:
+        self.files.append((relative, path))
         self.total_bytes += path.stat().st_size
         for name, found, most in (
             ("max_files", len(self.files), self.limits.max_files),

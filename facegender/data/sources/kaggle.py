@@ -44,7 +44,7 @@ _GET_TOKEN = (
     f"Create a token at {_SITE}/settings/api and set KAGGLE_API_TOKEN to it, or save it as "
     "~/.kaggle/access_token; docs/kaggle.md lists the other ways."
 )
-_NO_CREDENTIALS = "Kaggle wants credentials, and there are none."
+_NO_CREDENTIALS = "Kaggle credentials are missing."
 _REFUSED_TOKEN = "Kaggle does not accept the access token: it expired or was revoked."  # noqa: S105
 _BAD_CREDENTIALS = (
     "The Kaggle credentials cannot be used: a file with them cannot be read or is not of the "
@@ -52,7 +52,7 @@ _BAD_CREDENTIALS = (
     "is longer than 255 characters, when it must be in a file."
 )
 _NO_CONFIG_DIRECTORY = "The Kaggle client cannot make its configuration directory."
-_RUN_AGAIN = "run the same command again: what is downloaded is kept, and the rest fetched."
+_RUN_AGAIN = "run the same command again: it resumes the download."
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def download_kaggle(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", slug):
         raise UserError(
-            f"{slug!r} does not name a Kaggle dataset. Set dataset.slug to the end of its address, "
-            f"`owner/name` of {_SITE}/datasets/owner/name."
+            f"{slug!r} is not the name of a Kaggle dataset. Set dataset.slug to the end of its "
+            f"address, `owner/name` of {_SITE}/datasets/owner/name."
         )
     folder = cache / slug.replace("/", "--")
     damaged = 0
@@ -136,7 +136,8 @@ def download_kaggle(
                     shutil.rmtree(folder)
                     damaged += 1
                     got = _Failure(
-                        f"What Kaggle sent as {_title(slug, version)} is no sound archive. {error}",
+                        f"What Kaggle sent as {_title(slug, version)} is not a sound archive. "
+                        f"{error}",
                         "If that does not help, pin another version of the dataset.",
                         transient=damaged == 1,
                     )
@@ -152,7 +153,7 @@ def download_kaggle(
     if same_version and expected_sha256 not in {None, digest}:
         clear_directory(target)
         raise UserError(
-            f"The bytes of {_title(slug, version)} are not those of the last download: the "
+            f"The bytes of {_title(slug, version)} differ from the last download: the "
             f"archive's SHA-256 was {expected_sha256} and is {digest}. To accept the change, "
             "delete data/raw.json and run again; if you expect none, ask the dataset's owner."
         )
@@ -177,18 +178,18 @@ def _fetch(
             with _silence():
                 status = client.dataset_status(slug, format="json(current_version_number)")
             version = json.loads(status)["current_version_number"] or None
-        # One place for each version: the client takes any file that is newer than the dataset,
+        # One folder for each version: the client takes any file that is newer than the dataset,
         # and as large, for the dataset.
-        place = folder / str(version or "newest")
-        archive = place / f"{slug.rpartition('/')[2]}.zip"
+        version_folder = folder / str(version or "newest")
+        archive = version_folder / f"{slug.rpartition('/')[2]}.zip"
         if version is None:
-            shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(version_folder, ignore_errors=True)
+        version_folder.mkdir(parents=True, exist_ok=True)
         _log.info("Downloading %s from Kaggle", _title(slug, version))
         with _silence(stderr=False):
             client.dataset_download_files(
                 slug if version is None else f"{slug}/{version}",
-                path=str(place),
+                path=str(version_folder),
                 quiet=not sys.stderr.isatty(),
             )
         return version, archive
@@ -332,7 +333,7 @@ def _explain(error: Exception, slug: str, version: int | None) -> _Failure:
         )
     if isinstance(error, requests.exceptions.InvalidJSONError) or type(error) is ValueError:
         return _Failure(
-            f"Kaggle sent something else than it announced ({kind}).",
+            f"Kaggle sent something other than it announced ({kind}).",
             "Run the same command again later.",
             transient=True,
         )
@@ -343,7 +344,7 @@ def _explain(error: Exception, slug: str, version: int | None) -> _Failure:
     if isinstance(error, OSError):
         return _Failure(
             f"The download from Kaggle cannot be stored: {error.strerror}.",
-            f"Make room on the disk, or mend the permissions of .dvc/tmp, and {_RUN_AGAIN}",
+            f"Make room on the disk, or fix the permissions of .dvc/tmp, and {_RUN_AGAIN}",
         )
     raise error
 
@@ -359,7 +360,7 @@ def _explain_answer(response: requests.Response, slug: str, version: int | None)
     patience = "some minutes" if wait is None else f"{wait:.0f} seconds"
     if status == 429:
         return _Failure(
-            "Kaggle has had too many requests from here (429).",
+            "Kaggle received too many requests from this address (429).",
             f"Wait for {patience} and {_RUN_AGAIN}",
             transient=soon,
             wait=wait,
@@ -367,7 +368,7 @@ def _explain_answer(response: requests.Response, slug: str, version: int | None)
     if status >= 500 or status == 408 or response.history:
         # After a redirect it is the storage behind Kaggle that answers; a new link may help.
         return _Failure(
-            f"Kaggle has trouble of its own (HTTP {status}).",
+            f"Kaggle failed (HTTP {status}).",
             f"Wait for {patience} and {_RUN_AGAIN}",
             transient=soon,
             wait=wait,
@@ -375,7 +376,7 @@ def _explain_answer(response: requests.Response, slug: str, version: int | None)
     if status == 401:
         return _Failure(
             "Kaggle does not accept the credentials (401).",
-            "An access token goes before kaggle.json: if you mean the latter, remove the former. "
+            "An access token takes precedence over kaggle.json: remove the token to use the file. "
             + _GET_TOKEN,
         )
     if status == 403:
@@ -386,12 +387,12 @@ def _explain_answer(response: requests.Response, slug: str, version: int | None)
         )
     if status == 404:
         return _Failure(
-            f"Kaggle has no dataset {title} (404).",
+            f"Kaggle does not have the dataset {title} (404).",
             f"Compare dataset.slug and dataset.version with {page}, and choose another dataset "
             "if it is gone.",
         )
     return _Failure(
-        f"Kaggle does not answer the request for {title} (HTTP {status}).",
+        f"Kaggle refused the request for {title} (HTTP {status}).",
         f"Check that {page} opens in a browser; a newer `kaggle` package may help.",
     )
 

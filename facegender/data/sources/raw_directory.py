@@ -64,32 +64,22 @@ def emptied_on_error(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `target` if the body succeeds.
+    """Yield an empty directory that replaces `target` when the body succeeds.
 
     It lies beside `target`, on the same filesystem, so that the change is a rename. If the body
-    raises anything, Ctrl-C included, `target` is what it was; what a killed run left aside is
-    cleared by the next. One process at a time may replace a target, as DVC's stages do.
+    raises anything, Ctrl-C included, `target` stays as it was; the next call clears what a killed
+    one left. Under DVC `target` does not exist: DVC removes a stage's outputs before it runs.
     """
-    aside = target.with_name(f".{target.name}.partial")
-    former = target.with_name(f".{target.name}.former")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove(aside)
-    if os.path.lexists(target):
-        _remove(former)
-    elif os.path.lexists(former):
-        former.rename(target)  # a run was killed between the two renames below
-    aside.mkdir()
+    temporary = target.with_name(f".{target.name}.partial")
+    _remove(temporary)
+    temporary.mkdir(parents=True)
     try:
-        yield aside
-        if os.path.lexists(target):
-            target.rename(former)
-        aside.rename(target)
+        yield temporary
+        _remove(target)
+        temporary.rename(target)
     except BaseException:
-        if os.path.lexists(former) and not os.path.lexists(target):
-            former.rename(target)
-        _remove(aside)
+        _remove(temporary)
         raise
-    _remove(former)
 
 
 def _remove(path: Path) -> None:
