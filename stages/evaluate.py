@@ -17,14 +17,14 @@ from facegender.evaluation import metrics as evaluation
 from facegender.files import digest
 from facegender.inference.litert import load_litert
 from facegender.params import flatten, load_params
-from facegender.runtime.entry_points import (
+from facegender.runtime.dvc_context import (
     check_inputs,
     input_tags,
     project_root,
     run_name_and_tags,
-    run_stage,
     tracking_uri,
 )
+from facegender.runtime.entry_points import run_stage
 
 # The stages that a model comes from.
 TRAINED_BY = ("download", "split", "preprocess", "train")
@@ -54,13 +54,13 @@ def main() -> None:
     threshold = params.evaluate.threshold
 
     # After the arguments, so that --help and a bad parameter need not wait for MLflow.
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection, log, runs
 
-    tracking.connect(project_root(), tracking_uri())
+    connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     history = pd.read_csv(args.history)
-    with tracking.evaluation_run(
-        tracking.read_run_id(args.run),
+    with runs.evaluation_run(
+        runs.read_run_id(args.run),
         evaluation=digest(
             [args.model, *(args.splits / f"{part}.csv" for part in SPLITS)],
             params.evaluate.model_dump_json(),
@@ -103,27 +103,27 @@ def main() -> None:
         write_manifest(groups, args.plots / "groups.csv")
         figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
-        tracking.log_evaluation(
+        log.log_evaluation(
             metrics,
             test_manifest=args.splits / "test.csv",
             files=[args.metrics, args.predictions, args.plots],
         )
         exported = json.loads(args.export_metrics.read_text())
         # Here and not in train: an evaluation can be repeated when a server has missed it.
-        tracking.log_temperature(exported["temperature"])
-        tracking.log_export(
+        log.log_temperature(exported["temperature"])
+        log.log_export(
             exported,
             models=[args.keras, args.model, args.int8],
             metrics_file=args.export_metrics,
         )
-        tracking.log_model(
+        log.log_model(
             args.model,
             code=Path(facegender.__file__).parent,
             threshold=threshold,
             input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
         )
         # Not always the run that trained the model.
-        tracking.write_run_id(run, args.logged)
+        runs.write_run_id(run, args.logged)
     interval = metrics["accuracy_ci"]
     print(
         f"test accuracy {metrics['accuracy']:.4f} "

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from facegender.errors import UserError
 from facegender.params import load_params
-from facegender.runtime.entry_points import check_inputs, run_stage
+from facegender.runtime.dvc_context import check_inputs
+from facegender.runtime.entry_points import run_stage
 
 _log = logging.getLogger("facegender.stages.export")
 

@@ -6,16 +6,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from facegender.params import flatten, load_params
-from facegender.runtime.entry_points import (
+from facegender.runtime.dvc_context import (
     check_inputs,
-    fit_verbosity,
     input_tags,
     project_root,
     run_name_and_tags,
-    run_stage,
     tracking_uri,
     worker_wait,
 )
+from facegender.runtime.entry_points import fit_verbosity, run_stage
 from facegender.training import strategy as distribution
 
 
@@ -40,11 +39,11 @@ def main() -> None:
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     from facegender.data.processed import ProcessedSplit
     from facegender.model import network as model
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection, log, runs
     from facegender.training import checkpoints
     from facegender.training import train as training
 
-    tracking.connect(project_root(), tracking_uri())
+    connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
     train, validation = (
@@ -61,7 +60,7 @@ def main() -> None:
             distribution.open_strategy(params.train.strategy, worker_wait())
         )
         run = stack.enter_context(
-            tracking.training_run(
+            runs.training_run(
                 name=name,
                 params=flatten(params),
                 tags={**tags, **inputs},
@@ -77,7 +76,7 @@ def main() -> None:
             validation,
             params.train,
             strategy=strategy,
-            on_epoch=tracking.log_epoch,
+            on_epoch=log.log_epoch,
             checkpoint=checkpoint,
             verbose=fit_verbosity(),
         )
@@ -87,7 +86,7 @@ def main() -> None:
         model.save_model(network.inference(temperature), args.model)
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
-        tracking.write_run_id(run, args.run)
+        runs.write_run_id(run, args.run)
         checkpoint.remove()
     print(
         f"kept epoch {result.kept_epoch} of {len(result.history)} ({params.train.keep}); "

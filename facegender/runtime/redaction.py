@@ -1,5 +1,7 @@
 """Credentials: blanked in what is printed or kept, and taken out of addresses."""
 
+import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from urllib.parse import unquote, urlsplit
@@ -71,3 +73,32 @@ def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
     if colon:
         environment["MLFLOW_TRACKING_USERNAME"] = unquote(name)
         environment["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+
+
+def sanitized(text: str) -> str:
+    """Return the text as it may be shown: without credentials, and nothing in it moves a cursor.
+
+    Error messages of libraries hold addresses with passwords; names of files that came in an
+    archive hold what their maker liked, escape sequences of terminals too.
+    """
+    blanked = without_credentials(text, secrets_of(os.environ))
+    return "\n".join(escape_controls(line) for line in blanked.split("\n"))
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with characters that are not printable written as escapes, such as `\\x1b`.
+
+    Among them are line breaks, marks that turn the direction of writing, and bytes of a file's
+    name that are no text.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+class SanitizingFormatter(logging.Formatter):
+    """A formatter whose lines are `sanitized`."""
+
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102
+        return sanitized(super().format(record))

@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 
 from facegender.errors import UserError
-from facegender.runtime.entry_points import PARENT_RUN, pipeline_paths
+from facegender.runtime.dvc_context import PARENT_RUN, pipeline_paths
 from facegender.runtime.redaction import secrets_of, without_credentials
-from facegender.tracking import runs as tracking
+from facegender.tracking import log, runs
 
 _POLL_SECONDS = 0.5
 
@@ -91,7 +91,7 @@ def run_sweep(
     """Run a grid's experiments, print how each ends, and mark the best.
 
     The best has the lowest validation loss at the epoch that it kept; the test split has no say.
-    A failed experiment stops nothing. Needs `tracking.connect`.
+    A failed experiment stops nothing. Needs `connection.connect`.
 
     Args:
         root: the repository.
@@ -109,7 +109,7 @@ def run_sweep(
     print(f"{name}: {len(points)} experiments", flush=True)
     best: tuple[float, Point, str] | None = None
     failed = 0
-    with tracking.sweep_run(name, grid) as parent:
+    with runs.sweep_run(name, grid) as parent:
         handed_down = {
             **environment,
             PARENT_RUN: parent,
@@ -121,7 +121,7 @@ def run_sweep(
                 output = without_credentials(printed, secrets_of(environment))
                 run_id = _run_of(root, point, parent, code, output)
                 what = ", ".join(f"{key}={point.values[key]}" for key in varied)
-                loss = None if code else tracking.validation_loss(run_id)
+                loss = None if code else runs.validation_loss(run_id)
                 if code:
                     failed += 1
                     end = f"FAILED: {_reason(output)}"
@@ -133,7 +133,7 @@ def run_sweep(
                         best = loss, point, run_id
                 print(f"{point.name}  {what}  {end}", flush=True)
         if best is not None:
-            tracking.mark_best(best[2], best[1].name, best[0])
+            runs.mark_best(best[2], best[1].name, best[0])
     if best is not None:
         print(f"best: {best[1].name}; `dvc exp apply {best[1].name}` brings it here")
     return failed
@@ -198,12 +198,12 @@ def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> st
 
     They do not when DVC cannot start them, or has their results already.
     """
-    run_id = tracking.find_child(parent, point.name)
+    run_id = runs.find_child(parent, point.name)
     if run_id is not None:
         return run_id
     tags = {"dvc.exp_name": point.name, "mlflow.parentRunId": parent}
     if code:
-        return tracking.failed_run(
+        return runs.failed_run(
             output,
             stage="dvc",
             name=point.name,
@@ -224,15 +224,15 @@ def _log_restored(root: Path, point: Point, tags: Mapping[str, str]) -> str:
     def read(path: str) -> str:
         return dvc.api.read(path, repo=str(root), rev=point.name)
 
-    with tracking.training_run(
+    with runs.training_run(
         name=point.name,
         params=flatten(Params.model_validate(yaml.safe_load(read("params.yaml")))),
         tags={**tags, "dvc.restored": "true"},
         manifests={},
     ) as run:
-        tracking.log_history(pd.read_csv(io.StringIO(read(paths["history"]))))
+        log.log_history(pd.read_csv(io.StringIO(read(paths["history"]))))
         for part in ("test", "export"):
-            tracking.log_numbers(part, json.loads(read(paths[f"{part}_metrics"])))
+            log.log_numbers(part, json.loads(read(paths[f"{part}_metrics"])))
     return run.info.run_id
 
 

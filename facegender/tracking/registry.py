@@ -20,7 +20,8 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from facegender.errors import UserError
-from facegender.tracking.runs import EXPERIMENT, fetch_results
+from facegender.tracking.connection import EXPERIMENT
+from facegender.tracking.log import fetch_results
 
 REGISTERED_MODEL = "facegender"
 CHAMPION = "champion"

@@ -16,8 +16,8 @@ import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 from facegender.files import file_sha256
+from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
-from facegender.tracking.runs import EXPERIMENT
 from tools.compose_params import ROOT
 
 HOST = "127.0.0.1"

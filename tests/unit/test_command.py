@@ -3,7 +3,8 @@ import logging
 import pytest
 
 from facegender.errors import UserError
-from facegender.runtime.entry_points import escape_controls, presentable, run_command
+from facegender.runtime.entry_points import run_command
+from facegender.runtime.redaction import escape_controls, sanitized
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_control_characters_are_escaped(text: str, expected: str) -> None:
 
 
 def test_paragraphs_keep_their_line_breaks() -> None:
-    assert presentable("one\ntwo\x1b[2J\n") == "one\ntwo\\x1b[2J\n"
+    assert sanitized("one\ntwo\x1b[2J\n") == "one\ntwo\\x1b[2J\n"
 
 
 @pytest.mark.parametrize("kind", [UserError, RuntimeError])

@@ -9,7 +9,7 @@ import yaml
 from dvc.repo import Repo
 
 from facegender.errors import UserError
-from facegender.runtime import entry_points as command
+from facegender.runtime import dvc_context
 from facegender.runtime.integrity import (
     CACHE,
     WORK_TREE,
@@ -148,7 +148,7 @@ def test_a_stage_that_is_run_by_hand_may_read_anything(
 ) -> None:
     damage(root / "f")
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    command.check_inputs(root / "dvc.lock", [root / "f"])
+    dvc_context.check_inputs(root / "dvc.lock", [root / "f"])
     monkeypatch.setenv("DVC_STAGE", "make")
     with pytest.raises(UserError, match="unchanged: f"):
-        command.check_inputs(root / "dvc.lock", [root / "f"])
+        dvc_context.check_inputs(root / "dvc.lock", [root / "f"])

@@ -1,0 +1,199 @@
+"""Which MLflow store is used, and what happens if its server fails.
+
+No other module knows the store's addresses.
+
+If a tracking server fails we lose the log, never the results: if it is down when a stage starts,
+the stage logs to the local store; if it fails later, the rest of the stage is not logged. Either
+way a warning says how to send what is missing.
+"""
+
+import getpass
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_USER
+from requests import RequestException
+
+from facegender.errors import UserError
+from facegender.tracking.local_store import is_dead, relocate, store_home
+
+EXPERIMENT = "facegender"
+_SEND = (
+    "All results are on disk. When the server answers again, send them with "
+    "`dvc repro --force --single-item evaluate report`"
+)
+CHECK_LOGIN = "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+_log = logging.getLogger(__name__)
+
+
+def connect(root: Path, uri: str | None = None, *, required: bool = False) -> int:
+    """Choose the store, make the experiment in it if it is new, and mend what is out of date.
+
+    A server that does not answer is replaced by the repository's own store, with a warning, unless
+    it is `required`: what is asked of a server must not be done elsewhere.
+
+    In the repository's own store, addresses of artifacts are rewritten if it was moved, and runs
+    whose process is gone (killed outright, or the machine went off) are marked KILLED.
+
+    Args:
+        root: the repository; without `uri` the store is its `mlflow.db`, with artifacts under its
+            `mlruns/`: what a bare `mlflow ui` shows when started there.
+        uri: another tracking server (MLFLOW_TRACKING_URI), or None.
+        required: whether a server that does not answer is an error.
+
+    Returns:
+        The number of addresses that were rewritten.
+
+    Raises:
+        UserError: the experiment was deleted from the store.
+        MlflowException: the server is required and does not answer.
+    """
+    home = store_home(root)
+    own = f"sqlite:///{home / 'mlflow.db'}"
+    if not required and uri not in {None, own} and (trouble := _server_problem(str(uri))):
+        _log.warning(
+            "the MLflow server that MLFLOW_TRACKING_URI names %s, so this stage logs to mlflow.db. "
+            "%s.",
+            trouble,
+            _SEND,
+        )
+        uri = None
+    local = uri in {None, own}
+    artifacts = (home / "mlruns" / EXPERIMENT).as_uri() if local else None
+    # Two pipelines that start together must not both create the database's tables.
+    lock = root / ".dvc" / "tmp" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # In `home`, for of a new database the working directory becomes the default place of artifacts.
+    with FileLock(lock), chdir(home):
+        if local and not (home / "mlflow.db").exists():
+            _make_database(home)
+        moved = relocate(home, EXPERIMENT) if local else 0
+        mlflow.set_tracking_uri(uri or own)
+        experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            _create_experiment(artifacts)
+        elif experiment.lifecycle_stage != "active":
+            raise UserError(
+                f"MLflow's experiment `{EXPERIMENT}` was deleted, so nothing can be logged to it. "
+                "Restore it with `mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}`, or remove it for good with `mlflow gc`."
+            )
+        if local:
+            _end_dead_runs()
+    mlflow.set_experiment(EXPERIMENT)
+    return moved
+
+
+def _create_experiment(artifacts: str | None) -> None:
+    try:
+        mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    except MlflowException as error:
+        # Another machine was faster.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _make_database(home: Path) -> None:
+    """Have MLflow fill a database aside, for one half filled by a kill is beyond repair."""
+    new = home / "mlflow.db.new"
+    new.unlink(missing_ok=True)
+    mlflow.set_tracking_uri(f"sqlite:///{new}")
+    mlflow.get_experiment_by_name(EXPERIMENT)
+    new.rename(home / "mlflow.db")
+
+
+def _server_problem(uri: str) -> str | None:
+    """Return what is wrong with the server at `uri`, or None if it can be used."""
+    mlflow.set_tracking_uri(uri)
+    try:
+        mlflow.get_experiment_by_name(EXPERIMENT)
+    except (MlflowException, RequestException) as error:
+        return (
+            f"refuses you ({CHECK_LOGIN})"
+            if is_refusal(error)
+            else f"does not answer ({short_error(error)})"
+        )
+    return None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether a server did not accept name and password."""
+    return isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"
+
+
+def short_error(error: Exception) -> str:
+    """Return the kind of an error alone: the address in its text may hold a password."""
+    if isinstance(error, MlflowException) and error.__cause__ is error.__context__ is None:
+        return error.error_code
+    return type(error.__cause__ or error.__context__ or error).__name__
+
+
+def skip_if_server_failed(log: Callable[..., None]) -> Callable[..., None]:
+    """Have a function that logs to the open run do nothing once the server has failed."""
+
+    @wraps(log)
+    def logged(*args: Any, **kwargs: Any) -> None:
+        if mlflow.active_run() is None:
+            return
+        with drop_log_on_failure():
+            log(*args, **kwargs)
+
+    return logged
+
+
+@contextmanager
+def drop_log_on_failure() -> Iterator[None]:
+    """Give the log up, with a warning, if the body fails at a tracking server."""
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        # A local store that fails is a full disk or a bug: the stage ends, and can be run again.
+        if mlflow.get_tracking_uri().startswith("sqlite:"):
+            raise
+        _log.warning(
+            "the MLflow server failed (%s): the rest of this stage is not logged. %s.",
+            short_error(error),
+            _SEND,
+        )
+        # No run is open any more, so that nothing waits for the server again.
+        with suppress(MlflowException, RequestException):
+            mlflow.end_run("FAILED")
+
+
+def _end_dead_runs() -> None:
+    running = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string="attributes.status = 'RUNNING'",
+        output_format="list",
+    )
+    for run in running:
+        if is_dead(run.info.artifact_uri):
+            MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
+def user_tag() -> dict[str, str]:
+    """Return MLflow's tag for the user: the account, not the name that logs in to its server."""
+    try:
+        return {MLFLOW_USER: getpass.getuser()}
+    except (KeyError, OSError):  # as in a container whose user has no name
+        return {MLFLOW_USER: "unknown"}
+
+
+def find_run_by_id(run_id: str) -> Run | None:
+    """Return a run, or None if this store does not have it or it was deleted."""
+    try:
+        run = mlflow.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
