@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--model", type=Path, required=True, help="the exported model (.tflite)")
-    parser.add_argument("--run", type=Path, required=True, help="the MLflow run that trained it")
+    parser.add_argument(
+        "--training-run", type=Path, required=True, help="the MLflow run that trained it"
+    )
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
     parser.add_argument("--keras", type=Path, required=True, help="the trained model, to log")
     parser.add_argument("--int8", type=Path, required=True, help="the int8 model, to log")
@@ -44,12 +46,14 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
     parser.add_argument("--plots", type=Path, required=True, help="directory to make")
-    parser.add_argument("--logged", type=Path, required=True, help="file for the id of the run")
+    parser.add_argument(
+        "--evaluation-run", type=Path, required=True, help="file for the id of the run"
+    )
     args = parser.parse_args()
     params = load_params(args.params)
     check_inputs(
         args.params.with_name("dvc.lock"),
-        [args.processed, args.splits, args.model, args.run, args.keras, args.int8],
+        [args.processed, args.splits, args.model, args.training_run, args.keras, args.int8],
     )
     threshold = params.evaluate.threshold
 
@@ -60,7 +64,7 @@ def main() -> None:
     name, tags = run_name_and_tags()
     history = pd.read_csv(args.history)
     with runs.evaluation_run(
-        runs.read_run_id(args.run),
+        runs.read_run_id(args.training_run),
         evaluation=digest(
             [args.model, *(args.splits / f"{part}.csv" for part in SPLITS)],
             params.evaluate.model_dump_json(),
@@ -123,7 +127,7 @@ def main() -> None:
             input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
         )
         # Not always the run that trained the model.
-        runs.write_run_id(run, args.logged)
+        runs.write_run_id(run, args.evaluation_run)
     interval = metrics["accuracy_ci"]
     print(
         f"test accuracy {metrics['accuracy']:.4f} "

@@ -22,7 +22,9 @@ def main() -> None:
             required=True,
             help=f"`{source.name}` of dvc.yaml",
         )
-    parser.add_argument("--run", type=Path, required=True, help="the MLflow run of its evaluation")
+    parser.add_argument(
+        "--evaluation-run", type=Path, required=True, help="the MLflow run of its evaluation"
+    )
     parser.add_argument("--code", nargs="+", required=True, help="directories of the code")
     parser.add_argument("--lock", type=Path, required=True, help="versions of the packages")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
@@ -48,7 +50,7 @@ def main() -> None:
 
     connection.connect(project_root(), tracking_uri())
     logged = log.log_report(
-        runs.read_run_id(args.run),
+        runs.read_run_id(args.evaluation_run),
         [args.page, args.card],
         loss=json.loads(sources.test_metrics.read_text())["loss"],
         folder="metrics",

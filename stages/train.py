@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--model", type=Path, required=True, help="file to write (.keras)")
-    parser.add_argument("--run", type=Path, required=True, help="file for the MLflow run's id")
+    parser.add_argument(
+        "--training-run", type=Path, required=True, help="file for the MLflow run's id"
+    )
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
     parser.add_argument("--speed", type=Path, required=True, help="CSV of speed an epoch")
     args = parser.parse_args()
@@ -86,7 +88,7 @@ def main() -> None:
         model.save_model(network.inference(temperature), args.model)
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
-        runs.write_run_id(run, args.run)
+        runs.write_run_id(run, args.training_run)
         checkpoint.remove()
     print(
         f"kept epoch {result.kept_epoch} of {len(result.history)} ({params.train.keep}); "
