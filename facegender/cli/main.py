@@ -455,7 +455,7 @@ def _verify(args: argparse.Namespace) -> int:
     root = project_root()
     files, damaged = verify(root, args.remote)
     for item in damaged:
-        print(f"{escape_controls(item.path)}: damaged {item.place} (object {item.name})")
+        print(f"{escape_controls(item.path)}: damaged {item.location} (object {item.name})")
     for name in unverified_remotes(root):
         print(
             f"warning: DVC takes what the remote {name} sends at its word. `dvc remote modify "
@@ -534,7 +534,7 @@ def _score(args: argparse.Namespace) -> int:
         with _registry() as (registry, _):
             import mlflow
 
-            model = registry.pinned(args.model)
+            model = registry.pin_version(args.model)
             local = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=folder)
         with explained():
             job = scoring.prepare(

@@ -31,12 +31,12 @@ class Damage:
 
     Attributes:
         path: of the file, relative to the repository.
-        place: where the bytes are wrong.
+        location: where the bytes are wrong.
         name: of the object in a cache or remote, as a path below its `files/md5`.
     """
 
     path: str
-    place: str
+    location: str
     name: str
 
 

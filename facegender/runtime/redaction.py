@@ -64,8 +64,8 @@ def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
     """
     address = environment.get("MLFLOW_TRACKING_URI", "")
     scheme, _, rest = address.partition("://")
-    place, slash, path = rest.partition("/")
-    login, at, host = place.rpartition("@")
+    server, slash, path = rest.partition("/")
+    login, at, host = server.rpartition("@")
     if scheme.lower() not in {"http", "https"} or not at:
         return
     environment["MLFLOW_TRACKING_URI"] = f"{scheme}://{host}{slash}{path}"

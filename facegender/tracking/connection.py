@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_USER
 from requests import RequestException
 
 from facegender.errors import UserError
-from facegender.tracking.local_store import is_dead, relocate, store_home
+from facegender.tracking.local_store import owner_is_gone, relocate, store_home
 
 EXPERIMENT = "facegender"
 _SEND = (
@@ -176,7 +176,7 @@ def _end_dead_runs() -> None:
         output_format="list",
     )
     for run in running:
-        if is_dead(run.info.artifact_uri):
+        if owner_is_gone(run.info.artifact_uri):
             MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 

@@ -75,10 +75,10 @@ def _former_home(connection: sqlite3.Connection, experiment: str) -> Path | None
         ).fetchone()
     except sqlite3.OperationalError:  # a database that MLflow has not yet filled
         return None
-    place = _path(row[0]) if row else None
-    if place is None or place.parts[-2:] != ("mlruns", experiment):
+    location = _path(row[0]) if row else None
+    if location is None or location.parts[-2:] != ("mlruns", experiment):
         return None
-    return place.parents[1]
+    return location.parents[1]
 
 
 def _moved(address: str | None, former: Path, home: Path, *, always: bool) -> str | None:
@@ -102,15 +102,15 @@ def _path(address: str) -> Path | None:
 
 
 @contextmanager
-def alive(artifact_uri: str) -> Iterator[ExitStack]:
+def run_lock(artifact_uri: str) -> Iterator[ExitStack]:
     """Hold a lock beside a run's artifacts for as long as this process works on the run.
 
-    The system takes the lock away when the process ends, in whatever way, so `is_dead` can tell.
+    The system takes the lock away when the process ends, in whatever way, so `owner_is_gone` can tell.
     Runs on a tracking server have none.
 
     Yields:
         What removes the lock's file at the end. Emptied by `pop_all`, it leaves the file, by which
-        `is_dead` then knows a run that could not be ended.
+        `owner_is_gone` then knows a run that could not be ended.
     """
     path = _lock_path(artifact_uri)
     if path is None:
@@ -122,7 +122,7 @@ def alive(artifact_uri: str) -> Iterator[ExitStack]:
         yield removal
 
 
-def is_dead(artifact_uri: str) -> bool:
+def owner_is_gone(artifact_uri: str) -> bool:
     """Return whether the process that held a run's lock is gone, and remove what it left.
 
     False as well if there never was a lock, as for a run from elsewhere.

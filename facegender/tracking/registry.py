@@ -212,7 +212,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         return number, back
 
 
-def pinned(uri: str) -> str:
+def pin_version(uri: str) -> str:
     """Return the address of a model that no promotion changes: an alias becomes its version.
 
     Args:

@@ -31,7 +31,7 @@ from facegender.tracking.connection import (
     skip_if_server_failed,
     user_tag,
 )
-from facegender.tracking.local_store import alive
+from facegender.tracking.local_store import run_lock
 from facegender.tracking.log import (
     MODEL_DIGEST,
     log_history,
@@ -103,7 +103,7 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
 
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
-    with alive(run.info.artifact_uri) as removal:
+    with run_lock(run.info.artifact_uri) as removal:
         # Nested, for a sweep's own run may be open.
         mlflow.start_run(run_id=run.info.run_id, nested=True)
         try:

@@ -39,7 +39,7 @@ class Ui:
     runs: list[Run]
     parent: Run
 
-    def page(self, place: str, **query: object) -> str:
+    def page(self, path: str, **query: object) -> str:
         encoded = urlencode(
             {
                 key: value if isinstance(value, str) else json.dumps(value)
@@ -47,7 +47,7 @@ class Ui:
             },
             quote_via=quote,
         )
-        return f"{self.address}/#/{place}?{encoded}"
+        return f"{self.address}/#/{path}?{encoded}"
 
     @property
     def names(self) -> list[str]:
@@ -117,9 +117,9 @@ def keep(page: Page) -> Callable[[str], None]:
     return take
 
 
-def number(place: Locator) -> float:
-    expect(place).to_have_text(re.compile(r"\d"))
-    return float(place.inner_text())
+def number(cell: Locator) -> float:
+    expect(cell).to_have_text(re.compile(r"\d"))
+    return float(cell.inner_text())
 
 
 def test_the_list_shows_a_sweeps_runs_with_their_accuracy(
@@ -167,8 +167,8 @@ def test_three_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], No
     expect(columns.nth(0)).to_contain_text("export_int8.accuracy")
     expect(columns.nth(1)).to_contain_text(re.compile(r"\d"))
     names, values = (column.inner_text().split() for column in columns.all())
-    for place, run in enumerate(ui.runs):
-        shown = dict(zip(names, values[place :: len(ui.runs)], strict=False))
+    for index, run in enumerate(ui.runs):
+        shown = dict(zip(names, values[index :: len(ui.runs)], strict=False))
         for metric in ("accuracy", "export_float32.accuracy", "export_int8.accuracy"):
             assert float(shown[metric]) == pytest.approx(run.data.metrics[metric], abs=1e-3)
 
