@@ -49,6 +49,8 @@ $(INSTALLED_SCALE): requirements-scale.lock pyproject.toml
 repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	dvc repro
 	@dvc metrics show metrics/test.json
+	@git diff --quiet -- dvc.lock metrics docs/model-card.md || echo 'git diff lists new results:' \
+	  'timings always differ, and another CPU gives other bytes (docs/reproducibility.md)'
 	@echo 'page: metrics/report.html; plots: dvc plots show; runs: make ui'
 
 report: $(INSTALLED) ## metrics/report.html, and report.html compared with main or BASELINE=REV

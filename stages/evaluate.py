@@ -36,9 +36,7 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--model", type=Path, required=True, help="the exported model (.tflite)")
-    parser.add_argument(
-        "--training-run", type=Path, required=True, help="the MLflow run that trained it"
-    )
+    parser.add_argument("--training-run", type=Path, required=True, help="id of the MLflow run")
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
     parser.add_argument("--keras", type=Path, required=True, help="the trained model, to log")
     parser.add_argument("--int8", type=Path, required=True, help="the int8 model, to log")
@@ -46,9 +44,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
     parser.add_argument("--plots", type=Path, required=True, help="directory to make")
-    parser.add_argument(
-        "--evaluation-run", type=Path, required=True, help="file for the id of the run"
-    )
+    parser.add_argument("--evaluation-run", type=Path, required=True, help="file for its id")
     args = parser.parse_args()
     params = load_params(args.params)
     check_inputs(

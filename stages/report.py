@@ -22,9 +22,7 @@ def main() -> None:
             required=True,
             help=f"`{source.name}` of dvc.yaml",
         )
-    parser.add_argument(
-        "--evaluation-run", type=Path, required=True, help="the MLflow run of its evaluation"
-    )
+    parser.add_argument("--evaluation-run", type=Path, required=True, help="id of the MLflow run")
     parser.add_argument("--code", nargs="+", required=True, help="directories of the code")
     parser.add_argument("--lock", type=Path, required=True, help="versions of the packages")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")

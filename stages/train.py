@@ -15,6 +15,7 @@ from facegender.runtime.dvc_context import (
     worker_wait,
 )
 from facegender.runtime.entry_points import fit_verbosity, run_stage
+from facegender.runtime.output_capture import hide_native_notes
 from facegender.training import strategy as distribution
 
 
@@ -24,9 +25,7 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--model", type=Path, required=True, help="file to write (.keras)")
-    parser.add_argument(
-        "--training-run", type=Path, required=True, help="file for the MLflow run's id"
-    )
+    parser.add_argument("--training-run", type=Path, required=True, help="file for its MLflow id")
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
     parser.add_argument("--speed", type=Path, required=True, help="CSV of speed an epoch")
     args = parser.parse_args()
@@ -39,11 +38,12 @@ def main() -> None:
         distribution.require_chief(cluster)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender.data.processed import ProcessedSplit
-    from facegender.model import network as model
-    from facegender.tracking import connection, log, runs
-    from facegender.training import checkpoints
-    from facegender.training import train as training
+    with hide_native_notes():
+        from facegender.data.processed import ProcessedSplit
+        from facegender.model import network as model
+        from facegender.tracking import connection, log, runs
+        from facegender.training import checkpoints
+        from facegender.training import train as training
 
     connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()

@@ -426,6 +426,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _worker(args: argparse.Namespace) -> int:
+    from facegender.runtime.output_capture import hide_native_notes
     from facegender.training.strategy import read_cluster
 
     cluster = read_cluster(os.environ.get("TF_CONFIG"))
@@ -433,7 +434,9 @@ def _worker(args: argparse.Namespace) -> int:
         raise UserError("This is worker 0 of TF_CONFIG, where `dvc repro` is to be run.")
     root = project_root()
     paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
-    from facegender.training.worker import help_to_train
+
+    with hide_native_notes():
+        from facegender.training.worker import help_to_train
 
     epochs = help_to_train(cluster, args.processed or root / paths["processed"], args.wait)
     print(f"helped to train {epochs} epochs; worker 0 has the results")

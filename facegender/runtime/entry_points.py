@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root, run_name_and_tags, tracking_uri
@@ -24,6 +24,8 @@ from facegender.runtime.redaction import (
 )
 
 _KEPT = "`dvc repro` goes on: stages that ended are kept, and epochs of a training"
+_python_shows = warnings.showwarning
+
 _log = logging.getLogger("facegender")
 
 
@@ -50,8 +52,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     move_tracking_credentials(os.environ)
     # TensorFlow greets with pages of notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # MLflow's hints on how to call it are for whoever writes the code, not for who runs it.
-    warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
+    warnings.showwarning = _show_warning
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # By default it tells its makers how it is used.
@@ -83,6 +84,19 @@ def run_command(main: Callable[[], int | None]) -> None:
     except _Terminated:
         print(f"terminated; {_KEPT}", file=sys.stderr)
         sys.exit(143)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning, but not MLflow's hints to programmers: it overrides filters for them."""
+    if not (category is UserWarning and "mlflow" in Path(filename).parts):
+        _python_shows(message, category, filename, lineno, file, line)
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -1,11 +1,21 @@
-"""What a stage prints, kept for MLflow in case it fails."""
+"""What a stage prints: kept for MLflow in case it fails, and without the notes of native code."""
 
+import os
+import subprocess
 import sys
+import tempfile
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 # The end of a longer log: there stands what went wrong.
 KEPT_CHARACTERS = 1_000_000
+# Prints the file that it has as standard output, unless it is sent a character before the end.
+_SHOW_UNLESS_TOLD = (
+    "import os, sys; sys.stdin.read(1) or "
+    "sys.stderr.buffer.write(os.pread(1, os.fstat(1).st_size, 0))"
+)
 
 
 class KeptOutput:
@@ -48,3 +58,31 @@ def keep_output() -> KeptOutput:
     sys.stdout = _Tee(sys.stdout, kept)  # type: ignore[assignment]
     sys.stderr = _Tee(sys.stderr, kept)  # type: ignore[assignment]
     return kept
+
+
+@contextmanager
+def hide_native_notes() -> Iterator[None]:
+    """Hide what the body writes to standard error, unless it fails.
+
+    TensorFlow's C++ code writes notes that look like faults, and no setting turns them off. If the
+    body raises or its process is aborted, all of it is shown: another process holds it.
+    """
+    with (
+        tempfile.TemporaryFile() as notes,
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SHOW_UNLESS_TOLD],
+            stdin=subprocess.PIPE,
+            stdout=notes,
+            start_new_session=True,  # Ctrl-C is for this process
+        ) as shower,
+    ):
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+            shower.communicate(b".")
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)

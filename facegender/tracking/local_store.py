@@ -105,12 +105,12 @@ def _path(address: str) -> Path | None:
 def run_lock(artifact_uri: str) -> Iterator[ExitStack]:
     """Hold a lock beside a run's artifacts for as long as this process works on the run.
 
-    The system takes the lock away when the process ends, in whatever way, so `owner_is_gone` can tell.
-    Runs on a tracking server have none.
+    The system releases the lock however the process ends, so `owner_is_gone` can tell. Runs on a
+    tracking server have no lock.
 
     Yields:
-        What removes the lock's file at the end. Emptied by `pop_all`, it leaves the file, by which
-        `owner_is_gone` then knows a run that could not be ended.
+        The stack that removes the lock's file at the end. After its `pop_all` the file stays, and
+        `owner_is_gone` finds a run that could not be ended.
     """
     path = _lock_path(artifact_uri)
     if path is None:

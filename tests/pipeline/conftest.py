@@ -199,24 +199,27 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
 
 
 @pytest.fixture(scope="session")
-def reproduced(
-    new_clone: Callable[..., Clone],
-    make_once: Callable[[str, Callable[[Path], None]], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Clone:
+def first_repro(
+    new_clone: Callable[..., Clone], make_once: Callable[[str, Callable[[Path], None]], Path]
+) -> Path:
+    """A folder: in `facegender` a clone where `dvc repro` ran, in `stderr` what it printed."""
+
+    def run_once(folder: Path) -> None:
+        clone = new_clone()
+        (folder / "stderr").write_text(clone.run("dvc", "repro").stderr)
+        clone.commit("results")
+        shutil.copytree(clone.root, folder / "facegender", symlinks=True)
+
+    return make_once("first", run_once)
+
+
+@pytest.fixture(scope="session")
+def reproduced(first_repro: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the pipeline has run once. Tests must leave its files as they found them.
 
     Each of pytest-xdist's workers has a copy of its own.
     """
-
-    def run_once(folder: Path) -> None:
-        clone = new_clone()
-        clone.run("dvc", "repro")
-        clone.commit("results")
-        shutil.copytree(clone.root, folder / "facegender", symlinks=True)
-
-    first = Clone(make_once("first", run_once) / "facegender")
-    clone = copy_of(first, tmp_path_factory.mktemp("reproduced"))
+    clone = copy_of(Clone(first_repro / "facegender"), tmp_path_factory.mktemp("reproduced"))
     relocate(clone.root, EXPERIMENT)
     return clone
 
