@@ -101,9 +101,8 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
 	facegender sweep $(GRID) --jobs $(or $(JOBS),1)
 
-ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000
-	facegender relocate
-	mlflow ui --host 127.0.0.1 --port 5000
+ui: $(INSTALLED) ## MLflow's pages, on this machine only, at port 5000 or PORT=n
+	@python -m tools.ui $(if $(PORT),--port $(PORT))
 
 serve: $(INSTALLED) ## the champion behind HTTP, on this machine only, at port 5001
 	mlflow models serve -m models:/facegender@champion --env-manager local \

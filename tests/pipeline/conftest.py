@@ -111,14 +111,19 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
 
 
 @contextmanager
-def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
+def served(
+    clone: Clone,
+    command: Sequence[str],
+    log: Path,
+    options: Sequence[str] = ("--host", HOST, "--workers", "1"),
+) -> Iterator[int]:
     """Run a server of MLflow's at a free port, which is yielded, until the block ends."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
+            [*command, *options, "--port", str(port)],
             cwd=clone.root,
             env=clone.environment(
                 MLFLOW_DISABLE_TELEMETRY="true",
