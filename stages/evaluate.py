@@ -103,10 +103,18 @@ def main() -> None:
         write_manifest(groups, args.plots / "groups.csv")
         figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
+        # First, so that metrics are linked to it.
+        model_id = log.log_model(
+            args.model,
+            code=Path(facegender.__file__).parent,
+            threshold=threshold,
+            input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
+        )
         log.log_evaluation(
             metrics,
             test_manifest=args.splits / "test.csv",
             files=[args.metrics, args.predictions, args.plots],
+            model_id=model_id,
         )
         exported = json.loads(args.export_metrics.read_text())
         # Here and not in train: an evaluation can be repeated when a server has missed it.
@@ -115,12 +123,6 @@ def main() -> None:
             exported,
             models=[args.keras, args.model, args.int8],
             metrics_file=args.export_metrics,
-        )
-        log.log_model(
-            args.model,
-            code=Path(facegender.__file__).parent,
-            threshold=threshold,
-            input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
         )
         # Not always the run that trained the model.
         runs.write_run_id(run, args.evaluation_run)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import mlflow
 from filelock import FileLock
@@ -25,6 +25,9 @@ from requests import RequestException
 
 from facegender.errors import UserError
 from facegender.tracking.local_store import owner_is_gone, relocate, store_home
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 EXPERIMENT = "facegender"
 _SEND = (
@@ -137,15 +140,15 @@ def short_error(error: Exception) -> str:
     return type(error.__cause__ or error.__context__ or error).__name__
 
 
-def skip_if_server_failed(log: Callable[..., None]) -> Callable[..., None]:
-    """Have a function that logs to the open run do nothing once the server has failed."""
+def skip_if_server_failed(log: Callable[P, T]) -> Callable[P, T | None]:
+    """Decorator: make a logging function a no-op that returns None after the server has failed."""
 
     @wraps(log)
-    def logged(*args: Any, **kwargs: Any) -> None:
-        if mlflow.active_run() is None:
-            return
-        with drop_log_on_failure():
-            log(*args, **kwargs)
+    def logged(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        if mlflow.active_run() is not None:
+            with drop_log_on_failure():
+                return log(*args, **kwargs)
+        return None
 
     return logged
 

@@ -91,11 +91,18 @@ def log_temperature(temperature: float) -> None:
 
 @skip_if_server_failed
 def log_evaluation(
-    metrics: Mapping[str, Any], *, test_manifest: Path, files: Sequence[Path]
+    metrics: Mapping[str, Any],
+    *,
+    test_manifest: Path,
+    files: Sequence[Path],
+    model_id: str | None = None,
 ) -> None:
-    """Log test metrics, under `test_` and their names, and files to the open run."""
+    """Log test metrics, under `test_` and their names, and files to the open run.
+
+    The metrics are linked to the logged model that `model_id` names, if any.
+    """
     _log_datasets({"test": test_manifest})
-    log_numbers("test", metrics)
+    log_numbers("test", metrics, model_id)
     for path in files:
         if path.is_dir():
             mlflow.log_artifacts(str(path), f"metrics/{path.name}")
@@ -145,9 +152,10 @@ def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str |
 
 
 @skip_if_server_failed
-def log_numbers(prefix: str, metrics: Mapping[str, Any]) -> None:
+def log_numbers(prefix: str, metrics: Mapping[str, Any], model_id: str | None = None) -> None:
     """Log every number in a metrics file to the open run, as `<prefix>_` and its dotted name."""
-    mlflow.log_metrics({f"{prefix}_{name}": value for name, value in _numbers(metrics)})
+    numbers = {f"{prefix}_{name}": value for name, value in _numbers(metrics)}
+    mlflow.log_metrics(numbers, model_id=model_id)
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -165,7 +173,7 @@ def log_model(
     code: Path,
     threshold: float,
     input_example: Any,
-) -> None:
+) -> str:
     """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
     The model carries this package's code, so that it loads where facegender is not installed, and
@@ -176,6 +184,9 @@ def log_model(
         code: the package's directory.
         threshold: P(male) from which the label is `male`.
         input_example: what `serving` takes, shown with the model.
+
+    Returns:
+        The id of the logged model.
     """
     run = mlflow.active_run()
     assert run is not None, "log_model needs an open run"  # noqa: S101 - a bug, not bad input
@@ -185,10 +196,10 @@ def log_model(
         filter_string=f"source_run_id = '{run.info.run_id}'",
         output_format="list",
     )
-    ready = [item for item in logged if item.status == LoggedModelStatus.READY]
-    if any(item.tags.get(MODEL_DIGEST) == digest for item in ready):
-        return
-    mlflow.pyfunc.log_model(
+    for item in logged:
+        if item.status == LoggedModelStatus.READY and item.tags.get(MODEL_DIGEST) == digest:
+            return item.model_id
+    return mlflow.pyfunc.log_model(
         name=MODEL_NAME,
         python_model=str(code / "inference" / "serving.py"),
         artifacts={"model": str(model)},
@@ -204,7 +215,7 @@ def log_model(
         pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
         # A logged model gets the tags of a run once more.
         tags={**user_tag(), MODEL_DIGEST: digest},
-    )
+    ).model_id
 
 
 def fetch_results(run_id: str, folder: Path) -> Path:

@@ -57,16 +57,17 @@ def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str
     (files / "test.json").write_text(pd.Series(metrics).to_json())
     connection.connect(root)
     with runs.training_run(name=name, params={}, tags={}, manifests={}) as run:
-        log.log_evaluation(
-            metrics,
-            test_manifest=files / "manifest.csv",
-            files=[files / "test.json", files / "predictions.csv"],
-        )
-        log.log_model(
+        model_id = log.log_model(
             exported.float32,
             code=Path(facegender.__file__).parent,
             threshold=0.5,
             input_example=pd.DataFrame({"image": [encode_png(exported.images[0])]}),
+        )
+        log.log_evaluation(
+            metrics,
+            test_manifest=files / "manifest.csv",
+            files=[files / "test.json", files / "predictions.csv"],
+            model_id=model_id,
         )
     return run.info.run_id
 

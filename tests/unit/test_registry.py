@@ -59,6 +59,16 @@ def test_a_run_that_passes_is_the_champion_with_its_report(store: Store) -> None
     assert model.metadata.run_id == store.runs["good"]
 
 
+def test_the_test_metrics_are_linked_to_the_logged_model(store: Store) -> None:
+    run = mlflow.get_run(store.runs["good"])
+    (model,) = mlflow.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+    linked = {metric.key: metric.value for metric in model.metrics}
+    assert linked == {key: run.data.metrics[key] for key in linked}
+    assert {"test_accuracy", "test_f1", "test_ece"} <= set(linked)
+
+
 def test_the_gate_gets_the_results_of_both(store: Store) -> None:
     seen = []
 
