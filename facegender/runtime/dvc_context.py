@@ -8,20 +8,20 @@ from pathlib import Path
 
 from facegender.errors import UserError
 
-# A sweep names its own run in it to the stages of its experiments.
+# Id of a sweep's run, for the stages of its experiments.
 PARENT_RUN = "FACEGENDER_PARENT_RUN"
-# Seconds in which all workers of a training must be there.
+# Seconds within which all workers of a training must connect.
 WORKER_WAIT = "FACEGENDER_WORKER_WAIT"
 
 
 def project_root() -> Path:
     """Return the root of the repository that this command belongs to.
 
-    DVC runs temporary experiments in a copy below `.dvc/tmp` and names the repository itself in
-    DVC_ROOT; outside DVC it is the nearest folder upwards with a `.dvc` directory.
+    DVC runs temporary experiments in a copy under `.dvc/tmp` and sets DVC_ROOT to the repository
+    itself. Outside DVC the root is the nearest parent folder with a `.dvc` directory.
 
     Raises:
-        UserError: there is none.
+        UserError: no parent folder has one.
     """
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)
@@ -29,14 +29,14 @@ def project_root() -> Path:
     for folder in (here, *here.parents):
         if (folder / ".dvc").is_dir():
             return folder
-    raise UserError(f"{here} is not inside a clone of facegender: no folder above it has .dvc/.")
+    raise UserError(f"{here} is not in a clone of facegender: no parent folder contains .dvc/.")
 
 
 def pipeline_paths(dvc_yaml: str) -> dict[str, str]:
-    """Return the paths of the pipeline's files by the names that the text of dvc.yaml gives them.
+    """Return the paths of the pipeline's files by their names in the text of dvc.yaml.
 
     Raises:
-        LookupError, TypeError or yaml.YAMLError: the text is another one's.
+        LookupError, TypeError or yaml.YAMLError: the text is not this project's dvc.yaml.
     """
     import yaml
 
@@ -49,22 +49,22 @@ def tracking_uri() -> str | None:
 
 
 def worker_wait() -> float:
-    """Return how long worker 0 waits for the others, in seconds: 900, or what the user says.
+    """Return how many seconds worker 0 waits for the others: FACEGENDER_WORKER_WAIT, or 900.
 
     Raises:
-        UserError: FACEGENDER_WORKER_WAIT is no number above 0.
+        UserError: FACEGENDER_WORKER_WAIT is not a whole number above 0.
     """
     text = os.environ.get(WORKER_WAIT) or "900"
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(f"{WORKER_WAIT}={text!r} is no number of seconds, such as 900.")
+        raise UserError(f"{WORKER_WAIT}={text!r} is not a whole number of seconds, such as 900.")
     return int(text)
 
 
 def run_name_and_tags() -> tuple[str, dict[str, str]]:
-    """Return a name for this execution's MLflow run, and tags that tie it to its experiment.
+    """Return a name for this execution's MLflow run, and tags that identify its experiment.
 
-    DVC names experiments, and their baseline commit, in the environment of the stages. (The commit
-    itself is a tag of MLflow's own.)
+    DVC passes the experiment's name and baseline commit in the environment of the stages. (MLflow
+    itself adds the commit as a tag.)
     """
     experiment = os.environ.get("DVC_EXP_NAME", "")
     tags = {
@@ -76,17 +76,17 @@ def run_name_and_tags() -> tuple[str, dict[str, str]]:
 
 
 def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
-    """Return tags for what DVC knows of a run's inputs; none if there is no dvc.lock.
+    """Return tags that identify a run's inputs; none without dvc.lock.
 
-    `dvc.data` is the digest of the raw images, as it stands in dvc.lock. `dvc.lock` is one SHA-256
-    of commands, inputs and parameters as dvc.lock has them. Outputs are left out, for some differ
-    from run to run; and so are other stages, whose entries change while the pipeline runs.
+    `dvc.data` is the digest of the raw images in dvc.lock. `dvc.lock` is one SHA-256 of the
+    commands, inputs and parameters in dvc.lock. It leaves out outputs, because some differ from run
+    to run, and other stages, whose entries change while the pipeline runs.
 
     Args:
-        lock: the file dvc.lock.
-        stages: those that have run: DVC writes the entry of a stage when it has ended.
+        lock: path of dvc.lock.
+        stages: finished stages: DVC writes a stage's entry when the stage ends.
     """
-    import yaml  # here, as other imports in this module: a quick command should not wait for them
+    import yaml  # here, like other imports in this module, so that quick commands start fast
 
     if not lock.is_file():
         return {}
@@ -109,16 +109,16 @@ def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
 
 
 def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
-    """Refuse, in a stage that DVC runs, inputs that are not what dvc.lock records.
+    """In a stage that DVC runs, refuse inputs that differ from dvc.lock.
 
-    A stage that is run by hand may be given anything.
+    A stage run by hand accepts any input.
 
     Args:
-        lock: the file dvc.lock.
+        lock: path of dvc.lock.
         inputs: files and directories.
 
     Raises:
-        UserError: names the files.
+        UserError: an input differs; the message names the files.
     """
     from facegender.runtime import integrity
 

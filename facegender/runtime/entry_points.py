@@ -1,4 +1,4 @@
-"""What every command of the project does: log plainly, and explain errors instead of crashing."""
+"""How commands and stages start and end: logging, signals, exit codes, errors as sentences."""
 
 import errno
 import gc
@@ -23,18 +23,18 @@ from facegender.runtime.redaction import (
     without_credentials,
 )
 
-_KEPT = "`dvc repro` goes on: stages that ended are kept, and epochs of a training"
+_KEPT = "`dvc repro` continues: finished stages are kept, and so are epochs of a training"
 _python_shows = warnings.showwarning
 
 _log = logging.getLogger("facegender")
 
 
 class _Terminated(BaseException):
-    """SIGTERM came. Not an Exception, so that nothing takes it for a failure to recover from."""
+    """SIGTERM arrived. Not an Exception, so no code handles it as a failure to recover from."""
 
 
 def _terminate(*_: object) -> None:
-    # Once is enough: what is left to do is to say so.
+    # Ignore further SIGTERMs while printing the message.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Terminated
 
@@ -42,25 +42,25 @@ def _terminate(*_: object) -> None:
 def run_command(main: Callable[[], int | None]) -> None:
     """Run `main` and exit with its code.
 
-    It is 1 after one paragraph for a UserError, 130 for Ctrl-C, 143 for SIGTERM. Logs and errors,
-    tracebacks of bugs included, go through `sanitized`.
+    The code is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM. A UserError is shown as one
+    paragraph, a bug as a traceback; logs and errors are `sanitized`.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    # TensorFlow and MLflow make a million objects that stay. To look through them for garbage after
-    # every 700 takes an eighth of the time in which they are imported.
+    # TensorFlow and MLflow create a million permanent objects. Collecting garbage after every 700
+    # takes an eighth of their import time.
     gc.set_threshold(50_000)
     move_tracking_credentials(os.environ)
-    # TensorFlow greets with pages of notes on its build; its errors still arrive as exceptions.
+    # Hide TensorFlow's notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.showwarning = _show_warning
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # By default it tells its makers how it is used.
+    # MLflow sends usage telemetry by default.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # It prints the traceback of a database's error, which it raises as well.
+    # It prints the traceback of a database error that it also raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    # A server that is down should not hold a stage up for the quarter of an hour that is MLflow's
-    # default: 15 seconds if it refuses, two minutes if it is silent.
+    # If a server is down, MLflow's defaults delay a stage by a quarter of an hour. These make it 15
+    # seconds if the server refuses, two minutes if it is silent.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     handler = logging.StreamHandler()
@@ -74,7 +74,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(1)
     except Exception as error:
         if _is_full_disk(error):
-            print(f"error: The disk is full. Make room; then {_KEPT}.", file=sys.stderr)
+            print(f"error: The disk is full. Free some space; then {_KEPT}.", file=sys.stderr)
         else:
             print(sanitized(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
@@ -94,16 +94,16 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning, but not MLflow's hints to programmers: it overrides filters for them."""
+    """Print a warning unless it is MLflow's hint to programmers, for which it overrides filters."""
     if not (category is UserWarning and "mlflow" in Path(filename).parts):
         _python_shows(message, category, filename, lineno, file, line)
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    """Return whether no space was left, whatever library wrapped the error that says so."""
+    """Return whether the disk was full, whichever library wrapped the error."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return True
-    # SQLite's words, and those of libraries that keep the text alone.
+    # SQLite's words, and those of libraries that keep only the text.
     if "disk is full" in str(error) or os.strerror(errno.ENOSPC) in str(error):
         return True
     cause = error.__cause__ or error.__context__
@@ -111,9 +111,9 @@ def _is_full_disk(error: BaseException) -> bool:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` as a command. If it fails, MLflow keeps a run FAILED with its log.
+    """Run a stage's `main` as a command. If it fails, its MLflow run is FAILED and has its log.
 
-    DVC removes the folder of a temporary experiment that failed, and all that it printed.
+    DVC removes the folder of a failed temporary experiment with everything that it printed.
     """
     output = keep_output()
 
@@ -121,7 +121,7 @@ def run_stage(main: Callable[[], None]) -> None:
         try:
             main()
         except (Exception, KeyboardInterrupt, _Terminated) as error:
-            # Who presses Ctrl-C early does not want to wait for MLflow.
+            # After an early Ctrl-C, do not import MLflow first.
             early = "facegender.tracking.connection" not in sys.modules
             if not (early and isinstance(error, KeyboardInterrupt)):
                 _keep_failure(output.text())
@@ -131,7 +131,7 @@ def run_stage(main: Callable[[], None]) -> None:
 
 
 def _keep_failure(printed: str) -> None:
-    """Log what was printed, and the exception that is being handled, to MLflow."""
+    """Log the output and the exception that is being handled to MLflow."""
     secrets = secrets_of(os.environ)
     log = without_credentials(printed + traceback.format_exc(), secrets)
     try:
@@ -157,5 +157,5 @@ def _params_here() -> dict[str, Any]:
 
 
 def fit_verbosity() -> int:
-    """Return Keras' `verbose`: a bar by step on a terminal, a line an epoch in a log."""
+    """Return Keras' `verbose`: a bar per step on a terminal, one line per epoch in a log."""
     return 1 if sys.stdout.isatty() else 2

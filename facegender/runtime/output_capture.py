@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-# The end of a longer log: there stands what went wrong.
+# Keep the end of a longer log: it says what went wrong.
 KEPT_CHARACTERS = 1_000_000
 # Prints the file that it has as standard output, unless it is sent a character before the end.
 _SHOW_UNLESS_TOLD = (
@@ -19,26 +19,26 @@ _SHOW_UNLESS_TOLD = (
 
 
 class KeptOutput:
-    """The end of what was printed."""
+    """The end of the printed output."""
 
     def __init__(self) -> None:
         self._parts: deque[str] = deque()
         self._length = 0
 
     def add(self, text: str) -> None:
-        """Keep a piece of text, and let go what is too old."""
+        """Keep a piece of text, and drop what is too old."""
         self._parts.append(text)
         self._length += len(text)
         while self._length > KEPT_CHARACTERS:
             self._length -= len(self._parts.popleft())
 
     def text(self) -> str:
-        """Return what is kept."""
+        """Return the kept text."""
         return "".join(self._parts)
 
 
 class _Tee:
-    """A stream that is another in all but that what is written to it is kept as well."""
+    """A stream that passes text on to another, and keeps it."""
 
     def __init__(self, stream: TextIO, kept: KeptOutput) -> None:
         self._stream = stream
@@ -53,7 +53,7 @@ class _Tee:
 
 
 def keep_output() -> KeptOutput:
-    """Keep, from now on, what Python prints to standard output and error besides printing it."""
+    """From now on, keep what Python prints to standard output and error, and print it."""
     kept = KeptOutput()
     sys.stdout = _Tee(sys.stdout, kept)  # type: ignore[assignment]
     sys.stderr = _Tee(sys.stderr, kept)  # type: ignore[assignment]

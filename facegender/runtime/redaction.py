@@ -1,4 +1,4 @@
-"""Credentials: blanked in what is printed or kept, and taken out of addresses."""
+"""What may be printed or kept: text without credentials or control characters."""
 
 import logging
 import os
@@ -18,15 +18,15 @@ _PATTERNS = (
     re.compile(
         r"(?i)(?<=[?&])([\w.-]*(?:token|key|secret|sig|password|credential)[\w.-]*=)[^&\s\"']+"
     ),
-    # Authorization: Bearer ...; a digit or a sign tells a value from an English word.
+    # Authorization: Bearer ...; a digit or sign distinguishes a value from an English word.
     re.compile(r"\b((?:Bearer|Basic)\s+)(?=\S*[\d=_~+/-])[\w.~+/=-]{6,}"),
 )
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Return the secret values of variables, as their names and forms tell.
+    """Return the secret values among environment variables.
 
-    They are the values of variables whose names say so (`KAGGLE_KEY`, `AWS_SESSION_TOKEN`), and
+    These are the values of variables named like a secret (`KAGGLE_KEY`, `AWS_SESSION_TOKEN`), and
     the passwords in addresses (`http_proxy=http://user:password@host`), as written and decoded.
     """
     found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
@@ -38,7 +38,7 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
 def _passwords(address: str) -> Iterator[str]:
     try:
         password = urlsplit(address).password
-    except ValueError:  # no address, though it looked like one
+    except ValueError:  # not an address
         return
     if password:
         yield password
@@ -46,8 +46,8 @@ def _passwords(address: str) -> Iterator[str]:
 
 
 def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return the text with secrets blanked: those given, and what addresses and headers hold."""
-    # The longest first, for one may be part of another.
+    """Return the text with secrets blanked: the given ones, and those in addresses and headers."""
+    # The longest first, because one may contain another.
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, _BLANK)
     for pattern in _PATTERNS:
@@ -56,11 +56,11 @@ def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
 
 
 def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
-    """Move name and password from MLflow's address into the variables that it has for them.
+    """Move name and password from MLflow's server address into its variables for them.
 
-    MLflow prints the address of a run when the run ends, and repeats its server's address in
-    errors. As with `requests`, which it asks, those in the address come before the variables.
-    The address of a database stays as it is, for there is no other place for its password.
+    MLflow prints the address when a run ends, and repeats it in errors. As in `requests`, which it
+    uses, credentials in the address take precedence over the variables. A database's address stays
+    unchanged: MLflow has no variable for its password.
     """
     address = environment.get("MLFLOW_TRACKING_URI", "")
     scheme, _, rest = address.partition("://")
@@ -76,20 +76,20 @@ def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
 
 
 def sanitized(text: str) -> str:
-    """Return the text as it may be shown: without credentials, and nothing in it moves a cursor.
+    """Return the text without credentials and without control characters, ready to be shown.
 
-    Error messages of libraries hold addresses with passwords; names of files that came in an
-    archive hold what their maker liked, escape sequences of terminals too.
+    Libraries' error messages contain addresses with passwords, and file names from an archive may
+    contain anything, such as a terminal's escape sequences.
     """
     blanked = without_credentials(text, secrets_of(os.environ))
     return "\n".join(escape_controls(line) for line in blanked.split("\n"))
 
 
 def escape_controls(text: str) -> str:
-    """Return the text with characters that are not printable written as escapes, such as `\\x1b`.
+    """Return the text with unprintable characters written as escapes, such as `\\x1b`.
 
-    Among them are line breaks, marks that turn the direction of writing, and bytes of a file's
-    name that are no text.
+    Among them are line breaks, marks that change the direction of writing, and undecodable bytes of
+    a file name.
     """
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -39,22 +39,22 @@ _log = logging.getLogger(__name__)
 
 
 def connect(root: Path, uri: str | None = None, *, required: bool = False) -> int:
-    """Choose the store, make the experiment in it if it is new, and mend what is out of date.
+    """Choose the store, create the experiment if it is new, and repair what is out of date.
 
-    A server that does not answer is replaced by the repository's own store, with a warning, unless
-    it is `required`: what is asked of a server must not be done elsewhere.
+    If the server does not answer, the repository's own store replaces it, with a warning, unless
+    the server is `required`.
 
-    In the repository's own store, addresses of artifacts are rewritten if it was moved, and runs
-    whose process is gone (killed outright, or the machine went off) are marked KILLED.
+    In the repository's own store, artifact addresses are rewritten if it was moved, and runs whose
+    process is gone (killed, or the machine went off) are marked KILLED.
 
     Args:
-        root: the repository; without `uri` the store is its `mlflow.db`, with artifacts under its
+        root: the repository. Without `uri` the store is its `mlflow.db`, with artifacts under its
             `mlruns/`: what a bare `mlflow ui` shows when started there.
-        uri: another tracking server (MLFLOW_TRACKING_URI), or None.
+        uri: address of a tracking server (MLFLOW_TRACKING_URI), or None.
         required: whether a server that does not answer is an error.
 
     Returns:
-        The number of addresses that were rewritten.
+        The number of rewritten addresses.
 
     Raises:
         UserError: the experiment was deleted from the store.
@@ -62,11 +62,11 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     """
     home = store_home(root)
     own = f"sqlite:///{home / 'mlflow.db'}"
-    if not required and uri not in {None, own} and (trouble := _server_problem(str(uri))):
+    if not required and uri not in {None, own} and (problem := _server_problem(str(uri))):
         _log.warning(
             "the MLflow server that MLFLOW_TRACKING_URI names %s, so this stage logs to mlflow.db. "
             "%s.",
-            trouble,
+            problem,
             _SEND,
         )
         uri = None
@@ -75,7 +75,7 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     # Two pipelines that start together must not both create the database's tables.
     lock = root / ".dvc" / "tmp" / "mlflow.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    # In `home`, for of a new database the working directory becomes the default place of artifacts.
+    # MLflow stores the working directory as a new database's default location for artifacts.
     with FileLock(lock), chdir(home):
         if local and not (home / "mlflow.db").exists():
             _make_database(home)
@@ -100,13 +100,13 @@ def _create_experiment(artifacts: str | None) -> None:
     try:
         mlflow.create_experiment(EXPERIMENT, artifact_location=artifacts)
     except MlflowException as error:
-        # Another machine was faster.
+        # Another machine created it first.
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
 def _make_database(home: Path) -> None:
-    """Have MLflow fill a database aside, for one half filled by a kill is beyond repair."""
+    """Create the database under a temporary name: a half-initialised one cannot be repaired."""
     new = home / "mlflow.db.new"
     new.unlink(missing_ok=True)
     mlflow.set_tracking_uri(f"sqlite:///{new}")
@@ -115,13 +115,13 @@ def _make_database(home: Path) -> None:
 
 
 def _server_problem(uri: str) -> str | None:
-    """Return what is wrong with the server at `uri`, or None if it can be used."""
+    """Return why the server at `uri` cannot be used, or None."""
     mlflow.set_tracking_uri(uri)
     try:
         mlflow.get_experiment_by_name(EXPERIMENT)
     except (MlflowException, RequestException) as error:
         return (
-            f"refuses you ({CHECK_LOGIN})"
+            f"refused the login ({CHECK_LOGIN})"
             if is_refusal(error)
             else f"does not answer ({short_error(error)})"
         )
@@ -129,12 +129,12 @@ def _server_problem(uri: str) -> str | None:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether a server did not accept name and password."""
+    """Return whether a server rejected the name and password."""
     return isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED"
 
 
 def short_error(error: Exception) -> str:
-    """Return the kind of an error alone: the address in its text may hold a password."""
+    """Return only the kind of an error: the address in its text may hold a password."""
     if isinstance(error, MlflowException) and error.__cause__ is error.__context__ is None:
         return error.error_code
     return type(error.__cause__ or error.__context__ or error).__name__
@@ -155,11 +155,11 @@ def skip_if_server_failed(log: Callable[P, T]) -> Callable[P, T | None]:
 
 @contextmanager
 def drop_log_on_failure() -> Iterator[None]:
-    """Give the log up, with a warning, if the body fails at a tracking server."""
+    """Stop logging, with a warning, if a tracking server fails in the body."""
     try:
         yield
     except (MlflowException, RequestException) as error:
-        # A local store that fails is a full disk or a bug: the stage ends, and can be run again.
+        # A local store fails because of a full disk or a bug: end the stage, to be run again.
         if mlflow.get_tracking_uri().startswith("sqlite:"):
             raise
         _log.warning(
@@ -167,7 +167,7 @@ def drop_log_on_failure() -> Iterator[None]:
             short_error(error),
             _SEND,
         )
-        # No run is open any more, so that nothing waits for the server again.
+        # Close the run, so that nothing waits for the server again.
         with suppress(MlflowException, RequestException):
             mlflow.end_run("FAILED")
 
@@ -184,10 +184,10 @@ def _end_dead_runs() -> None:
 
 
 def user_tag() -> dict[str, str]:
-    """Return MLflow's tag for the user: the account, not the name that logs in to its server."""
+    """Return MLflow's tag for the user: the system account, not the login at its server."""
     try:
         return {MLFLOW_USER: getpass.getuser()}
-    except (KeyError, OSError):  # as in a container whose user has no name
+    except (KeyError, OSError):  # in a container, the user may have no name
         return {MLFLOW_USER: "unknown"}
 
 

@@ -26,12 +26,12 @@ from facegender.tracking.connection import (
 MODEL_NAME = "model"
 MODEL_DIGEST = "facegender.model_sha256"
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
-# What `serving` imports; TensorFlow is not among it.
+# What `serving` imports; not TensorFlow.
 _SERVING_PACKAGES = ("ai-edge-litert", "mlflow", "numpy", "pandas", "pillow")
 
 
 def package_versions() -> dict[str, str]:
-    """Return the installed versions of the packages that decide a result, by name."""
+    """Return the installed versions of the packages that decide a result."""
     return {package: version(package) for package in _PACKAGES}
 
 
@@ -43,17 +43,17 @@ def log_inputs(params: Mapping[str, Any], manifests: Mapping[str, Path]) -> None
 
 
 def _log_datasets(manifests: Mapping[str, Path]) -> None:
-    for part, path in manifests.items():
+    for split, path in manifests.items():
         frame = pd.read_csv(path)
         frame["label"] = frame["label"].map({value: name for name, value in LABELS.items()})
         dataset = from_pandas(
             frame,
             source=f"data/splits/{path.name}",
             targets="label",
-            name=part,
+            name=split,
             digest=file_sha256(path)[:32],
         )
-        mlflow.log_input(dataset, context=part)
+        mlflow.log_input(dataset, context=split)
 
 
 @skip_if_server_failed
@@ -64,20 +64,20 @@ def set_tags(tags: Mapping[str, str]) -> None:
 
 @skip_if_server_failed
 def log_epoch(epoch: int, metrics: Mapping[str, float], ended: int | None = None) -> None:
-    """Log the metrics of an epoch to the open run while training goes on.
+    """Log an epoch's metrics to the open run during training.
 
     Args:
-        epoch: its number, from 1.
-        metrics: by name.
-        ended: when, in milliseconds since 1970; None is now. MLflow keeps one of two metrics that
-            are equal in everything, so an epoch that is logged again with its time is there once.
+        epoch: number of the epoch, from 1.
+        metrics: values by name.
+        ended: end of the epoch in milliseconds since 1970; None is now. MLflow drops a metric that
+            equals another in everything, so an epoch logged again with its time appears once.
     """
     mlflow.log_metrics(dict(metrics), step=epoch, timestamp=ended)
 
 
 @skip_if_server_failed
 def log_history(history: pd.DataFrame) -> None:
-    """Log a finished training's metrics, a row an epoch, to the open run."""
+    """Log a finished training's metrics, one row per epoch, to the open run."""
     for row in history.to_dict("records"):
         epoch = int(row.pop("epoch"))
         log_epoch(epoch, {str(key): value for key, value in row.items()})
@@ -85,7 +85,7 @@ def log_history(history: pd.DataFrame) -> None:
 
 @skip_if_server_failed
 def log_temperature(temperature: float) -> None:
-    """Log the temperature of the calibration to the open run."""
+    """Log the calibration's temperature to the open run."""
     mlflow.log_metric("temperature", temperature)
 
 
@@ -112,12 +112,12 @@ def log_evaluation(
 
 @skip_if_server_failed
 def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
-    """Log the models' files, and metrics of the export under `export_` and their names.
+    """Log the model files, and the export's metrics under `export_` and their names.
 
     Args:
-        report: the metrics.
-        models: the trained model and what it was exported to, logged under `export`.
-        metrics_file: the report's file.
+        report: metrics of the export.
+        models: trained and exported model files, logged under `export`.
+        metrics_file: file with the report.
     """
     log_numbers("export", report)
     for path in models:
@@ -126,23 +126,23 @@ def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_fil
 
 
 def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str | None) -> str:
-    """Log pages about a run to it, and leave all else of it as it is.
+    """Log pages about a run to it, and change nothing else.
 
     Args:
-        run_id: of the run that holds the evaluation.
-        files: the pages.
-        loss: on the test split, as the pages tell it: proof that they are about this run.
-        folder: of the artifacts, where the pages go; None for the top.
+        run_id: id of the run that holds the evaluation.
+        files: paths of the pages.
+        loss: test loss that the pages report; shows that they are about this run.
+        folder: artifact folder for the pages, or None for the top.
 
     Returns:
-        A sentence that says where they went: nowhere, if this store has not seen the run or the
-        run is about other results.
+        A sentence that says where they were logged. They are not if this store does not have the
+        run, or the run holds other results.
     """
     run = find_run_by_id(run_id)
     if run is None:
-        return "not logged: this store has no run of the model's evaluation"
+        return "not logged: this store has no run with the model's evaluation"
     if run.data.metrics.get("test_loss") != loss:
-        return f"not logged: MLflow run {run_id} is about other results; `dvc repro` makes them one"
+        return f"not logged: MLflow run {run_id} holds other results; `dvc repro` updates both"
     client = mlflow.MlflowClient()
     with drop_log_on_failure():
         for path in files:
@@ -176,14 +176,14 @@ def log_model(
 ) -> str:
     """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
-    The model carries this package's code, so that it loads where facegender is not installed, and
-    no pickle. A run that holds the same model already is left as it is.
+    The model carries this package's code, so it loads where facegender is not installed, and no
+    pickle. Nothing is logged if the run already has the same model.
 
     Args:
-        model: a `.tflite` file.
-        code: the package's directory.
+        model: `.tflite` file.
+        code: directory of the package.
         threshold: P(male) from which the label is `male`.
-        input_example: what `serving` takes, shown with the model.
+        input_example: input that `serving` accepts, shown with the model.
 
     Returns:
         The id of the logged model.
@@ -206,26 +206,26 @@ def log_model(
         code_paths=[str(code)],
         model_config={"threshold": threshold},
         input_example=input_example,
-        # No schema of the inputs: MLflow would turn every input into a table first, and an array of
-        # images is none. `serving` checks each image itself.
+        # No input schema: with one, MLflow turns every input into a table, and an array of images
+        # does not fit. `serving` checks each image itself.
         signature=ModelSignature(
             outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
             params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
-        # A logged model gets the tags of a run once more.
+        # MLflow adds the tags of a run to its models.
         tags={**user_tag(), MODEL_DIGEST: digest},
     ).model_id
 
 
 def fetch_results(run_id: str, folder: Path) -> Path:
-    """Copy what a run logged of its evaluation and its export to a folder.
+    """Download the results of a run's evaluation and export to a folder.
 
     Returns:
         A directory with `test.json`, `predictions.csv`, `export.json` and the plots.
 
     Raises:
-        UserError: the run is not there, or has no results.
+        UserError: the run does not exist or has no results.
     """
     folder.mkdir(parents=True)
     try:
@@ -238,7 +238,7 @@ def fetch_results(run_id: str, folder: Path) -> Path:
         raise UserError(f"Cannot read the results of the MLflow run {run_id}: {error}") from error
     if not (path / "test.json").is_file():
         raise UserError(
-            f"The MLflow run {run_id} has no test metrics: its evaluation did not end. `dvc repro` "
-            "makes a run that has."
+            f"The MLflow run {run_id} has no test metrics because its evaluation did not finish. "
+            "`dvc repro` makes a run that has them."
         )
     return path

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_run_id(run: Run, path: Path) -> None:
-    """Write the id of a run, for the stages that follow."""
+    """Write the id of a run for the stages that follow."""
     path.write_text(json.dumps({"run_id": run.info.run_id}) + "\n")
 
 
@@ -69,17 +69,16 @@ def training_run(
     """Open a run for a training; it ends FINISHED, or FAILED if the body raises.
 
     Args:
-        name: shown in the list of runs.
-        params: every parameter under its dotted name.
-        tags: what else identifies the run; versions of packages are added.
-        manifests: the CSV of each part, logged as the run's datasets with their digests.
-        resume: id of the run of a training that was interrupted, to go on with if this store has
-            it.
+        name: name in the list of runs.
+        params: every parameter by its dotted name.
+        tags: tags that identify the run; package versions are added.
+        manifests: CSV of each split, logged as the run's datasets with their digests.
+        resume: run id of an interrupted training, continued if this store has it.
     """
     begun = find_run_by_id(resume) if resume else None
     if begun is not None:
         with _open(begun) as run:
-            # It may be another experiment that takes the training up.
+            # Another experiment may resume the training.
             set_tags({**tags, MLFLOW_RUN_NAME: name})
             yield run
         return
@@ -91,9 +90,9 @@ def training_run(
 
 
 def _new_run(name: str, tags: Mapping[str, str]) -> Run:
-    """Make a run that waits to be opened."""
+    """Create a run without opening it."""
     experiment = mlflow.set_experiment(EXPERIMENT)
-    # By the client, for `mlflow.start_run` would take up the run that MLFLOW_RUN_ID may name.
+    # Not `mlflow.start_run`, which continues the run that MLFLOW_RUN_ID may name.
     return MlflowClient().create_run(
         experiment.experiment_id,
         run_name=name,
@@ -104,18 +103,18 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
     with run_lock(run.info.artifact_uri) as removal:
-        # Nested, for a sweep's own run may be open.
+        # Nested because a sweep's own run may be open.
         mlflow.start_run(run_id=run.info.run_id, nested=True)
         try:
             yield run
         except BaseException:
-            # What went wrong matters more than a store that fails now as well, such as a database
-            # that was interrupted while it wrote.
+            # The first error matters more than a store that now fails too, such as a database
+            # that was interrupted while writing.
             try:
                 _end("FAILED")
             except MlflowException as error:
                 removal.pop_all()  # so that `_end_dead_runs` finds it
-                _log.warning("MLflow has this run as running still (%s)", short_error(error))
+                _log.warning("MLflow still lists this run as running (%s)", short_error(error))
             raise
         _end("FINISHED")
 
@@ -141,21 +140,21 @@ def evaluation_run(
 ) -> Iterator[tuple[Run, str]]:
     """Open the run that an evaluation belongs to.
 
-    That is the run that trained the model, unless this store has never seen it (a fresh clone, a
+    That is the run that trained the model, unless this store does not have it (a fresh clone, a
     model from DVC's cache) or it already holds another evaluation (the model was reused with other
-    parameters). Then it is a run of its own, which takes over parameters and history; evaluating
-    once more finds it again, so nothing is lost and nothing is there twice.
+    parameters). Then it is a separate run, which copies parameters and history; a repeated
+    evaluation finds it again, so nothing is lost or logged twice.
 
     Args:
         trained_by: id of the run that trained the model.
-        model: the model's file.
-        evaluation: digest of all that decides the evaluation's result.
-        params: as in `training_run`, for a run of its own.
-        manifests: as in `training_run`, for a run of its own.
-        history: a row an epoch, for a run of its own.
-        name: as in `training_run`, for a run of its own.
-        tags: as in `training_run`, for a run of its own.
-        inputs: tags that tell the inputs, as known after training; for either run.
+        model: file of the model.
+        evaluation: digest of everything that decides the evaluation's result.
+        params: as in `training_run`, for a separate run.
+        manifests: as in `training_run`, for a separate run.
+        history: metrics, one row per epoch, for a separate run.
+        name: as in `training_run`, for a separate run.
+        tags: as in `training_run`, for a separate run.
+        inputs: tags that identify the inputs, as known after training; for either run.
 
     Yields:
         The run, and a sentence that says which run it is and why.
@@ -169,7 +168,7 @@ def evaluation_run(
         return
 
     why = (
-        "this store has no run of the training that made the model"
+        "this store has no run that trained the model"
         if trained is None
         else "the run that trained the model holds another evaluation"
     )
@@ -181,7 +180,7 @@ def evaluation_run(
     )
     if own:
         with _open(own[0]) as run:
-            yield run, f"logged to MLflow run {run.info.run_id} again, for {why}"
+            yield run, f"logged to MLflow run {run.info.run_id} again: {why}"
         return
     with training_run(
         name=name,
@@ -196,12 +195,12 @@ def evaluation_run(
         manifests=manifests,
     ) as run:
         log_history(history)
-        yield run, f"logged to a new MLflow run {run.info.run_id}, for {why}"
+        yield run, f"logged to a new MLflow run {run.info.run_id}: {why}"
 
 
 @skip_if_server_failed
 def _complete(run: Run, history: pd.DataFrame) -> None:
-    """Log the epochs that a server did not get, for it failed while the model was trained."""
+    """Log the epochs that are missing because the server failed during training."""
     steps = {point.step for point in MlflowClient().get_metric_history(run.info.run_id, "loss")}
     log_history(history[~history["epoch"].isin(steps)])
 
@@ -209,14 +208,14 @@ def _complete(run: Run, history: pd.DataFrame) -> None:
 def log_failure(
     log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> str:
-    """Log what a stage that failed had printed, as `log/<stage>.txt`, and mark its run FAILED.
+    """Log the output of a failed stage as `log/<stage>.txt`, and mark its run FAILED.
 
     Args:
-        log: the text, without credentials.
-        stage: its name.
-        name: as in `training_run`, for a run of its own: an early stage has opened none.
-        params: as in `training_run`, for a run of its own.
-        tags: as in `training_run`, for a run of its own.
+        log: output, without credentials.
+        stage: name of the stage.
+        name: as in `training_run`, if the stage has not opened a run.
+        params: as in `training_run`, if the stage has not opened a run.
+        tags: as in `training_run`, if the stage has not opened a run.
 
     Returns:
         The run's id.
@@ -230,9 +229,9 @@ def log_failure(
 def failed_run(
     log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> str:
-    """Log a run that failed before it could log itself; the arguments are `log_failure`'s."""
+    """Log a run that failed before it was opened; arguments as in `log_failure`."""
     run = _new_run(name, tags)
-    with suppress(MlflowException):  # bad input may be what failed
+    with suppress(MlflowException):  # the parameters may be what is wrong
         for key, value in params.items():
             MlflowClient().log_param(run.info.run_id, key, value)
     return _fail(run, log, stage)
@@ -246,14 +245,14 @@ def _fail(run: Run, log: str, stage: str) -> str:
 
 @contextmanager
 def sweep_run(name: str, grid: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Open a run for a sweep, the parent of its experiments' runs, and yield its id."""
+    """Open a sweep's run, the parent of its experiments' runs, and yield its id."""
     with _open(_new_run(name, {_SWEEP: "true"})) as run:
         mlflow.log_params({key: ", ".join(map(str, values)) for key, values in grid.items()})
         yield run.info.run_id
 
 
 def find_child(parent: str, experiment: str) -> str | None:
-    """Return the id of the run that an experiment of a sweep logged, if it did."""
+    """Return the id of the run that a sweep's experiment logged, or None."""
     runs = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
         filter_string=f"tags.`mlflow.parentRunId` = '{parent}' "
@@ -264,7 +263,7 @@ def find_child(parent: str, experiment: str) -> str | None:
 
 
 def validation_loss(run_id: str) -> float | None:
-    """Return a run's validation loss at the epoch whose weights it kept; None if there is none."""
+    """Return a run's validation loss at the epoch whose weights it kept, or None."""
     losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
     if mlflow.get_run(run_id).data.params["train.keep"] == "last":
         losses = losses[-1:]
@@ -272,7 +271,7 @@ def validation_loss(run_id: str) -> float | None:
 
 
 def mark_best(run_id: str, name: str, loss: float) -> None:
-    """Mark the best run of the sweep that is open, and name it there."""
+    """Tag the best run of the open sweep, and name it in the sweep's run."""
     MlflowClient().set_tag(run_id, _BEST, "true")
     mlflow.set_tag(_BEST, name)
     mlflow.log_metric("best_val_loss", loss)

@@ -211,7 +211,7 @@ def test_a_pipeline_that_may_not_log_in_goes_on_and_says_so(team: Team, tmp_path
     runs = set(team.runs())
     said = together(tmp_path, {"stranger": team.client | wrong})["stranger"]
     assert len(said.splitlines()) == 1
-    assert "names refuses you (check MLFLOW_TRACKING_USERNAME and" in said
+    assert "names refused the login (check MLFLOW_TRACKING_USERNAME and" in said
     assert "so this stage logs to mlflow.db" in said
     assert team.secrets[0] not in said
     assert (tmp_path / "stranger/mlflow.db").is_file()

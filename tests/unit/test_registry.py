@@ -124,7 +124,7 @@ def test_rollback_goes_back_one_champion_at_a_time(store: Store) -> None:
     assert rollback(store) == (3, 2)
     assert aliases() == {"champion": 2}
     assert rollback(store) == (2, 1)
-    with pytest.raises(UserError, match="Version 1 is the champion, and there is none before it"):
+    with pytest.raises(UserError, match="Version 1 is the champion, and no earlier one"):
         rollback(store)
     assert aliases() == {"champion": 1}
     # And forward again.
@@ -170,7 +170,7 @@ def test_a_promotion_that_breaks_off_leaves_the_champion(
         with pytest.raises(MlflowException, match="the disk is full"):
             promote(store, "better")
     assert aliases()["champion"] == 1
-    with pytest.raises(UserError, match="none before it"):
+    with pytest.raises(UserError, match="no earlier one"):
         rollback(store)
     assert promote(store, "better").version == 2
     assert aliases() == {"champion": 2}

@@ -152,6 +152,6 @@ def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
         pytest.raises(KeyboardInterrupt),
     ):
         interrupted_while_writing(other)
-    assert "as running still" in caplog.text
+    assert "still lists this run as running" in caplog.text
     connection.connect(tmp_path)
     assert mlflow.get_run(ids[0]).info.status == "KILLED"
