@@ -1,6 +1,6 @@
 """MLflow's local store on disk: addresses after a move, and runs whose process is gone.
 
-The store is `mlflow.db` with the artifacts under `mlruns/` beside it. MLflow stores
+The store is `mlflow.db`, with the artifacts under `mlruns/` in the same folder. MLflow stores
 artifact addresses as absolute paths and cannot change them, so this module uses SQL.
 """
 
@@ -102,7 +102,7 @@ def _path(address: str) -> Path | None:
 
 @contextmanager
 def run_lock(artifact_uri: str) -> Iterator[ExitStack]:
-    """Hold a lock file beside a run's artifacts while this process works on the run.
+    """Hold a lock file next to a run's artifacts while this process works on the run.
 
     The system releases the lock however the process ends, so `owner_is_gone` can tell. Runs on a
     tracking server have no lock.

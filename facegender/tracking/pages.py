@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from facegender.tracking.connection import EXPERIMENT
 
 _VIEW = "results"
-# Widths in pixels: all fit a window of 1280, beside the assistant that MLflow opens at first.
+# Widths in pixels: all fit a window of 1280, next to the assistant that MLflow opens at first.
 _COLUMNS = {"metrics.`test_accuracy`": 125, "metrics.`test_f1`": 90, "metrics.`test_ece`": 95}
 _WIDTHS = {"attributes.`Run Name`": 150, **_COLUMNS}
 _COMPARED = 3

@@ -151,13 +151,13 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
 
         client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, str(number))
         try:
-            beside = None
+            current = None
             if champion is not None:
-                beside = fetch_results(champion.run_id or "", Path(folder) / "champion")
+                current = fetch_results(champion.run_id or "", Path(folder) / "champion")
         except UserError as error:
             verdict = Verdict(False, f"Version {former}, the champion, cannot be judged: {error}")
         else:
-            verdict = judge(results, beside)
+            verdict = judge(results, current)
         forced = force_reason if not verdict.passed else None
         _record(client, run, number, verdict, forced)
         if not verdict.passed and forced is None:

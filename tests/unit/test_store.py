@@ -332,7 +332,7 @@ def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
         | {
             "DVC_EXP_NAME": f"exp-{code}-{how}",
             "KAGGLE_API_TOKEN": "s3cr3t-value",
-            # What a shell may have left there is no run of this stage's.
+            # A run that a shell's variable names is not this stage's.
             "MLFLOW_RUN_ID": "0" * 32,
         },
         stdout=subprocess.PIPE,
