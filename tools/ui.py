@@ -36,9 +36,7 @@ def main() -> int:
         _print_addresses(remote.rstrip("/"), shared=False)
         return 0
     pages.share_view()
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(args.port)]
-    command += ["--backend-store-uri", mlflow.get_tracking_uri()]
-    command += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    command = server_command(args.port, mlflow.get_tracking_uri())
     environment = {
         **os.environ,
         # Of the server and of its pages.
@@ -59,6 +57,13 @@ def main() -> int:
             return 0
         finally:
             server.terminate()
+
+
+def server_command(port: int, store: str) -> list[str]:
+    """Return the command that serves a store's pages, on this machine only."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    command += ["--backend-store-uri", store]
+    return [*command, "--workers", "1", "--uvicorn-opts", "--log-level warning"]
 
 
 def _check_port(port: int) -> None:
