@@ -3,10 +3,12 @@
 import argparse
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root, tracking_uri
@@ -47,16 +49,20 @@ def main() -> int:
         # Notes to MLflow's programmers.
         "PYTHONWARNINGS": "ignore",
     }
-    with subprocess.Popen(command, cwd=project_root(), env=environment) as server:
+    # Not in the terminal's group: on Ctrl-C the server prints a traceback, on SIGTERM it does not.
+    with subprocess.Popen(
+        command, cwd=project_root(), env=environment, start_new_session=True
+    ) as server:
         try:
             _wait_for(server, args.port)
             _print_addresses(f"http://{HOST}:{args.port}", shared=True)
             print("Ctrl-C stops the server.", flush=True)
             return server.wait()
-        except KeyboardInterrupt:  # the server got it as well
+        except KeyboardInterrupt:
             return 0
         finally:
-            server.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
 
 
 def server_command(port: int, store: str) -> list[str]:
