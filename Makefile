@@ -49,6 +49,8 @@ $(INSTALLED_SCALE): requirements-scale.lock pyproject.toml
 repro: $(INSTALLED) ## run the pipeline: images to a judged model (dvc repro)
 	dvc repro
 	@dvc metrics show metrics/test.json
+	@git diff --quiet -- dvc.lock metrics docs/model-card.md || echo 'git diff lists new results:' \
+	  'timings always differ, and another CPU gives other bytes (docs/reproducibility.md)'
 	@echo 'page: metrics/report.html; plots: dvc plots show; runs: make ui'
 
 report: $(INSTALLED) ## write report.html, which compares the results with main or BASELINE=REV
@@ -113,9 +115,8 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
 	facegender sweep $(GRID) --jobs $(or $(JOBS),1)
 
-ui: $(INSTALLED) ## MLflow's pages, for this machine only, on port 5000
-	facegender relocate
-	mlflow ui --host 127.0.0.1 --port 5000
+ui: $(INSTALLED) ## MLflow's pages, for this machine only, on port 5000 or PORT=n
+	@python -m tools.ui $(if $(PORT),--port $(PORT))
 
 serve: $(INSTALLED) ## serve the champion over HTTP, for this machine only, on port 5001
 	mlflow models serve -m models:/facegender@champion --env-manager local \

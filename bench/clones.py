@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from facegender.runtime.entry_points import project_root
+from facegender.runtime.dvc_context import project_root
 
 
 def clone_head(target: Path, overrides: Sequence[str] = ()) -> Path:

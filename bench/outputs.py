@@ -8,7 +8,7 @@ import yaml
 
 from facegender.data.sources.raw_directory import content_digest
 from facegender.files import file_sha256
-from facegender.runtime.entry_points import pipeline_paths
+from facegender.runtime.dvc_context import pipeline_paths
 
 # By their names in dvc.yaml: ids of MLflow runs, and times.
 VARYING = frozenset({"run", "evaluation_run", "speed"})

@@ -22,7 +22,8 @@ import pandas as pd
 
 from bench.clones import clone_head, run
 from bench.outputs import differences, output_digests
-from facegender.runtime.entry_points import pipeline_paths, run_command
+from facegender.runtime.dvc_context import pipeline_paths
+from facegender.runtime.entry_points import run_command
 
 SET_UPS = {
     "2 threads": {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"},

@@ -34,7 +34,7 @@ from facegender.data.images import encode_png
 from facegender.inference.export import convert
 from facegender.model.network import build_network
 from facegender.runtime.entry_points import run_command
-from facegender.tracking import runs as tracking
+from facegender.tracking import connection, log, runs
 
 _SAMPLE_SECONDS = 0.5
 
@@ -99,9 +99,9 @@ def log_random_model(root: Path, alpha: float, size: int) -> str:
     pixels = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), dtype=np.uint8)
     exported = root / "model.tflite"
     exported.write_bytes(convert(network.inference(), pixels)[0])
-    tracking.connect(root)
-    with tracking.training_run(name="bench", params={}, tags={}, manifests={}):
-        tracking.log_model(
+    connection.connect(root)
+    with runs.training_run(name="bench", params={}, tags={}, manifests={}):
+        log.log_model(
             exported,
             code=Path(facegender.__file__).parent,
             threshold=0.5,

@@ -8,7 +8,8 @@ from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.fetch import fetch_dataset
 from facegender.files import write_atomically
 from facegender.params import load_params
-from facegender.runtime.entry_points import project_root, run_stage
+from facegender.runtime.dvc_context import project_root
+from facegender.runtime.entry_points import run_stage
 
 
 def main() -> None:

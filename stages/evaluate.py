@@ -17,14 +17,14 @@ from facegender.evaluation import metrics as evaluation
 from facegender.files import digest
 from facegender.inference.litert import load_litert
 from facegender.params import flatten, load_params
-from facegender.runtime.entry_points import (
+from facegender.runtime.dvc_context import (
     check_inputs,
     input_tags,
     project_root,
     run_name_and_tags,
-    run_stage,
     tracking_uri,
 )
+from facegender.runtime.entry_points import run_stage
 
 # The stages that a model comes from.
 TRAINED_BY = ("download", "split", "preprocess", "train")
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--model", type=Path, required=True, help="the exported model (.tflite)")
-    parser.add_argument("--run", type=Path, required=True, help="the MLflow run that trained it")
+    parser.add_argument("--training-run", type=Path, required=True, help="id of the MLflow run")
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
     parser.add_argument("--keras", type=Path, required=True, help="the trained model, to log")
     parser.add_argument("--int8", type=Path, required=True, help="the int8 model, to log")
@@ -44,23 +44,23 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
     parser.add_argument("--plots", type=Path, required=True, help="directory to make")
-    parser.add_argument("--logged", type=Path, required=True, help="file for the id of the run")
+    parser.add_argument("--evaluation-run", type=Path, required=True, help="file for its id")
     args = parser.parse_args()
     params = load_params(args.params)
     check_inputs(
         args.params.with_name("dvc.lock"),
-        [args.processed, args.splits, args.model, args.run, args.keras, args.int8],
+        [args.processed, args.splits, args.model, args.training_run, args.keras, args.int8],
     )
     threshold = params.evaluate.threshold
 
     # After the arguments, so that --help and a bad parameter need not wait for MLflow.
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection, log, runs
 
-    tracking.connect(project_root(), tracking_uri())
+    connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     history = pd.read_csv(args.history)
-    with tracking.evaluation_run(
-        tracking.read_run_id(args.run),
+    with runs.evaluation_run(
+        runs.read_run_id(args.training_run),
         evaluation=digest(
             [args.model, *(args.splits / f"{part}.csv" for part in SPLITS)],
             params.evaluate.model_dump_json(),
@@ -103,27 +103,29 @@ def main() -> None:
         write_table(groups, args.plots / "groups.csv")
         figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
-        tracking.log_evaluation(
-            metrics,
-            test_manifest=args.splits / "test.csv",
-            files=[args.metrics, args.predictions, args.plots],
-        )
-        exported = json.loads(args.export_metrics.read_text())
-        # Here and not in train: an evaluation can be repeated when a server has missed it.
-        tracking.log_temperature(exported["temperature"])
-        tracking.log_export(
-            exported,
-            models=[args.keras, args.model, args.int8],
-            metrics_file=args.export_metrics,
-        )
-        tracking.log_model(
+        # First, so that metrics are linked to it.
+        model_id = log.log_model(
             args.model,
             code=Path(facegender.__file__).parent,
             threshold=threshold,
             input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
         )
+        log.log_evaluation(
+            metrics,
+            test_manifest=args.splits / "test.csv",
+            files=[args.metrics, args.predictions, args.plots],
+            model_id=model_id,
+        )
+        exported = json.loads(args.export_metrics.read_text())
+        # Here and not in train: an evaluation can be repeated when a server has missed it.
+        log.log_temperature(exported["temperature"])
+        log.log_export(
+            exported,
+            models=[args.keras, args.model, args.int8],
+            metrics_file=args.export_metrics,
+        )
         # Not always the run that trained the model.
-        tracking.write_run_id(run, args.logged)
+        runs.write_run_id(run, args.evaluation_run)
     interval = metrics["accuracy_ci"]
     print(
         f"test accuracy {metrics['accuracy']:.4f} "

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from facegender.errors import UserError
 from facegender.params import load_params
-from facegender.runtime.entry_points import check_inputs, run_stage
+from facegender.runtime.dvc_context import check_inputs
+from facegender.runtime.entry_points import run_stage
+from facegender.runtime.output_capture import hide_native_notes
 
 _log = logging.getLogger("facegender.stages.export")
 
@@ -25,10 +27,11 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.model])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender.data.processed import ProcessedSplit
-    from facegender.inference import export
-    from facegender.inference.litert import load_litert
-    from facegender.model.network import load_model, predict_arrays
+    with hide_native_notes():
+        from facegender.data.processed import ProcessedSplit
+        from facegender.inference import export
+        from facegender.inference.litert import load_litert
+        from facegender.model.network import load_model, predict_arrays
 
     model, test = load_model(args.model), ProcessedSplit(args.processed / "test")
     calibration = export.calibration_images(
@@ -36,9 +39,9 @@ def main() -> None:
         params.export.calibration_images,
         params.export.seed,
     )
-    for path, content in zip(
-        (args.float32, args.int8), export.convert(model, calibration), strict=True
-    ):
+    with hide_native_notes():
+        converted = export.convert(model, calibration)
+    for path, content in zip((args.float32, args.int8), converted, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     expected = predict_arrays(model, test.batches(params.evaluate.batch_size))

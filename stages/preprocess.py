@@ -8,7 +8,8 @@ from facegender.data.manifest import SPLITS, read_manifest
 from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
 from facegender.params import load_params
-from facegender.runtime.entry_points import check_inputs, run_stage
+from facegender.runtime.dvc_context import check_inputs
+from facegender.runtime.entry_points import run_stage
 
 
 def main() -> None:

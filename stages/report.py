@@ -8,7 +8,8 @@ from pathlib import Path
 from facegender.files import file_sha256
 from facegender.params import load_params
 from facegender.report.page import Provenance, Sources, code_digest, render_card, render_page
-from facegender.runtime.entry_points import project_root, run_stage, tracking_uri
+from facegender.runtime.dvc_context import project_root, tracking_uri
+from facegender.runtime.entry_points import run_stage
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
             required=True,
             help=f"`{source.name}` of dvc.yaml",
         )
-    parser.add_argument("--run", type=Path, required=True, help="the MLflow run of its evaluation")
+    parser.add_argument("--evaluation-run", type=Path, required=True, help="id of the MLflow run")
     parser.add_argument("--code", nargs="+", required=True, help="directories of the code")
     parser.add_argument("--lock", type=Path, required=True, help="versions of the packages")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
@@ -31,12 +32,12 @@ def main() -> None:
     sources = Sources(**{source.name: getattr(args, source.name) for source in fields(Sources)})
 
     # After the arguments, so that --help and a bad parameter need not wait for MLflow.
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection, log, runs
 
     provenance = Provenance(
         code=code_digest(Path(), args.code),
         lock=file_sha256(args.lock),
-        versions=tracking.package_versions(),
+        versions=log.package_versions(),
     )
     for path, text in (
         (args.page, render_page(sources, params, provenance)),
@@ -45,9 +46,9 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
 
-    tracking.connect(project_root(), tracking_uri())
-    logged = tracking.log_report(
-        tracking.read_run_id(args.run),
+    connection.connect(project_root(), tracking_uri())
+    logged = log.log_report(
+        runs.read_run_id(args.evaluation_run),
         [args.page, args.card],
         loss=json.loads(sources.test_metrics.read_text())["loss"],
         folder="metrics",

@@ -10,7 +10,8 @@ from facegender.data.manifest import write_table
 from facegender.evaluation import plots
 from facegender.labels import LABELS
 from facegender.params import load_params
-from facegender.runtime.entry_points import check_inputs, run_stage
+from facegender.runtime.dvc_context import check_inputs
+from facegender.runtime.entry_points import run_stage
 
 
 def main() -> None:

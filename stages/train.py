@@ -6,16 +6,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from facegender.params import flatten, load_params
-from facegender.runtime.entry_points import (
+from facegender.runtime.dvc_context import (
     check_inputs,
-    fit_verbosity,
     input_tags,
     project_root,
     run_name_and_tags,
-    run_stage,
     tracking_uri,
     worker_wait,
 )
+from facegender.runtime.entry_points import fit_verbosity, run_stage
+from facegender.runtime.output_capture import hide_native_notes
 from facegender.training import strategy as distribution
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--model", type=Path, required=True, help="file to write (.keras)")
-    parser.add_argument("--run", type=Path, required=True, help="file for the MLflow run's id")
+    parser.add_argument("--training-run", type=Path, required=True, help="file for its MLflow id")
     parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
     parser.add_argument("--speed", type=Path, required=True, help="CSV of speed an epoch")
     args = parser.parse_args()
@@ -38,13 +38,14 @@ def main() -> None:
         distribution.require_chief(cluster)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    from facegender.data.processed import ProcessedSplit
-    from facegender.model import network as model
-    from facegender.tracking import runs as tracking
-    from facegender.training import checkpoints
-    from facegender.training import train as training
+    with hide_native_notes():
+        from facegender.data.processed import ProcessedSplit
+        from facegender.model import network as model
+        from facegender.tracking import connection, log, runs
+        from facegender.training import checkpoints
+        from facegender.training import train as training
 
-    tracking.connect(project_root(), tracking_uri())
+    connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
     train, validation = (
@@ -61,7 +62,7 @@ def main() -> None:
             distribution.open_strategy(params.train.strategy, worker_wait())
         )
         run = stack.enter_context(
-            tracking.training_run(
+            runs.training_run(
                 name=name,
                 params=flatten(params),
                 tags={**tags, **inputs},
@@ -77,7 +78,7 @@ def main() -> None:
             validation,
             params.train,
             strategy=strategy,
-            on_epoch=tracking.log_epoch,
+            on_epoch=log.log_epoch,
             checkpoint=checkpoint,
             verbose=fit_verbosity(),
         )
@@ -87,7 +88,7 @@ def main() -> None:
         model.save_model(network.inference(temperature), args.model)
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
-        tracking.write_run_id(run, args.run)
+        runs.write_run_id(run, args.training_run)
         checkpoint.remove()
     print(
         f"kept epoch {result.kept_epoch} of {len(result.history)} ({params.train.keep}); "

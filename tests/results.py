@@ -5,7 +5,7 @@ from pathlib import Path
 
 from facegender.params import Params, load_params
 from facegender.report.page import Sources
-from facegender.runtime.entry_points import pipeline_paths
+from facegender.runtime.dvc_context import pipeline_paths
 from tools.compose_params import ROOT
 
 

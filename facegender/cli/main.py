@@ -23,14 +23,9 @@ from facegender.data.image_files import find_images
 from facegender.errors import UserError
 from facegender.inference.loading import load_predictors
 from facegender.inference.prediction import Prediction, predict_images
-from facegender.runtime.entry_points import (
-    escape_controls,
-    pipeline_paths,
-    project_root,
-    run_command,
-    tracking_uri,
-)
-from facegender.runtime.redaction import secrets_of, without_credentials
+from facegender.runtime.dvc_context import pipeline_paths, project_root, tracking_uri
+from facegender.runtime.entry_points import run_command
+from facegender.runtime.redaction import escape_controls, secrets_of, without_credentials
 
 # No image is larger; standard input may have no end.
 MAX_STDIN_BYTES = 500_000_000
@@ -382,7 +377,7 @@ def _report(args: argparse.Namespace) -> int:
     from facegender.gate.compare import commit_of, judge_work_tree
     from facegender.params import load_params
     from facegender.report.page import Provenance, Sources, code_digest, render_page
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection, log, runs
 
     root = project_root()
     output = args.output or root / "report.html"
@@ -400,7 +395,7 @@ def _report(args: argparse.Namespace) -> int:
         Provenance(
             code=code_digest(root, ["facegender", "stages"]),
             lock=file_sha256(root / "requirements.lock"),
-            versions=tracking.package_versions(),
+            versions=log.package_versions(),
             commit=commit_of(root),
         ),
         gate,
@@ -409,28 +404,29 @@ def _report(args: argparse.Namespace) -> int:
     run = root / paths["evaluation_run"]
     logged = "not logged: the models are not in this clone"
     if run.is_file():
-        tracking.connect(root, tracking_uri())
+        connection.connect(root, tracking_uri())
         loss = json.loads(sources.test_metrics.read_text())["loss"]
-        logged = tracking.log_report(tracking.read_run_id(run), [output], loss=loss, folder=None)
+        logged = log.log_report(runs.read_run_id(run), [output], loss=loss, folder=None)
     print(f"{output}: {gate.verdict}, beside {gate.baseline or 'no baseline'}; {logged}")
     return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from facegender.runtime.sweep import read_grid, run_sweep
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection
 
     root, environment = project_root(), dict(os.environ)
     if args.jobs < 1:
         raise UserError("--jobs must be 1 or more.")
     grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
     name = args.name or f"sweep-{secrets.token_hex(3)}"
-    tracking.connect(root, tracking_uri())
+    connection.connect(root, tracking_uri())
     failed = run_sweep(root, grid, name=name, jobs=args.jobs, environment=environment)
     return int(failed > 0)
 
 
 def _worker(args: argparse.Namespace) -> int:
+    from facegender.runtime.output_capture import hide_native_notes
     from facegender.training.strategy import read_cluster
 
     cluster = read_cluster(os.environ.get("TF_CONFIG"))
@@ -438,7 +434,9 @@ def _worker(args: argparse.Namespace) -> int:
         raise UserError("This is worker 0 of TF_CONFIG, where `dvc repro` is to be run.")
     root = project_root()
     paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
-    from facegender.training.worker import help_to_train
+
+    with hide_native_notes():
+        from facegender.training.worker import help_to_train
 
     epochs = help_to_train(cluster, args.processed or root / paths["processed"], args.wait)
     print(f"helped to train {epochs} epochs; worker 0 has the results")
@@ -446,9 +444,9 @@ def _worker(args: argparse.Namespace) -> int:
 
 
 def _relocate(_: argparse.Namespace) -> int:
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection
 
-    moved = tracking.connect(project_root(), tracking_uri())
+    moved = connection.connect(project_root(), tracking_uri())
     print(f"{moved} addresses rewritten" if moved else "nothing to do: the addresses are right")
     return 0
 
@@ -460,7 +458,7 @@ def _verify(args: argparse.Namespace) -> int:
     root = project_root()
     files, damaged = verify(root, args.remote)
     for item in damaged:
-        print(f"{escape_controls(item.path)}: damaged {item.place} (object {item.name})")
+        print(f"{escape_controls(item.path)}: damaged {item.location} (object {item.name})")
     for name in unverified_remotes(root):
         print(
             f"warning: DVC takes what the remote {name} sends at its word. `dvc remote modify "
@@ -539,7 +537,7 @@ def _score(args: argparse.Namespace) -> int:
         with _registry() as (registry, _):
             import mlflow
 
-            model = registry.pinned(args.model)
+            model = registry.pin_version(args.model)
             local = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=folder)
         with explained():
             job = scoring.prepare(
@@ -593,16 +591,15 @@ def _registry() -> Iterator[tuple[ModuleType, Path]]:
     # MLflow takes seconds to import, and predicting needs none of it.
     from mlflow.exceptions import MlflowException
 
-    from facegender.tracking import registry
-    from facegender.tracking import runs as tracking
+    from facegender.tracking import connection, registry
 
     root = project_root()
     try:
-        tracking.connect(root, tracking_uri(), required=True)
+        connection.connect(root, tracking_uri(), required=True)
         yield registry, root / ".dvc" / "tmp" / "registry.lock"
     except MlflowException as error:
-        if tracking.is_refusal(error):
-            raise UserError(f"The MLflow server refuses you: {tracking.CHECK_LOGIN}.") from None
+        if connection.is_refusal(error):
+            raise UserError(f"The MLflow server refuses you: {connection.CHECK_LOGIN}.") from None
         reason = without_credentials(str(error), secrets_of(os.environ))
         raise UserError(
             f"MLflow does not do it: {reason}. `facegender models` shows how things stand."

@@ -17,7 +17,7 @@ from facegender.gate.judge import PREDICTION_COLUMNS, Results, judge
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
 from facegender.params import Gate, Params
-from facegender.runtime.entry_points import pipeline_paths
+from facegender.runtime.dvc_context import pipeline_paths
 
 MAIN = ("main", "origin/main")
 

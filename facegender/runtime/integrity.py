@@ -1,8 +1,8 @@
-"""Whether files are, byte for byte, what dvc.lock records: DVC takes many at their word.
+"""Checks that files are, byte for byte, what dvc.lock records, because DVC trusts many unchecked.
 
-It hashes a file once and then knows it by its time, size and inode. It trusts the name of an
-object that a remote without `verify` sends, and of every read-only object in its cache. So what was
-damaged in a remote, on its way, or in a cache that several people share passes for unchanged.
+DVC hashes a file once and then recognizes it by time, size and inode. It trusts the name of an
+object that a remote without `verify` sends, and of every read-only object in its cache. So data
+damaged in a remote, in transit or in a shared cache counts as unchanged.
 """
 
 import hashlib
@@ -21,34 +21,34 @@ from facegender.errors import UserError
 WORK_TREE = "in the work tree"
 CACHE = "in DVC's cache"
 
-_DOWNLOADS = 8  # at the same time, of objects that mostly are small
+_DOWNLOADS = 8  # in parallel; most objects are small
 _LISTED = 10
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file whose bytes are not those that dvc.lock records.
+    """A file whose bytes differ from dvc.lock.
 
     Attributes:
-        path: of the file, relative to the repository.
-        place: where the bytes are wrong.
-        name: of the object in a cache or remote, as a path below its `files/md5`.
+        path: path of the file, relative to the repository.
+        location: where the bytes are wrong.
+        name: name of the object in a cache or remote, as a path under its `files/md5`.
     """
 
     path: str
-    place: str
+    location: str
     name: str
 
 
 def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
-    """Refuse inputs that are not what dvc.lock records; those that it does not name may be any.
+    """Refuse inputs that differ from dvc.lock, and accept any that it does not name.
 
     Args:
-        lock: the file dvc.lock; if there is none, nothing is refused.
+        lock: path of dvc.lock; if it does not exist, nothing is refused.
         inputs: files and directories.
 
     Raises:
-        UserError: names the damaged files.
+        UserError: an input differs; the message names the damaged files.
     """
     recorded = _recorded(lock)
     names = {os.path.relpath(path, lock.parent): path for path in inputs if path.exists()}
@@ -59,7 +59,7 @@ def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
     }
     if not suspects:
         return
-    # Slow, and exact: a directory may hold files that .dvcignore names.
+    # Slow but exact: a directory may contain files that .dvcignore names.
     from dvc.repo import Repo
 
     with Repo(str(lock.parent)) as repo:
@@ -67,34 +67,36 @@ def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
     if differing:
         listed = ", ".join(differing[:_LISTED]) + (", ..." if len(differing) > _LISTED else "")
         raise UserError(
-            f"Not what dvc.lock records, though DVC takes it for unchanged: {listed}. Nothing is "
-            "computed from it. `facegender verify` clears away what is damaged; `dvc repro` then "
-            "makes it again."
+            f"Different from dvc.lock, though DVC takes it for unchanged: {listed}. Nothing is "
+            "computed from it. `facegender verify` removes what is damaged; then `dvc repro` makes "
+            "it again."
         )
 
 
 def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
-    """Hash all that dvc.lock records in the work tree, the cache and, if asked, in a remote.
+    """Hash everything that dvc.lock records in the work tree, the cache and optionally a remote.
 
-    Damaged objects are removed from cache and remote, where their name, the digest of what they
-    should be, says that they are of no use. DVC then makes or fetches them again, and `dvc push`
-    sends them again. Damaged files of the work tree are left to DVC, which is made to look at them.
+    Damaged objects are removed from cache and remote. DVC then makes or fetches them again, and
+    `dvc push` sends them again. Damaged files in the work tree stay, and DVC is made to hash them
+    again.
 
     Args:
         root: the repository.
-        remote: name of the remote; the empty string is the default one.
+        remote: name of the remote; the empty string means the default one.
 
     Returns:
-        The number of files that dvc.lock records, and those that are damaged.
+        The number of files that dvc.lock records, and the damaged ones.
 
     Raises:
-        UserError: there is no dvc.lock, or the remote cannot be read.
+        UserError: dvc.lock does not exist, or the remote cannot be read.
     """
     from dvc.repo import Repo
 
     lock = root / "dvc.lock"
     if not lock.is_file():
-        raise UserError("There is no dvc.lock, so nothing to compare with: `dvc repro` makes it.")
+        raise UserError(
+            "dvc.lock is missing, so files cannot be compared with it: `dvc repro` makes it."
+        )
     with Repo(str(root)) as repo:
         cache = repo.cache.local
         objects = _objects(_recorded(lock), cache)
@@ -123,7 +125,7 @@ def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[D
                 # DVC pushes a directory's files only where its listing is missing.
                 if (listing := objects.get(str(parent))) and odb.exists(listing):
                     odb.fs.remove(odb.oid_to_path(listing))
-    except Exception as error:  # each kind of storage has its own
+    except Exception as error:  # each kind of storage has its own errors
         raise UserError(
             f"The remote {name or ''} cannot be read: {error}. docs/scaling-storage.md says how to "
             "set one up; S3 needs `pip install 'facegender[s3]'` or `make install-scale`."
@@ -132,7 +134,7 @@ def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[D
 
 
 def unverified_remotes(root: Path) -> list[str]:
-    """Return the names of DVC's remotes whose objects it does not hash when it fetches them."""
+    """Return the names of the remotes whose objects DVC does not hash when it fetches them."""
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
@@ -141,7 +143,7 @@ def unverified_remotes(root: Path) -> list[str]:
 
 
 def dvc_md5(path: Path) -> str:
-    """Return DVC's MD5 of a file, or of a directory with all that is in it."""
+    """Return DVC's MD5 of a file, or of a directory with its contents."""
     if path.is_file():
         return _md5(path)
     files = sorted(
@@ -166,9 +168,9 @@ def _recorded(lock: Path) -> dict[str, str]:
 
 
 def _objects(outs: Mapping[str, str], cache: Any) -> dict[str, str]:
-    """Return the MD5 of each output and of each file in one, by its path.
+    """Return the MD5 of each output and of each file in a directory, by path.
 
-    Of a directory whose listing is not in the cache, or is damaged, no files are known.
+    If a directory's listing is missing from the cache or damaged, its files are unknown.
     """
     objects = dict(outs)
     for path, md5 in outs.items():
@@ -180,9 +182,9 @@ def _objects(outs: Mapping[str, str], cache: Any) -> dict[str, str]:
 
 
 def _differing(root: Path, objects: Mapping[str, str]) -> list[str]:
-    """Return the paths in the work tree that are there and are not what they should be.
+    """Return the paths that exist in the work tree and differ.
 
-    A directory is one of them if its files are not known.
+    A directory is compared as a whole if its files are unknown.
     """
     folders = {str(parent) for path in objects for parent in PurePosixPath(path).parents}
     return [
@@ -193,24 +195,24 @@ def _differing(root: Path, objects: Mapping[str, str]) -> list[str]:
 
 
 def _make_dvc_look(path: Path) -> None:
-    """Change the time of a file, or of all in a directory, so that DVC hashes it anew."""
+    """Change the time of a file, or of all files in a directory, so that DVC hashes it again."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         try:
             os.utime(file)
-        except PermissionError:  # a link into a cache of others
+        except PermissionError:  # a link into a shared cache
             file.unlink()
 
 
 def _bad_remote(objects: Mapping[str, str], odb: Any) -> Iterator[tuple[str, str]]:
-    """Yield path and MD5 of each object that a remote has damaged, and remove it there."""
+    """Yield path and MD5 of each damaged object in a remote, and remove it there."""
     from dvc_objects.errors import ObjectFormatError
 
     def is_bad(md5: str) -> bool:
         try:
-            odb.check(md5)  # fetches it, hashes it, and removes it if it is not what it should be
+            odb.check(md5)  # fetches it, hashes it, and removes it if it is damaged
         except ObjectFormatError:
             return True
-        except FileNotFoundError:  # nobody has pushed it
+        except FileNotFoundError:  # not pushed
             return False
         return False
 

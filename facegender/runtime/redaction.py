@@ -1,5 +1,7 @@
-"""Credentials: blanked in what is printed or kept, and taken out of addresses."""
+"""What may be printed or kept: text without credentials or control characters."""
 
+import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from urllib.parse import unquote, urlsplit
@@ -16,15 +18,15 @@ _PATTERNS = (
     re.compile(
         r"(?i)(?<=[?&])([\w.-]*(?:token|key|secret|sig|password|credential)[\w.-]*=)[^&\s\"']+"
     ),
-    # Authorization: Bearer ...; a digit or a sign tells a value from an English word.
+    # Authorization: Bearer ...; a digit or sign distinguishes a value from an English word.
     re.compile(r"\b((?:Bearer|Basic)\s+)(?=\S*[\d=_~+/-])[\w.~+/=-]{6,}"),
 )
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Return the secret values of variables, as their names and forms tell.
+    """Return the secret values among environment variables.
 
-    They are the values of variables whose names say so (`KAGGLE_KEY`, `AWS_SESSION_TOKEN`), and
+    These are the values of variables named like a secret (`KAGGLE_KEY`, `AWS_SESSION_TOKEN`), and
     the passwords in addresses (`http_proxy=http://user:password@host`), as written and decoded.
     """
     found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
@@ -36,7 +38,7 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
 def _passwords(address: str) -> Iterator[str]:
     try:
         password = urlsplit(address).password
-    except ValueError:  # no address, though it looked like one
+    except ValueError:  # not an address
         return
     if password:
         yield password
@@ -44,8 +46,8 @@ def _passwords(address: str) -> Iterator[str]:
 
 
 def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return the text with secrets blanked: those given, and what addresses and headers hold."""
-    # The longest first, for one may be part of another.
+    """Return the text with secrets blanked: the given ones, and those in addresses and headers."""
+    # The longest first, because one may contain another.
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, _BLANK)
     for pattern in _PATTERNS:
@@ -54,16 +56,16 @@ def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
 
 
 def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
-    """Move name and password from MLflow's address into the variables that it has for them.
+    """Move name and password from MLflow's server address into its variables for them.
 
-    MLflow prints the address of a run when the run ends, and repeats its server's address in
-    errors. As with `requests`, which it asks, those in the address come before the variables.
-    The address of a database stays as it is, for there is no other place for its password.
+    MLflow prints the address when a run ends, and repeats it in errors. As in `requests`, which it
+    uses, credentials in the address take precedence over the variables. A database's address stays
+    unchanged: MLflow has no variable for its password.
     """
     address = environment.get("MLFLOW_TRACKING_URI", "")
     scheme, _, rest = address.partition("://")
-    place, slash, path = rest.partition("/")
-    login, at, host = place.rpartition("@")
+    server, slash, path = rest.partition("/")
+    login, at, host = server.rpartition("@")
     if scheme.lower() not in {"http", "https"} or not at:
         return
     environment["MLFLOW_TRACKING_URI"] = f"{scheme}://{host}{slash}{path}"
@@ -71,3 +73,32 @@ def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
     if colon:
         environment["MLFLOW_TRACKING_USERNAME"] = unquote(name)
         environment["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
+
+
+def sanitized(text: str) -> str:
+    """Return the text without credentials and without control characters, ready to be shown.
+
+    Libraries' error messages contain addresses with passwords, and file names from an archive may
+    contain anything, such as a terminal's escape sequences.
+    """
+    blanked = without_credentials(text, secrets_of(os.environ))
+    return "\n".join(escape_controls(line) for line in blanked.split("\n"))
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with unprintable characters written as escapes, such as `\\x1b`.
+
+    Among them are line breaks, marks that change the direction of writing, and undecodable bytes of
+    a file name.
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+class SanitizingFormatter(logging.Formatter):
+    """A formatter whose lines are `sanitized`."""
+
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102
+        return sanitized(super().format(record))

@@ -1,8 +1,8 @@
 """Sweeps: a grid of parameters, each point a DVC experiment, all under one MLflow run.
 
-The experiments are `dvc exp run --temp`, not DVC's queue: its workers keep the environment of
-whoever started them, so the sweep's run could not be handed down, and `dvc exp run --run-all` waits
-for ever when a worker dies (docs/experiments.md).
+The experiments are `dvc exp run --temp`, not DVC's queue. Its workers keep the environment of the
+process that started them, so they cannot receive the sweep's run, and `dvc exp run --run-all` hangs
+when a worker dies (docs/experiments.md).
 """
 
 import io
@@ -24,16 +24,16 @@ from typing import Any
 import yaml
 
 from facegender.errors import UserError
-from facegender.runtime.entry_points import PARENT_RUN, pipeline_paths
+from facegender.runtime.dvc_context import PARENT_RUN, pipeline_paths
 from facegender.runtime.redaction import secrets_of, without_credentials
-from facegender.tracking import runs as tracking
+from facegender.tracking import log, runs
 
 _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Point:
-    """One experiment of a sweep: its name, and the parameters that it sets."""
+    """One experiment of a sweep: its name and the parameters that it sets."""
 
     name: str
     values: Mapping[str, Any]
@@ -45,10 +45,10 @@ class Point:
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
-    """Read a YAML file that lists values for parameters; a lone value counts as a list of one.
+    """Read a YAML file with a list of values for each parameter; a single value counts as a list.
 
     Raises:
-        UserError: it cannot be read, or is no such list.
+        UserError: the file cannot be read or has another form.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def read_grid(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"Cannot read the grid {path}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(
-            f"{path} is no grid: it must give values to parameters, one a line, such as "
+            f"{path} is not a grid: it must have one parameter with its values per line, such as "
             "`train.learning_rate: [0.001, 0.003]`."
         )
     grid = {}
@@ -88,32 +88,32 @@ def run_sweep(
     jobs: int,
     environment: Mapping[str, str],
 ) -> int:
-    """Run a grid's experiments, print how each ends, and mark the best.
+    """Run a grid's experiments, print each one's result, and mark the best.
 
-    The best has the lowest validation loss at the epoch that it kept; the test split has no say.
-    A failed experiment stops nothing. Needs `tracking.connect`.
+    The best has the lowest validation loss at the epoch that it kept; the test split is not used.
+    The sweep continues after a failed experiment. Call `connection.connect` first.
 
     Args:
         root: the repository.
         grid: values of each parameter.
-        name: of the sweep; its experiments add their number.
-        jobs: experiments at the same time.
-        environment: variables for the experiments, as they were before MLflow, once connected, set
-            some of its own.
+        name: name of the sweep; its experiments add their number.
+        jobs: number of experiments at the same time.
+        environment: variables for the experiments, copied before connecting, because MLflow then
+            sets some of its own.
 
     Returns:
-        The number of experiments that failed.
+        The number of failed experiments.
     """
     points = grid_points(grid, name)
     varied = [key for key, values in grid.items() if len(values) > 1]
     print(f"{name}: {len(points)} experiments", flush=True)
     best: tuple[float, Point, str] | None = None
     failed = 0
-    with tracking.sweep_run(name, grid) as parent:
+    with runs.sweep_run(name, grid) as parent:
         handed_down = {
             **environment,
             PARENT_RUN: parent,
-            # Stages run `python`: the one that runs this.
+            # Stages run `python`, which must be this interpreter.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
         }
         with closing(_run_all(root, points, jobs, handed_down)) as ended:
@@ -121,7 +121,7 @@ def run_sweep(
                 output = without_credentials(printed, secrets_of(environment))
                 run_id = _run_of(root, point, parent, code, output)
                 what = ", ".join(f"{key}={point.values[key]}" for key in varied)
-                loss = None if code else tracking.validation_loss(run_id)
+                loss = None if code else runs.validation_loss(run_id)
                 if code:
                     failed += 1
                     end = f"FAILED: {_reason(output)}"
@@ -133,17 +133,17 @@ def run_sweep(
                         best = loss, point, run_id
                 print(f"{point.name}  {what}  {end}", flush=True)
         if best is not None:
-            tracking.mark_best(best[2], best[1].name, best[0])
+            runs.mark_best(best[2], best[1].name, best[0])
     if best is not None:
-        print(f"best: {best[1].name}; `dvc exp apply {best[1].name}` brings it here")
+        print(f"best: {best[1].name}; `dvc exp apply {best[1].name}` applies it here")
     return failed
 
 
 def _run_all(
     root: Path, points: Sequence[Point], jobs: int, environment: Mapping[str, str]
 ) -> Generator[tuple[Point, int, str], None, None]:
-    """Yield each experiment when it has ended, with its exit code and what it printed."""
-    # A shell has its background jobs ignore SIGINT, and experiments that do could not be stopped.
+    """Yield each experiment when it ends, with its exit code and output."""
+    # Background jobs of a shell ignore SIGINT, and experiments that inherit this cannot be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     waiting, running = list(points), dict[subprocess.Popen, tuple[Point, Path]]()
     with tempfile.TemporaryDirectory() as folder:
@@ -154,8 +154,8 @@ def _run_all(
                     log = Path(folder) / point.name
                     process = _start(root, point, log, environment)
                     running[process] = point, log
-                    # DVC sets experiments up by way of one stash: of two that begin at once, one
-                    # may take the other's.
+                    # DVC sets up experiments through one stash: of two that start at once, one may
+                    # take the other's.
                     while process.poll() is None and not _is_set_up(log):
                         time.sleep(_POLL_SECONDS)
                 time.sleep(_POLL_SECONDS)
@@ -163,7 +163,7 @@ def _run_all(
                     point, log = running.pop(process)
                     yield point, process.returncode, log.read_text(errors="replace")
         finally:
-            # As Ctrl-C does: the stage ends, and DVC tidies up.
+            # Like Ctrl-C: the stage ends, and DVC cleans up.
             for process in running:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGINT)
@@ -173,7 +173,7 @@ def _run_all(
 
 def _start(root: Path, point: Point, log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
     overrides = (word for override in point.overrides for word in ("-S", override))
-    # DVC locks the repository while it sets an experiment up, and would give up after 3 s.
+    # DVC locks the repository while it sets up an experiment; others give up after 3 s.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
     command += ["--name", point.name, *overrides]
     with log.open("wb") as output:
@@ -189,21 +189,21 @@ def _start(root: Path, point: Point, log: Path, environment: Mapping[str, str]) 
 
 
 def _is_set_up(log: Path) -> bool:
-    """Return whether DVC has come to the stages of an experiment."""
+    """Return whether DVC has reached the stages of an experiment."""
     return re.search(r"\bstage\b", log.read_text(errors="replace"), re.IGNORECASE) is not None
 
 
 def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> str:
-    """Return the id of an experiment's MLflow run, and log one if its stages did not.
+    """Return the id of an experiment's MLflow run; log one if its stages did not.
 
-    They do not when DVC cannot start them, or has their results already.
+    Stages log nothing if DVC cannot start them or already has their results.
     """
-    run_id = tracking.find_child(parent, point.name)
+    run_id = runs.find_child(parent, point.name)
     if run_id is not None:
         return run_id
     tags = {"dvc.exp_name": point.name, "mlflow.parentRunId": parent}
     if code:
-        return tracking.failed_run(
+        return runs.failed_run(
             output,
             stage="dvc",
             name=point.name,
@@ -224,20 +224,20 @@ def _log_restored(root: Path, point: Point, tags: Mapping[str, str]) -> str:
     def read(path: str) -> str:
         return dvc.api.read(path, repo=str(root), rev=point.name)
 
-    with tracking.training_run(
+    with runs.training_run(
         name=point.name,
         params=flatten(Params.model_validate(yaml.safe_load(read("params.yaml")))),
         tags={**tags, "dvc.restored": "true"},
         manifests={},
     ) as run:
-        tracking.log_history(pd.read_csv(io.StringIO(read(paths["history"]))))
-        for part in ("test", "export"):
-            tracking.log_numbers(part, json.loads(read(paths[f"{part}_metrics"])))
+        log.log_history(pd.read_csv(io.StringIO(read(paths["history"]))))
+        for prefix in ("test", "export"):
+            log.log_numbers(prefix, json.loads(read(paths[f"{prefix}_metrics"])))
     return run.info.run_id
 
 
 def _word(value: Any) -> str:
-    """Return a value as Hydra reads it in an override."""
+    """Return a value in the syntax of Hydra's overrides."""
     if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value):
         return value
     return json.dumps(value)

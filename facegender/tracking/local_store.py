@@ -1,7 +1,7 @@
-"""MLflow's local store on disk: its addresses after a move, and runs whose process is gone.
+"""MLflow's local store on disk: addresses after a move, and runs whose process is gone.
 
-The store is `mlflow.db` with the artifacts under `mlruns/` beside it. MLflow keeps each artifact's
-address in the database as an absolute path and has no way to change one, so SQL does it here.
+The store is `mlflow.db`, with the artifacts under `mlruns/` in the same folder. MLflow stores
+artifact addresses as absolute paths and cannot change them, so this module uses SQL.
 """
 
 import sqlite3
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-# Every column that holds the address of artifacts; a test looks for others.
+# Every column that holds an artifact address; a test looks for others.
 _ADDRESSES = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -30,19 +30,18 @@ def store_home(root: Path) -> Path:
 
 
 def relocate(home: Path, experiment: str) -> int:
-    """Have the database in `home` name the artifacts' place as it is now.
+    """Update the artifact addresses in the database of a store that was moved to `home`.
 
-    Addresses under the place where the store was before are rewritten, in one transaction; where
-    that was, the address of `experiment` tells. One is left as it is if only the former place
-    still has the artifacts: somebody copied the database alone. A store that was not moved is not
-    written to.
+    The address of `experiment` tells where the store was before. Addresses under that folder are
+    rewritten in one transaction, except where only the former folder still has the artifacts,
+    because somebody copied the database alone. A store that was not moved is not written to.
 
     Args:
-        home: the folder of `mlflow.db`, resolved.
+        home: resolved folder of `mlflow.db`.
         experiment: name of the experiment whose artifacts are in `mlruns/<experiment>`.
 
     Returns:
-        The number of addresses that were changed.
+        The number of changed addresses.
     """
     database = home / "mlflow.db"
     if not database.is_file():
@@ -55,7 +54,7 @@ def relocate(home: Path, experiment: str) -> int:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             for table, column in _ADDRESSES:
-                # Names from the constant above, no one's input.
+                # Names come from the constant above, not from input.
                 rows = connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall()  # noqa: S608
                 for row, address in rows:
                     new = _moved(address, former, home, always=table == "experiments")
@@ -73,12 +72,12 @@ def _former_home(connection: sqlite3.Connection, experiment: str) -> Path | None
         row = connection.execute(
             "SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)
         ).fetchone()
-    except sqlite3.OperationalError:  # a database that MLflow has not yet filled
+    except sqlite3.OperationalError:  # a database without MLflow's tables
         return None
-    place = _path(row[0]) if row else None
-    if place is None or place.parts[-2:] != ("mlruns", experiment):
+    location = _path(row[0]) if row else None
+    if location is None or location.parts[-2:] != ("mlruns", experiment):
         return None
-    return place.parents[1]
+    return location.parents[1]
 
 
 def _moved(address: str | None, former: Path, home: Path, *, always: bool) -> str | None:
@@ -92,7 +91,7 @@ def _moved(address: str | None, former: Path, home: Path, *, always: bool) -> st
 
 
 def _path(address: str) -> Path | None:
-    """Return the absolute path that an address is, or None: MLflow writes paths and file: URIs."""
+    """Return the path of an address, or None; MLflow writes absolute paths and file: URIs."""
     if address.startswith("/"):
         return Path(address)
     parts = urlsplit(address)
@@ -102,15 +101,15 @@ def _path(address: str) -> Path | None:
 
 
 @contextmanager
-def alive(artifact_uri: str) -> Iterator[ExitStack]:
-    """Hold a lock beside a run's artifacts for as long as this process works on the run.
+def run_lock(artifact_uri: str) -> Iterator[ExitStack]:
+    """Hold a lock file next to a run's artifacts while this process works on the run.
 
-    The system takes the lock away when the process ends, in whatever way, so `is_dead` can tell.
-    Runs on a tracking server have none.
+    The system releases the lock however the process ends, so `owner_is_gone` can tell. Runs on a
+    tracking server have no lock.
 
     Yields:
-        What removes the lock's file at the end. Emptied by `pop_all`, it leaves the file, by which
-        `is_dead` then knows a run that could not be ended.
+        The stack that removes the lock's file at the end. After its `pop_all` the file stays, and
+        `owner_is_gone` finds a run that could not be ended.
     """
     path = _lock_path(artifact_uri)
     if path is None:
@@ -122,10 +121,10 @@ def alive(artifact_uri: str) -> Iterator[ExitStack]:
         yield removal
 
 
-def is_dead(artifact_uri: str) -> bool:
-    """Return whether the process that held a run's lock is gone, and remove what it left.
+def owner_is_gone(artifact_uri: str) -> bool:
+    """Return whether the process that held a run's lock is gone, and remove its lock file.
 
-    False as well if there never was a lock, as for a run from elsewhere.
+    Also False if the run never had a lock, such as a run from another machine.
     """
     path = _lock_path(artifact_uri)
     if path is None or not path.is_file():

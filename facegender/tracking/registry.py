@@ -1,9 +1,9 @@
 """MLflow's model registry: which model is served, and what it takes to become it.
 
-All versions are of one registered model. The alias `challenger` is on the version that was judged
-last, `champion` on the one that is served. Setting `champion` is one write, and the last that
-matters: whatever fails before it leaves the champion as it was. Former champions stand in a tag of
-the registered model, for `rollback`. `tracking.connect` chooses the store.
+All versions belong to one registered model. The alias `challenger` marks the version judged last,
+`champion` the one that is served. Setting `champion` is a single write at the end, so a failure
+before it leaves the champion unchanged. A tag of the registered model lists former champions, for
+`rollback`. `connection.connect` chooses the store.
 """
 
 import tempfile
@@ -20,20 +20,21 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from facegender.errors import UserError
-from facegender.tracking.runs import EXPERIMENT, fetch_results
+from facegender.tracking.connection import EXPERIMENT
+from facegender.tracking.log import fetch_results
 
 REGISTERED_MODEL = "facegender"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
-# Tags: of the registered model, versions that were champion, the latest last; of a version, what
-# the gate said, and why it became champion all the same.
+# Tags. Of the registered model: former champions, the latest last. Of a version: the gate's
+# verdict, and the reason for promoting it anyway.
 _FORMER = "former_champions"
 _GATE = "gate"
 _FORCED = "forced_reason"
 
 _FORMER_KEPT = 50
-# What MLflow's databases keep of a description.
+# The longest description that MLflow's databases accept.
 _DESCRIPTION_LENGTH = 5000
 _REPORT = "gate.md"
 _LISTED = 10
@@ -41,25 +42,25 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a model; the report is Markdown."""
+    """The gate's verdict on a model; the report is Markdown."""
 
     passed: bool
     report: str
 
 
-# From a run's results, and the champion's if there is one: folders such as the pipeline's metrics/.
+# Judges a run's results and the champion's, if any: folders such as the pipeline's metrics/.
 Judge = Callable[[Path, Path | None], Verdict]
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a promotion came to.
+    """The outcome of a promotion.
 
     Attributes:
-        version: of the run's model.
-        former: the champion before, or None.
-        verdict: the gate's, or None if the version was the champion already.
-        champion: whether the version is the champion now.
+        version: version of the run's model.
+        former: version of the champion before, or None.
+        verdict: verdict of the gate, or None if the version already was the champion.
+        champion: whether the version is now the champion.
     """
 
     version: int
@@ -82,10 +83,10 @@ class Version:
 
 
 def find_run(wanted: str) -> Run:
-    """Return the run with an id, a prefix of an id, or a name.
+    """Return the run that has an id, a prefix of it, or a name.
 
     Raises:
-        UserError: there is none, or more than one.
+        UserError: no run matches, or several do.
     """
     runs: Sequence[Run] = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
     found = [run for run in runs if wanted and run.info.run_id == wanted] or [
@@ -100,12 +101,12 @@ def find_run(wanted: str) -> Run:
     more = "; ..." if len(found or runs) > _LISTED else ""
     if found:
         raise UserError(
-            f"{wanted!r} is ambiguous, {len(found)} runs have it as name or beginning of their id: "
-            f"{listed}{more}. Give more of the id."
+            f"{wanted!r} is ambiguous, {len(found)} runs have this name or an id that starts with "
+            f"it: {listed}{more}. Give more of the id."
         )
     raise UserError(
         f"MLflow has no run with the id or name {wanted!r}. "
-        + (f"It has: {listed}{more}." if runs else "It has none at all: `dvc repro` makes one.")
+        + (f"It has: {listed}{more}." if runs else "It has no runs yet; `dvc repro` makes one.")
     )
 
 
@@ -117,16 +118,16 @@ def _describe(run: Run) -> str:
 
 
 def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = None) -> Promotion:
-    """Register a run's model, have it judged beside the champion, and if it passes put it there.
+    """Register a run's model, compare it with the champion, and make it champion if it passes.
 
-    The same run is registered once. The version becomes `challenger`, and the gate's report its
-    description; a champion gives the alias up.
+    A run is registered once. Its version becomes `challenger`, with the gate's report as
+    description; a version that becomes champion loses that alias.
 
     Args:
-        run: an evaluated run.
-        judge: the gate.
-        lock: file that keeps promotions on this machine apart. Those of other machines are noticed.
-        force_reason: promotes a version that fails, and is recorded.
+        run: evaluated run.
+        judge: the gate's function.
+        lock: file that serializes promotions on this machine. Those of other machines are noticed.
+        force_reason: recorded reason to promote a version that fails, or None.
 
     Raises:
         UserError: the run did not finish, has no results or no model, or the champion changed
@@ -134,7 +135,7 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
     """
     if run.info.status != "FINISHED":
         raise UserError(
-            f"The run {_describe(run)} is {run.info.status}: only one that finished is promoted."
+            f"The run {_describe(run)} is {run.info.status}; only a finished run can be promoted."
         )
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock), tempfile.TemporaryDirectory() as folder:
@@ -150,13 +151,13 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
 
         client.set_registered_model_alias(REGISTERED_MODEL, CHALLENGER, str(number))
         try:
-            beside = None
+            current = None
             if champion is not None:
-                beside = fetch_results(champion.run_id or "", Path(folder) / "champion")
+                current = fetch_results(champion.run_id or "", Path(folder) / "champion")
         except UserError as error:
             verdict = Verdict(False, f"Version {former}, the champion, cannot be judged: {error}")
         else:
-            verdict = judge(results, beside)
+            verdict = judge(results, current)
         forced = force_reason if not verdict.passed else None
         _record(client, run, number, verdict, forced)
         if not verdict.passed and forced is None:
@@ -165,11 +166,11 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
         now = _champion(client)
         if (None if now is None else int(now.version)) != former:
             raise UserError(
-                "Somebody else changed the champion while this run was judged beside the former "
-                "one. `facegender models` shows what it is now; promote again to be judged by it."
+                "Somebody else changed the champion while this run was compared with the former "
+                "one. `facegender models` shows the new one; promote again to compare with it."
             )
         if former is not None:
-            # Before the alias: `rollback` passes over a former champion that still is the champion.
+            # Before the alias: `rollback` skips a former champion that is still the champion.
             _write_former(client, [*_former(client), former])
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(number))
         client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
@@ -177,16 +178,16 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
 
 
 def rollback(*, lock: Path) -> tuple[int, int]:
-    """Put the former champion back; once more puts back the one before it.
+    """Restore the former champion; a second call restores the one before it.
 
     Args:
         lock: as in `promote`.
 
     Returns:
-        The version that was the champion, and the one that is it now.
+        The version that was the champion, and the one that is now.
 
     Raises:
-        UserError: there is no champion, or none before it.
+        UserError: the registry has no champion, or no former one.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -194,7 +195,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         champion = _champion(client)
         if champion is None:
             raise UserError(
-                "There is no champion to roll back: `facegender promote RUN` makes one."
+                "The registry has no champion to roll back; `facegender promote RUN` makes one."
             )
         number = int(champion.version)
         former = _former(client)
@@ -203,7 +204,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
             former.pop()
         if not former:
             raise UserError(
-                f"Version {number} is the champion, and there is none before it to put back."
+                f"Version {number} is the champion, and no earlier one can be restored."
             )
         back = former.pop()
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))
@@ -211,11 +212,11 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         return number, back
 
 
-def pinned(uri: str) -> str:
-    """Return the address of a model that no promotion changes: an alias becomes its version.
+def pin_version(uri: str) -> str:
+    """Replace the alias in a model's address by its version, which no promotion changes.
 
     Args:
-        uri: models:/NAME@ALIAS, or any other address that MLflow knows, which is returned as it is.
+        uri: models:/NAME@ALIAS, or another address that MLflow knows, which is returned unchanged.
 
     Raises:
         UserError: no version has the alias.
@@ -230,7 +231,7 @@ def pinned(uri: str) -> str:
             raise
         raise UserError(
             f"MLflow has no {uri}. `facegender promote RUN` makes a champion, `facegender models` "
-            "lists what there is."
+            "lists the versions."
         ) from None
     return f"models:/{name}/{version.version}"
 
@@ -275,7 +276,7 @@ def _logged_model(run: Run) -> str:
         order_by=[{"field_name": "creation_timestamp", "ascending": False}],
         output_format="list",
     )
-    # A model whose logging broke off is not ready.
+    # A model whose logging was interrupted is not ready.
     ready = [item for item in logged if item.status == LoggedModelStatus.READY]
     if not ready:
         raise UserError(
@@ -286,12 +287,12 @@ def _logged_model(run: Run) -> str:
 
 
 def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:
-    """Return the version of a logged model, made if it is not there."""
+    """Return the version of a logged model; create it if it is missing."""
     try:
         client.create_registered_model(
             REGISTERED_MODEL,
             description="Labels faces by perceived gender: female or male, as a dataset records "
-            "it. No fact about a person. `facegender promote` and `rollback` set the aliases.",
+            "it, not a fact about a person. `facegender promote` and `rollback` set the aliases.",
         )
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -308,11 +309,11 @@ def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:
 def _record(
     client: MlflowClient, run: Run, number: int, verdict: Verdict, forced: str | None
 ) -> None:
-    """Write what the gate said where MLflow's pages show it."""
+    """Write the verdict where MLflow's pages show it."""
     client.log_text(run.info.run_id, verdict.report, _REPORT)
     text = f"**Promoted by force.** {forced}\n\n{verdict.report}" if forced else verdict.report
     if len(text) > _DESCRIPTION_LENGTH:
-        rest = f"\n\n... The whole report is the artifact `{_REPORT}` of the run."
+        rest = f"\n\n... The full report is the artifact `{_REPORT}` of the run."
         text = text[: _DESCRIPTION_LENGTH - len(rest)] + rest
     client.update_model_version(REGISTERED_MODEL, str(number), text)
     said = "passed" if verdict.passed else "failed"

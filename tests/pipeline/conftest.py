@@ -16,8 +16,8 @@ import yaml
 from playwright.sync_api import Browser, sync_playwright
 
 from facegender.files import file_sha256
+from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
-from facegender.tracking.runs import EXPERIMENT
 from tools.compose_params import ROOT
 
 HOST = "127.0.0.1"
@@ -113,14 +113,19 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
 
 
 @contextmanager
-def served(clone: Clone, command: Sequence[str], log: Path) -> Iterator[int]:
+def served(
+    clone: Clone,
+    command: Sequence[str],
+    log: Path,
+    options: Sequence[str] = ("--host", HOST, "--workers", "1"),
+) -> Iterator[int]:
     """Run an MLflow server on a free port until the block ends; yield the port."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, "--host", HOST, "--port", str(port), "--workers", "1"],
+            [*command, *options, "--port", str(port)],
             cwd=clone.root,
             env=clone.environment(
                 MLFLOW_DISABLE_TELEMETRY="true",
@@ -201,24 +206,27 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
 
 
 @pytest.fixture(scope="session")
-def reproduced(
-    new_clone: Callable[..., Clone],
-    make_once: Callable[[str, Callable[[Path], None]], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Clone:
+def first_repro(
+    new_clone: Callable[..., Clone], make_once: Callable[[str, Callable[[Path], None]], Path]
+) -> Path:
+    """A folder: in `facegender` a clone where `dvc repro` ran, in `stderr` what it printed."""
+
+    def run_once(folder: Path) -> None:
+        clone = new_clone()
+        (folder / "stderr").write_text(clone.run("dvc", "repro").stderr)
+        clone.commit("results")
+        shutil.copytree(clone.root, folder / "facegender", symlinks=True)
+
+    return make_once("first", run_once)
+
+
+@pytest.fixture(scope="session")
+def reproduced(first_repro: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the pipeline has run once. Tests must leave its files as they found them.
 
     Each of pytest-xdist's workers has a copy of its own.
     """
-
-    def run_once(folder: Path) -> None:
-        clone = new_clone()
-        clone.run("dvc", "repro")
-        clone.commit("results")
-        shutil.copytree(clone.root, folder / "facegender", symlinks=True)
-
-    first = Clone(make_once("first", run_once) / "facegender")
-    clone = copy_of(first, tmp_path_factory.mktemp("reproduced"))
+    clone = copy_of(Clone(first_repro / "facegender"), tmp_path_factory.mktemp("reproduced"))
     relocate(clone.root, EXPERIMENT)
     return clone
 

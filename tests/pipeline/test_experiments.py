@@ -22,7 +22,7 @@ import yaml
 from mlflow.entities import Run
 
 from facegender.params import Params, flatten
-from facegender.runtime.entry_points import input_tags
+from facegender.runtime.dvc_context import input_tags
 from tests.pipeline.conftest import EPOCHS, HOST, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow

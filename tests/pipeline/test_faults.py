@@ -100,7 +100,7 @@ def test_a_training_goes_on_where_it_was_stopped(reproduced: Clone, tmp_path: Pa
         os.killpg(dvc.pid, number)
         assert dvc.wait() != 0
     assert printed(clone).count("training goes on after epoch") == 1
-    assert printed(clone).count("interrupted; `dvc repro` goes on") == 1
+    assert printed(clone).count("interrupted; `dvc repro` continues") == 1
     assert "Traceback" not in printed(clone)
     done = clone.run("dvc", "repro", "train")
     assert "training goes on after epoch" in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,13 @@ def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
     metrics = json.loads((reproduced.root / "metrics/test.json").read_text())
     right = (predictions["label"] == predictions["predicted"]).mean()
     assert metrics["accuracy"] == pytest.approx(right)
+
+
+def test_it_prints_no_line_that_looks_like_a_fault(first_repro: Path) -> None:
+    # Bars are drawn over themselves.
+    lines = re.split(r"[\r\n]+", (first_repro / "stderr").read_text())
+    expected = r"|(draw|check|preprocess \w+): .*image/s\]|INFO: .*|WARNING: int8 loses .*"
+    assert [line for line in lines if not re.fullmatch(expected, line)] == []
 
 
 def test_a_second_repro_runs_nothing(reproduced: Clone) -> None:

@@ -34,8 +34,9 @@ LOGGED = 20  # epochs
 PIPELINE = f"""
 import sys, time
 from pathlib import Path
-from facegender.tracking import runs as tracking
-from facegender.runtime.entry_points import run_command, tracking_uri
+from facegender.tracking import connection, log, runs
+from facegender.runtime.dvc_context import tracking_uri
+from facegender.runtime.entry_points import run_command
 
 def main():
     name, root = sys.argv[1], Path.cwd()
@@ -44,13 +45,13 @@ def main():
     (root / "ready").touch()
     while not (root.parent / "go").exists():
         time.sleep(0.05)
-    tracking.connect(root, tracking_uri())
-    with tracking.training_run(
+    connection.connect(root, tracking_uri())
+    with runs.training_run(
         name=name, params=params, tags={{}}, manifests={{"train": root / "train.csv"}}
     ):
         for epoch in range(1, {LOGGED} + 1):
-            tracking.log_epoch(epoch, {{"loss": 1 / epoch, "val_loss": 2 / epoch}})
-        tracking.log_evaluation(
+            log.log_epoch(epoch, {{"loss": 1 / epoch, "val_loss": 2 / epoch}})
+        log.log_evaluation(
             {{"accuracy": 0.5}}, test_manifest=root / "train.csv", files=[root / name]
         )
 
@@ -210,7 +211,7 @@ def test_a_pipeline_that_may_not_log_in_goes_on_and_says_so(team: Team, tmp_path
     runs = set(team.runs())
     said = together(tmp_path, {"stranger": team.client | wrong})["stranger"]
     assert len(said.splitlines()) == 1
-    assert "names refuses you (check MLFLOW_TRACKING_USERNAME and" in said
+    assert "names refused the login (check MLFLOW_TRACKING_USERNAME and" in said
     assert "so this stage logs to mlflow.db" in said
     assert team.secrets[0] not in said
     assert (tmp_path / "stranger/mlflow.db").is_file()

@@ -13,7 +13,7 @@ import facegender
 from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
 from facegender.evaluation.metrics import classification_metrics
-from facegender.tracking import runs as tracking
+from facegender.tracking import connection, log, runs
 from tests.conftest import Exported
 from tools.compose_params import ROOT
 
@@ -55,18 +55,19 @@ def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str
         labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
     )
     (files / "test.json").write_text(pd.Series(metrics).to_json())
-    tracking.connect(root)
-    with tracking.training_run(name=name, params={}, tags={}, manifests={}) as run:
-        tracking.log_evaluation(
-            metrics,
-            test_manifest=files / "manifest.csv",
-            files=[files / "test.json", files / "predictions.csv"],
-        )
-        tracking.log_model(
+    connection.connect(root)
+    with runs.training_run(name=name, params={}, tags={}, manifests={}) as run:
+        model_id = log.log_model(
             exported.float32,
             code=Path(facegender.__file__).parent,
             threshold=0.5,
             input_example=pd.DataFrame({"image": [encode_png(exported.images[0])]}),
+        )
+        log.log_evaluation(
+            metrics,
+            test_manifest=files / "manifest.csv",
+            files=[files / "test.json", files / "predictions.csv"],
+            model_id=model_id,
         )
     return run.info.run_id
 
@@ -82,7 +83,7 @@ def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
     # MLflow remembers where a run's artifacts are by its id, which all copies of the store share.
     _artifact_repos_cache.clear()
-    tracking.connect(root)
+    connection.connect(root)
     return Store(root, filled.runs)
 
 

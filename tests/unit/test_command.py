@@ -1,9 +1,12 @@
 import logging
+import subprocess
+import sys
 
 import pytest
 
 from facegender.errors import UserError
-from facegender.runtime.entry_points import escape_controls, presentable, run_command
+from facegender.runtime.entry_points import run_command
+from facegender.runtime.redaction import escape_controls, sanitized
 
 
 @pytest.mark.parametrize(
@@ -24,7 +27,7 @@ def test_control_characters_are_escaped(text: str, expected: str) -> None:
 
 
 def test_paragraphs_keep_their_line_breaks() -> None:
-    assert presentable("one\ntwo\x1b[2J\n") == "one\ntwo\\x1b[2J\n"
+    assert sanitized("one\ntwo\x1b[2J\n") == "one\ntwo\\x1b[2J\n"
 
 
 @pytest.mark.parametrize("kind", [UserError, RuntimeError])
@@ -61,3 +64,42 @@ def test_a_log_shows_no_secret_either(
         run_command(main)
     assert stop.value.code == 3
     assert capsys.readouterr().err == "WARNING: *** of \\x1b[2J\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "shown"),
+    [
+        ("pass", []),
+        ("raise RuntimeError('failed')", ["native note", "python note", "RuntimeError: failed"]),
+        ("os.abort()", ["native note", "python note"]),
+    ],
+)
+def test_native_notes_are_shown_by_what_fails_alone(end: str, shown: list[str]) -> None:
+    code = f"""
+import os, sys
+from facegender.runtime.output_capture import hide_native_notes
+with hide_native_notes():
+    os.write(2, b"native note\\n")
+    print("python note", file=sys.stderr)
+    {end}
+print("after", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    printed = done.stderr.splitlines()
+    assert [line for line in shown if line not in printed] == []
+    assert ("after" in printed) == (end == "pass") == (len(printed) == 1)
+
+
+def test_mlflows_hints_to_programmers_are_not_shown() -> None:
+    code = """
+import warnings
+from facegender.runtime.entry_points import run_command
+def main():
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # as MLflow does around its hints
+        warnings.warn_explicit("a hint", UserWarning, "/lib/mlflow/pyfunc/model.py", 1)
+        warnings.warn_explicit("a fault", UserWarning, "/lib/numpy/core.py", 1)
+run_command(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "/lib/numpy/core.py:1: UserWarning: a fault\n"

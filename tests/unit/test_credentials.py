@@ -160,10 +160,11 @@ def refuser() -> Iterator[HTTPServer]:
 CONNECT = """
 import sys
 from pathlib import Path
-from facegender.runtime.entry_points import run_command, tracking_uri
+from facegender.runtime.dvc_context import tracking_uri
+from facegender.runtime.entry_points import run_command
 def main():
-    from facegender.tracking import runs as tracking
-    tracking.connect(Path(sys.argv[1]), tracking_uri(), required=True)
+    from facegender.tracking import connection
+    connection.connect(Path(sys.argv[1]), tracking_uri(), required=True)
 run_command(main)
 """
 
@@ -210,9 +211,9 @@ def test_credentials_reach_the_server_and_not_the_error_that_it_returns(
 def test_a_runs_user_is_not_the_name_that_logs_in(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking.context.registry import resolve_tags
 
-    from facegender.tracking.runs import _user
+    from facegender.tracking.connection import user_tag
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "canary-ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-password")
     assert resolve_tags()["mlflow.user"] == "canary-ada"
-    assert resolve_tags(_user())["mlflow.user"] == getpass.getuser()
+    assert resolve_tags(user_tag())["mlflow.user"] == getpass.getuser()

@@ -9,7 +9,7 @@ import pytest
 
 from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
-from facegender.runtime.entry_points import worker_wait
+from facegender.runtime.dvc_context import worker_wait
 from facegender.training.strategy import (
     Cluster,
     Invitation,

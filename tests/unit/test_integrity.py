@@ -9,7 +9,7 @@ import yaml
 from dvc.repo import Repo
 
 from facegender.errors import UserError
-from facegender.runtime import entry_points as command
+from facegender.runtime import dvc_context
 from facegender.runtime.integrity import (
     CACHE,
     WORK_TREE,
@@ -77,7 +77,7 @@ def test_what_dvc_takes_for_unchanged_is_refused_and_made_again(root: Path) -> N
 
     files, damaged = verify(root)
     assert files == 4
-    assert [(item.path, item.place) for item in damaged] == [("d/sub/x", WORK_TREE)]
+    assert [(item.path, item.location) for item in damaged] == [("d/sub/x", WORK_TREE)]
     assert dvc(root, "status") == {"make": [{"changed outs": {"d": "modified"}}]}
     dvc(root, "repro")
     assert (root / "d" / "sub" / "x").read_text() == "1"
@@ -94,7 +94,7 @@ def test_damaged_objects_are_removed_from_the_cache(root: Path) -> None:
     with pytest.raises(UserError, match=r"unchanged: d\. Nothing"):
         check_inputs(root / "dvc.lock", [root / "d"])
     _, damaged = verify(root)
-    assert [(item.path, item.place, item.name) for item in damaged] == [
+    assert [(item.path, item.location, item.name) for item in damaged] == [
         ("d", WORK_TREE, f"{listing[:2]}/{listing[2:]}"),
         ("d", CACHE, f"{listing[:2]}/{listing[2:]}"),
         ("f", CACHE, f"{f[:2]}/{f[2:]}"),
@@ -112,7 +112,7 @@ def test_damaged_objects_are_removed_from_a_remote_and_pushed_again(root: Path) 
     assert verify(root) == (4, [])
     for remote in ("", "store"):
         _, damaged = verify(root, remote)
-        assert [(item.path, item.place) for item in damaged] == [("d/y", "in the remote store")]
+        assert [(item.path, item.location) for item in damaged] == [("d/y", "in the remote store")]
         assert not stored.exists()
         dvc(root, "push")
         assert stored.read_text() == "2"
@@ -148,7 +148,7 @@ def test_a_stage_that_is_run_by_hand_may_read_anything(
 ) -> None:
     damage(root / "f")
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    command.check_inputs(root / "dvc.lock", [root / "f"])
+    dvc_context.check_inputs(root / "dvc.lock", [root / "f"])
     monkeypatch.setenv("DVC_STAGE", "make")
     with pytest.raises(UserError, match="unchanged: f"):
-        command.check_inputs(root / "dvc.lock", [root / "f"])
+        dvc_context.check_inputs(root / "dvc.lock", [root / "f"])

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import mlflow
 import pandas as pd
@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from facegender.cli.main import _run
 from facegender.errors import UserError
-from facegender.tracking import registry
+from facegender.tracking import pages, registry
 from facegender.tracking.registry import Promotion, Verdict, find_run
 from tests.unit.conftest import Store
 from tools.compose_params import ROOT
@@ -57,6 +57,36 @@ def test_a_run_that_passes_is_the_champion_with_its_report(store: Store) -> None
     assert version(1).run_id == store.runs["good"]
     model = mlflow.pyfunc.load_model("models:/facegender@champion")
     assert model.metadata.run_id == store.runs["good"]
+
+
+def test_the_test_metrics_are_linked_to_the_logged_model(store: Store) -> None:
+    run = mlflow.get_run(store.runs["good"])
+    (model,) = mlflow.search_logged_models(
+        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list"
+    )
+    linked = {metric.key: metric.value for metric in model.metrics}
+    assert linked == {key: run.data.metrics[key] for key in linked}
+    assert {"test_accuracy", "test_f1", "test_ece"} <= set(linked)
+
+
+def test_pages_show_the_metrics_and_compare_the_last_runs(store: Store) -> None:
+    experiment = mlflow.get_run(store.runs["good"]).info.experiment_id
+    pages.share_view()
+    page = urlsplit(urlsplit(pages.runs_page("http://host", shared=True)).fragment)
+    assert page.path == f"/experiments/{experiment}/runs"
+    view = mlflow.get_experiment(experiment).tags[
+        f"mlflow.sharedViewState.{parse_qs(page.query)['viewStateShareKey'][0]}"
+    ]
+    assert "metrics.`test_accuracy`" in json.loads(view)["selectedColumns"]
+    address = pages.compare_page("http://host")
+    assert address is not None
+    query = parse_qs(urlsplit(urlsplit(address).fragment).query)
+    assert json.loads(query["experiments"][0]) == [experiment]
+    last, *others = json.loads(query["runs"][0])
+    assert 1 <= len(others) <= 2
+    for run_id in {*store.runs.values()} - {last}:
+        MlflowClient().delete_run(run_id)
+    assert pages.compare_page("http://host") is None
 
 
 def test_the_gate_gets_the_results_of_both(store: Store) -> None:
@@ -114,7 +144,7 @@ def test_rollback_goes_back_one_champion_at_a_time(store: Store) -> None:
     assert rollback(store) == (3, 2)
     assert aliases() == {"champion": 2}
     assert rollback(store) == (2, 1)
-    with pytest.raises(UserError, match="Version 1 is the champion, and there is none before it"):
+    with pytest.raises(UserError, match="Version 1 is the champion, and no earlier one"):
         rollback(store)
     assert aliases() == {"champion": 1}
     # And forward again.
@@ -160,7 +190,7 @@ def test_a_promotion_that_breaks_off_leaves_the_champion(
         with pytest.raises(MlflowException, match="the disk is full"):
             promote(store, "better")
     assert aliases()["champion"] == 1
-    with pytest.raises(UserError, match="none before it"):
+    with pytest.raises(UserError, match="no earlier one"):
         rollback(store)
     assert promote(store, "better").version == 2
     assert aliases() == {"champion": 2}

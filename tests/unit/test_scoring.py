@@ -201,13 +201,13 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 def test_an_alias_becomes_its_version(store: Store) -> None:
     with pytest.raises(UserError, match="no models:/facegender@champion"):
-        registry.pinned("models:/facegender@champion")
+        registry.pin_version("models:/facegender@champion")
     run = registry.mlflow.get_run(store.runs["good"])
     judge = lambda candidate, champion: registry.Verdict(True, "fit")  # noqa: E731
     registry.promote(run, judge, lock=store.root / "lock")
-    assert registry.pinned("models:/facegender@champion") == "models:/facegender/1"
-    assert registry.pinned("models:/facegender/1") == "models:/facegender/1"
-    assert registry.pinned(f"runs:/{store.runs['good']}/model").startswith("runs:/")
+    assert registry.pin_version("models:/facegender@champion") == "models:/facegender/1"
+    assert registry.pin_version("models:/facegender/1") == "models:/facegender/1"
+    assert registry.pin_version(f"runs:/{store.runs['good']}/model").startswith("runs:/")
 
 
 def test_there_is_no_champion_to_score_by(

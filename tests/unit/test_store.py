@@ -17,21 +17,21 @@ import pytest
 from mlflow import MlflowClient
 
 from facegender.errors import UserError
-from facegender.tracking import runs as tracking
+from facegender.tracking import connection, runs
 from facegender.tracking.local_store import relocate
 
 # Runs in a process of its own, as each experiment does.
 LOG_HARD = """
 import sys
 from pathlib import Path
-from facegender.tracking import runs as tracking
+from facegender.tracking import connection, log, runs
 root, name, epochs = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-tracking.connect(root)
-with tracking.training_run(
+connection.connect(root)
+with runs.training_run(
     name=name, params={f"p{n}": n for n in range(50)}, tags={}, manifests={}
 ):
     for epoch in range(1, epochs + 1):
-        tracking.log_epoch(epoch, {metric: epoch for metric in ("loss", "accuracy", "val_loss")})
+        log.log_epoch(epoch, {metric: epoch for metric in ("loss", "accuracy", "val_loss")})
 """
 
 
@@ -40,8 +40,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a run, an artifact, a registered model and a trace. Tests use copies."""
     root = tmp_path_factory.mktemp("store") / "clone with a space, and ü"
     (root / ".dvc").mkdir(parents=True)
-    tracking.connect(root)
-    with tracking.training_run(name="first", params={"p": 1}, tags={}, manifests={}):
+    connection.connect(root)
+    with runs.training_run(name="first", params={"p": 1}, tags={}, manifests={}):
         mlflow.log_text("kept", "note.txt")
         model = mlflow.pyfunc.log_model(name="model", python_model=_echo, input_example=["a"])
         mlflow.register_model(model.model_uri, "facegender")
@@ -81,12 +81,12 @@ def note() -> str:
 def places(database: Path, text: str) -> set[tuple[str, str]]:
     """Return every table and column of a database in which a text stands."""
     found = set()
-    with closing(sqlite3.connect(database)) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    with closing(sqlite3.connect(database)) as opened:
+        tables = opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         for (table,) in tables.fetchall():
-            for row in connection.execute(f'PRAGMA table_info("{table}")').fetchall():
+            for row in opened.execute(f'PRAGMA table_info("{table}")').fetchall():
                 query = f'SELECT COUNT(*) FROM "{table}" WHERE instr("{row[1]}", ?)'
-                if connection.execute(query, (text,)).fetchone()[0]:
+                if opened.execute(query, (text,)).fetchone()[0]:
                     found.add((table, row[1]))
     return found
 
@@ -94,23 +94,23 @@ def places(database: Path, text: str) -> set[tuple[str, str]]:
 def test_a_moved_store_finds_all_its_artifacts(filled: Path, tmp_path: Path) -> None:
     root = moved(filled, tmp_path / "elsewhere, 100 % né")
     former = {filled.as_uri(), str(filled)}
-    assert tracking.connect(root) > 0
+    assert connection.connect(root) > 0
     assert note() == "moved"
     assert mlflow.pyfunc.load_model("models:/facegender/1").predict(["a"]) == ["a"]
     # Where a run's program was is not an address; everything else would be one forgotten.
     left = set().union(*(places(root / "mlflow.db", address) for address in former))
     assert left <= {("tags", "value"), ("logged_model_tags", "tag_value")}
-    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
-        keys = connection.execute("SELECT key FROM tags WHERE instr(value, ?)", (str(filled),))
+    with closing(sqlite3.connect(root / "mlflow.db")) as opened:
+        keys = opened.execute("SELECT key FROM tags WHERE instr(value, ?)", (str(filled),))
         assert {key for (key,) in keys} <= {"mlflow.source.name"}
-    assert tracking.connect(root) == 0
+    assert connection.connect(root) == 0
 
 
 def test_a_copy_logs_to_itself(filled: Path, tmp_path: Path) -> None:
     root = moved(filled, tmp_path / "copy")
     before = sorted(filled.rglob("*"))
-    tracking.connect(root)
-    with tracking.training_run(name="second", params={}, tags={}, manifests={}) as run:
+    connection.connect(root)
+    with runs.training_run(name="second", params={}, tags={}, manifests={}) as run:
         mlflow.log_text("new", "note.txt")
     assert (root / "mlruns/facegender" / run.info.run_id / "artifacts/note.txt").is_file()
     assert sorted(filled.rglob("*")) == before
@@ -118,29 +118,29 @@ def test_a_copy_logs_to_itself(filled: Path, tmp_path: Path) -> None:
 
 def test_a_database_copied_alone_keeps_the_artifacts_it_has(filled: Path, tmp_path: Path) -> None:
     shutil.copy(filled / "mlflow.db", tmp_path / "mlflow.db")
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
     assert note() == "kept"
 
 
 def test_a_linked_store_stays_where_it_is(filled: Path, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").symlink_to(filled / "mlflow.db")
-    assert tracking.connect(tmp_path) == 0
+    assert connection.connect(tmp_path) == 0
     assert note() == "kept"
 
 
 def test_addresses_elsewhere_are_left_alone(filled: Path, tmp_path: Path) -> None:
     root = moved(filled, tmp_path / "copy")
     others = ["s3://bucket/mlruns/9", f"{filled.as_uri()}-not/mlruns/9", "models:/m-1", None]
-    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+    with closing(sqlite3.connect(root / "mlflow.db")) as opened:
         for place, address in enumerate(others, start=100):
-            connection.execute(
+            opened.execute(
                 "INSERT INTO experiments (experiment_id, name, artifact_location) VALUES (?, ?, ?)",
                 (place, f"other {place}", address),
             )
-        connection.commit()
+        opened.commit()
     assert relocate(root, "facegender") > 0
-    with closing(sqlite3.connect(root / "mlflow.db")) as connection:
-        rows = connection.execute(
+    with closing(sqlite3.connect(root / "mlflow.db")) as opened:
+        rows = opened.execute(
             "SELECT artifact_location FROM experiments WHERE experiment_id >= 100 "
             "ORDER BY experiment_id"
         ).fetchall()
@@ -155,7 +155,7 @@ def test_a_new_store_keeps_all_artifacts_beside_it(
     monkeypatch.chdir(tmp_path / "elsewhere")
     root = tmp_path / "root"
     root.mkdir()
-    tracking.connect(root, f"sqlite:///{root / 'mlflow.db'}")
+    connection.connect(root, f"sqlite:///{root / 'mlflow.db'}")
     locations = {one.name: one.artifact_location for one in mlflow.search_experiments()}
     assert locations == {
         "Default": str(root / "mlruns" / "0"),
@@ -171,12 +171,12 @@ def test_no_store_or_an_empty_one_is_nothing_to_relocate(tmp_path: Path) -> None
 
 def test_a_deleted_experiment_is_a_clear_error(filled: Path, tmp_path: Path) -> None:
     root = moved(filled, tmp_path / "copy")
-    tracking.connect(root)
+    connection.connect(root)
     experiment = mlflow.get_experiment_by_name("facegender")
     assert experiment is not None
     mlflow.delete_experiment(experiment.experiment_id)
     with pytest.raises(UserError, match="mlflow experiments restore"):
-        tracking.connect(root)
+        connection.connect(root)
 
 
 @pytest.mark.campaign  # in short: the sweep in test_experiments.py
@@ -195,7 +195,7 @@ def test_four_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs
     assert not any("locked" in output for output in outputs)
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
     runs = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
     assert sorted(run.info.run_name for run in runs) == [f"run {number}" for number in range(4)]
     for run in runs:
@@ -218,7 +218,9 @@ def test_a_process_killed_while_it_fills_the_database_leaves_none(tmp_path: Path
     subprocess.run(command, env=environment(), check=True)
     assert sorted(path.name for path in tmp_path.glob("mlflow.db*")) == ["mlflow.db"]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id])
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name(connection.EXPERIMENT).experiment_id]
+    )
     assert run.info.status == "FINISHED"
 
 
@@ -226,11 +228,11 @@ def test_a_run_whose_process_was_killed_is_marked_and_one_at_work_is_not(
     filled: Path, tmp_path: Path, start: Callable[..., subprocess.Popen]
 ) -> None:
     root = moved(filled, tmp_path / "copy")
-    tracking.connect(root)
+    connection.connect(root)
     killed, working = start(root, "killed"), start(root, "working")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    tracking.connect(root)
+    connection.connect(root)
     assert status("killed") == "KILLED"
     assert status("working") == "RUNNING"
     working.stdin.close()
@@ -251,9 +253,9 @@ def status(name: str) -> str:
 WAIT = """
 import sys
 from pathlib import Path
-from facegender.tracking import runs as tracking
-tracking.connect(Path(sys.argv[1]))
-with tracking.training_run(name=sys.argv[2], params={}, tags={}, manifests={}):
+from facegender.tracking import connection, runs
+connection.connect(Path(sys.argv[1]))
+with runs.training_run(name=sys.argv[2], params={}, tags={}, manifests={}):
     print("open", flush=True)
     sys.stdin.read()
 """
@@ -286,7 +288,8 @@ def start() -> Callable[..., subprocess.Popen]:
 STAGE = """
 import sys, time
 from pathlib import Path
-from facegender.runtime.entry_points import project_root, run_name_and_tags, run_stage, tracking_uri
+from facegender.runtime.dvc_context import project_root, run_name_and_tags, tracking_uri
+from facegender.runtime.entry_points import run_stage
 from facegender.errors import UserError
 
 def main():
@@ -294,10 +297,10 @@ def main():
     print("https://user:hunter22@host/x?token=abcdef", "s3cr3t-value")
     if how == "early":
         raise UserError("no such file")
-    from facegender.tracking import runs as tracking
-    tracking.connect(project_root(), tracking_uri())
+    from facegender.tracking import connection, runs
+    connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
-    with tracking.training_run(name=name, params={}, tags=tags, manifests={}):
+    with runs.training_run(name=name, params={}, tags=tags, manifests={}):
         print("begun", flush=True)
         if how == "bug":
             raise ValueError("a bug with s3cr3t-value in it")
@@ -329,7 +332,7 @@ def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
         | {
             "DVC_EXP_NAME": f"exp-{code}-{how}",
             "KAGGLE_API_TOKEN": "s3cr3t-value",
-            # What a shell may have left there is no run of this stage's.
+            # A run that a shell's variable names is not this stage's.
             "MLFLOW_RUN_ID": "0" * 32,
         },
         stdout=subprocess.PIPE,
@@ -345,7 +348,7 @@ def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
         process.send_signal(sent)
     error = process.communicate()[1]
     assert process.returncode == code, error
-    tracking.connect(root)
+    connection.connect(root)
     (run,) = mlflow.search_runs(
         experiment_names=["facegender"],
         filter_string=f"attributes.run_name = 'exp-{code}-{how}'",
@@ -373,7 +376,7 @@ def test_the_remotes_password_is_not_logged(filled: Path, tmp_path: Path) -> Non
     ):
         subprocess.run(["git", *words], cwd=root, check=True)
     subprocess.run([sys.executable, script, root, "remote", "1"], cwd=root, check=True)
-    tracking.connect(root)
+    connection.connect(root)
     (run,) = mlflow.search_runs(
         experiment_names=["facegender"],
         filter_string="attributes.run_name = 'remote'",

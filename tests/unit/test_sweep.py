@@ -10,7 +10,7 @@ from dvc.utils.hydra import compose_and_dump
 from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.params import load_params
-from facegender.runtime.entry_points import input_tags
+from facegender.runtime.dvc_context import input_tags
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
 from facegender.runtime.sweep import grid_points, read_grid
 from tools.compose_params import ROOT

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from facegender.tracking import runs as tracking
+from facegender.tracking import connection, log, runs
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def nobody() -> str:
 
 
 def run(name: str = "test", resume: str | None = None):
-    return tracking.training_run(name=name, params={}, tags={}, manifests={}, resume=resume)
+    return runs.training_run(name=name, params={}, tags={}, manifests={}, resume=resume)
 
 
 def points(run_id: str) -> list[tuple[int, float]]:
@@ -39,9 +39,9 @@ def points(run_id: str) -> list[tuple[int, float]]:
 def test_a_server_that_is_down_is_replaced_by_the_local_store(
     tmp_path: Path, nobody: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracking.connect(tmp_path, nobody)
+    connection.connect(tmp_path, nobody)
     with run() as opened:
-        tracking.log_epoch(1, {"loss": 0.5})
+        log.log_epoch(1, {"loss": 0.5})
     assert points(opened.info.run_id) == [(1, 0.5)]
     assert (tmp_path / "mlflow.db").is_file()
     assert "does not answer" in caplog.text
@@ -52,7 +52,7 @@ def test_a_server_that_is_down_is_replaced_by_the_local_store(
 def test_a_server_that_fails_later_costs_the_log_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
     reached: list[int] = []
 
     def fail(*_: object, **__: object) -> None:
@@ -60,17 +60,17 @@ def test_a_server_that_fails_later_costs_the_log_alone(
         raise MlflowException("no answer from http://me:canary@host")
 
     with run() as opened:
-        tracking.log_epoch(1, {"loss": 0.5})
+        log.log_epoch(1, {"loss": 0.5})
         with monkeypatch.context() as patch:
             patch.setattr(mlflow, "log_metrics", fail)
             patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
-            tracking.log_epoch(2, {"loss": 0.4})
-            tracking.log_epoch(3, {"loss": 0.3})
-            tracking.log_temperature(1.0)
+            log.log_epoch(2, {"loss": 0.4})
+            log.log_epoch(3, {"loss": 0.3})
+            log.log_temperature(1.0)
     assert len(reached) == 1
     assert "the rest of this stage is not logged" in caplog.text
     assert "canary" not in caplog.text
-    with tracking.evaluation_run(
+    with runs.evaluation_run(
         opened.info.run_id,
         model=tmp_path / "absent",
         evaluation="e",
@@ -88,23 +88,23 @@ def test_a_server_that_fails_later_costs_the_log_alone(
 def test_a_local_store_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
 
     def fail(*_: object, **__: object) -> None:
         raise MlflowException("database or disk is full")
 
     monkeypatch.setattr(mlflow, "log_metrics", fail)
     with run(), pytest.raises(MlflowException):
-        tracking.log_epoch(1, {"loss": 0.5})
+        log.log_epoch(1, {"loss": 0.5})
 
 
 def test_another_machine_may_make_the_experiment_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow, "get_experiment_by_name", lambda _: None)
-        tracking.connect(tmp_path)
+        connection.connect(tmp_path)
     with run() as opened:
         assert (
             opened.info.experiment_id == mlflow.get_experiment_by_name("facegender").experiment_id
@@ -112,21 +112,21 @@ def test_another_machine_may_make_the_experiment_first(
 
 
 def test_an_interrupted_run_is_taken_up_with_each_epoch_once(tmp_path: Path) -> None:
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
     ids: list[str] = []
 
     def interrupted() -> None:
         with run() as begun:
             ids.append(begun.info.run_id)
-            tracking.log_epoch(1, {"loss": 0.5}, 1_000)
+            log.log_epoch(1, {"loss": 0.5}, 1_000)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert mlflow.get_run(ids[0]).info.status == "FAILED"
     with run(name="again", resume=ids[0]) as same:
-        tracking.log_epoch(1, {"loss": 0.5}, 1_000)
-        tracking.log_epoch(2, {"loss": 0.4}, 2_000)
+        log.log_epoch(1, {"loss": 0.5}, 1_000)
+        log.log_epoch(2, {"loss": 0.4}, 2_000)
     assert same.info.run_id == ids[0]
     assert points(ids[0]) == [(1, 0.5), (2, 0.4)]
     ended = mlflow.get_run(ids[0])
@@ -138,7 +138,7 @@ def test_an_interrupted_run_is_taken_up_with_each_epoch_once(tmp_path: Path) -> 
 def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracking.connect(tmp_path)
+    connection.connect(tmp_path)
     ids: list[str] = []
 
     def interrupted_while_writing(other: sqlite3.Connection) -> None:
@@ -152,6 +152,6 @@ def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
         pytest.raises(KeyboardInterrupt),
     ):
         interrupted_while_writing(other)
-    assert "as running still" in caplog.text
-    tracking.connect(tmp_path)
+    assert "still lists this run as running" in caplog.text
+    connection.connect(tmp_path)
     assert mlflow.get_run(ids[0]).info.status == "KILLED"
