@@ -20,8 +20,8 @@ from facegender.data.processed import ProcessedSplit
 from facegender.model.network import build_network
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
+from facegender.training.augmentation import augmentation_layers
 from facegender.training.batches import make_batches
-from facegender.training.train import augmentation_layers
 
 
 def main() -> None:

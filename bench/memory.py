@@ -90,8 +90,8 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     from facegender.data.processed import ProcessedSplit
     from facegender.model.network import build_network
     from facegender.params import load_params
+    from facegender.training.augmentation import augmentation_layers
     from facegender.training.batches import make_batches
-    from facegender.training.train import augmentation_layers
 
     augmentation = load_params(Path("params.yaml")).train.augmentation
     network = build_network(

@@ -29,7 +29,8 @@ from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
 from facegender.inference.prediction import BATCH_SIZE, predict_images
 from facegender.inference.predictor import Predictor
-from facegender.model.network import build_network, load_model, save_model
+from facegender.model.network import build_network
+from facegender.model.saved_model import load_model, save_model
 from facegender.runtime.entry_points import run_command
 
 

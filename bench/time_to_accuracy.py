@@ -147,8 +147,9 @@ def train(
     """
     from facegender.inference import export
     from facegender.inference.litert import load_litert
-    from facegender.model.network import predict_arrays
+    from facegender.model.saved_model import predict_arrays
     from facegender.training import train as training
+    from facegender.training.calibration import calibrate
 
     with tempfile.TemporaryDirectory() as folder:
         composed = Path(folder) / "params.yaml"
@@ -177,7 +178,7 @@ def train(
     )
     temperature = 1.0
     if params.train.calibrate:
-        temperature = training.calibrate(network, parts["validation"])
+        temperature = calibrate(network, parts["validation"])
     seconds = time.perf_counter() - start
 
     kept = result.history[result.history["epoch"] == result.kept_epoch].iloc[0]

@@ -31,7 +31,7 @@ def main() -> None:
         from facegender.data.processed import ProcessedSplit
         from facegender.inference import export
         from facegender.inference.litert import load_litert
-        from facegender.model.network import load_model, predict_arrays
+        from facegender.model.saved_model import load_model, predict_arrays
 
     model, test = load_model(args.model), ProcessedSplit(args.processed / "test")
     calibration = export.calibration_images(

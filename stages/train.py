@@ -16,6 +16,7 @@ from facegender.runtime.dvc_context import (
 )
 from facegender.runtime.entry_points import fit_verbosity, run_stage
 from facegender.runtime.output_capture import hide_native_notes
+from facegender.training import rendezvous
 from facegender.training import strategy as distribution
 
 
@@ -34,15 +35,15 @@ def main() -> None:
 
     cluster = None
     if params.train.strategy == "multi_worker":
-        cluster = distribution.read_cluster(os.environ.get("TF_CONFIG"))
-        distribution.require_chief(cluster)
+        cluster = rendezvous.read_worker_group(os.environ.get("TF_CONFIG"))
+        rendezvous.require_chief(cluster)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     with hide_native_notes():
         from facegender.data.processed import ProcessedSplit
-        from facegender.model import network as model
+        from facegender.model.saved_model import save_model
         from facegender.tracking import connection, log, runs
-        from facegender.training import checkpoints
+        from facegender.training import calibration, checkpoints
         from facegender.training import train as training
 
     connection.connect(project_root(), tracking_uri())
@@ -52,12 +53,12 @@ def main() -> None:
         ProcessedSplit(args.processed / "train"),
         ProcessedSplit(args.processed / "validation"),
     )
-    digest = training.inputs_digest(params, [train, validation])
+    digest = checkpoints.inputs_digest(params, [train, validation])
     folder = project_root() / ".dvc" / "tmp" / "facegender"
     with checkpoints.open_checkpoint(folder, digest) as checkpoint, ExitStack() as stack:
         if cluster is not None:
-            invitation = distribution.Invitation(params.to_json(), checkpoint.content())
-            distribution.invite(cluster, invitation, digest, worker_wait())
+            job = rendezvous.TrainingJob(params.to_json(), checkpoint.content())
+            rendezvous.accept_workers(cluster, job, digest, worker_wait())
         strategy = stack.enter_context(
             distribution.open_strategy(params.train.strategy, worker_wait())
         )
@@ -82,10 +83,10 @@ def main() -> None:
             checkpoint=checkpoint,
             verbose=fit_verbosity(),
         )
-        temperature = training.calibrate(network, validation) if params.train.calibrate else 1.0
+        temperature = calibration.calibrate(network, validation) if params.train.calibrate else 1.0
         for path in (args.model, args.history):
             path.parent.mkdir(parents=True, exist_ok=True)
-        model.save_model(network.inference(temperature), args.model)
+        save_model(network.inference(temperature), args.model)
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
         runs.write_run_id(run, args.training_run)

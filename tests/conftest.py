@@ -106,7 +106,7 @@ def export_small_model(folder: Path) -> None:
     import keras
 
     from facegender.inference.export import convert
-    from facegender.model.network import predict_arrays, save_model
+    from facegender.model.saved_model import predict_arrays, save_model
     from tests.networks import small_network
 
     network = small_network(batch_norm_momentum=0.5, test_time_flip=True)

@@ -427,18 +427,18 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _worker(args: argparse.Namespace) -> int:
     from facegender.runtime.output_capture import hide_native_notes
-    from facegender.training.strategy import read_cluster
+    from facegender.training.rendezvous import read_worker_group
 
-    cluster = read_cluster(os.environ.get("TF_CONFIG"))
+    cluster = read_worker_group(os.environ.get("TF_CONFIG"))
     if cluster.index == 0:
         raise UserError("This is worker 0 of TF_CONFIG, where `dvc repro` is to be run.")
     root = project_root()
     paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
 
     with hide_native_notes():
-        from facegender.training.worker import help_to_train
+        from facegender.training.worker import run_worker
 
-    epochs = help_to_train(cluster, args.processed or root / paths["processed"], args.wait)
+    epochs = run_worker(cluster, args.processed or root / paths["processed"], args.wait)
     print(f"helped to train {epochs} epochs; worker 0 has the results")
     return 0
 

@@ -22,7 +22,7 @@ def image_size(model: keras.Model) -> int:
 
 def keras_predictor(model: keras.Model) -> Predictor:
     """Return a Keras model as a predictor."""
-    from facegender.model.network import predict_arrays
+    from facegender.model.saved_model import predict_arrays
 
     return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
 
@@ -45,7 +45,7 @@ def load_predictors(path: Path, images: int) -> list[Predictor]:
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
-        from facegender.model.network import load_model
+        from facegender.model.saved_model import load_model
 
         # Once, for TensorFlow computes on all cores by itself.
         return [keras_predictor(load_model(path))]

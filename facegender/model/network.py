@@ -1,24 +1,12 @@
 """The model: MobileNet v1 with its input scaling and a head for two classes."""
 
-import json
-import zipfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import keras
-import numpy as np
 
 from facegender.errors import UserError
-from facegender.files import file_sha256
+from facegender.model.backbone import mobilenet
 from facegender.model.batch_norm_folding import fold_batch_norm, unfold_batch_norm
-
-_IMAGENET_TROUBLE = (
-    "The ImageNet weights of MobileNet could not be downloaded ({reason}). They come from Keras' "
-    "own server, once, and are then kept in ~/.keras/models. Without network, fetch the file on "
-    "another machine and pass its path: `-S model.weights=PATH` (a MobileNet v1 file without top, "
-    "in Keras' layout, of the same alpha). To train from scratch: `-S model.weights=none`."
-)
 
 
 class Network:
@@ -31,8 +19,8 @@ class Network:
     Attributes:
         image_size: pixels a side of what `inference` takes.
         base: the plain MobileNet, float32 (n, size, size, 3) in [-1, 1] to (n, features).
-        trunk: what is trained in its stead: `base` itself, or its folded equal, which takes images
-            of any size.
+        trained_base: what is trained in its place: `base` itself, or its folded equal, which takes
+            images of any size.
         head: (n, features) to the logit (n, 1).
     """
 
@@ -49,7 +37,7 @@ class Network:
         """Put a new head on `base`; see `build_network`."""
         self.image_size = image_size
         self.base = base
-        self.trunk = fold_batch_norm(base) if batch_norm == "frozen" else base
+        self.trained_base = fold_batch_norm(base) if batch_norm == "frozen" else base
         self._test_time_flip = test_time_flip
         drop = keras.layers.Dropout(dropout, seed=seed, name="dropout")
         self._dense = keras.layers.Dense(1, name="logit")
@@ -62,21 +50,21 @@ class Network:
         Args:
             augmentation: layers that take and give float32 images in [-1, 1].
         """
-        image = keras.Input(self.trunk.input_shape[1:], dtype="uint8", name="image")
+        image = keras.Input(self.trained_base.input_shape[1:], dtype="uint8", name="image")
         pixels = _scale()(image)
         for layer in augmentation:
             pixels = layer(pixels)
-        return keras.Model(image, self.head(self.trunk(pixels)), name="facegender_training")
+        return keras.Model(image, self.head(self.trained_base(pixels)), name="facegender_training")
 
     def features(self) -> keras.Model:
-        """Return a model of the trunk alone: uint8 RGB (n, size, size, 3) to (n, features)."""
-        image = keras.Input(self.trunk.input_shape[1:], dtype="uint8", name="image")
-        return keras.Model(image, self.trunk(_scale()(image)), name="facegender_features")
+        """Return the model of `trained_base`: uint8 RGB (n, size, size, 3) to (n, features)."""
+        image = keras.Input(self.trained_base.input_shape[1:], dtype="uint8", name="image")
+        return keras.Model(image, self.trained_base(_scale()(image)), name="facegender_features")
 
     def logits(self) -> keras.Model:
         """Return a model of what is judged: uint8 RGB (n, size, size, 3) to the logit (n, 1)."""
-        image = keras.Input(self.trunk.input_shape[1:], dtype="uint8", name="image")
-        return keras.Model(image, self._logit(image, self.trunk), name="facegender_logits")
+        image = keras.Input(self.trained_base.input_shape[1:], dtype="uint8", name="image")
+        return keras.Model(image, self._logit(image, self.trained_base), name="facegender_logits")
 
     def inference(self, temperature: float = 1.0) -> keras.Model:
         """Return the model to save: uint8 RGB (n, size, size, 3) to P(male), float32 (n, 1).
@@ -87,8 +75,8 @@ class Network:
         Args:
             temperature: divides the logit (`facegender.training.calibration`).
         """
-        if self.trunk is not self.base:
-            unfold_batch_norm(self.trunk, self.base)
+        if self.trained_base is not self.base:
+            unfold_batch_norm(self.trained_base, self.base)
         image = keras.Input((self.image_size, self.image_size, 3), dtype="uint8", name="image")
         logit = self._logit(image, self.base)
         cooled = keras.layers.Rescaling(1 / temperature, name="temperature")(logit)
@@ -97,22 +85,22 @@ class Network:
 
     def set_replicated(self, replicated: bool) -> None:
         """Have BatchNorm take its statistics over all devices' shares of a batch, or not."""
-        for layer in self.trunk.layers:
+        for layer in self.trained_base.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = replicated
 
     def set_float32(self) -> None:
         """Compute in float32 from now on, after training in mixed precision."""
-        folded = self.trunk is not self.base
+        folded = self.trained_base is not self.base
         self.base = _in_float32(self.base)
-        self.trunk = _in_float32(self.trunk) if folded else self.base
+        self.trained_base = _in_float32(self.trained_base) if folded else self.base
 
-    def _logit(self, image: keras.KerasTensor, trunk: keras.Model) -> keras.KerasTensor:
+    def _logit(self, image: keras.KerasTensor, trained_base: keras.Model) -> keras.KerasTensor:
         if not self._test_time_flip:
-            return self._dense(trunk(_scale()(image)))
+            return self._dense(trained_base(_scale()(image)))
         # The mean over each image and its mirror image, which go through as one batch.
         both = keras.ops.concatenate([image, keras.ops.flip(image, axis=2)], axis=0)
-        logits = self._dense(trunk(_scale()(both)))
+        logits = self._dense(trained_base(_scale()(both)))
         return keras.ops.mean(keras.ops.reshape(logits, (2, -1, 1)), axis=0)
 
 
@@ -169,7 +157,7 @@ def build_network(
     if mixed_precision:
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        base = _mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
+        base = mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
     finally:
         keras.config.set_dtype_policy(usual)
     for layer in base.layers:
@@ -185,128 +173,24 @@ def build_network(
     )
 
 
-def _mobilenet(
-    shape: tuple[int, int, int], alpha: float, weights: str, weights_sha256: str | None
-) -> keras.Model:
-    source: str | None = weights
-    if weights == "none":
-        source = None
-    elif weights != "imagenet":
-        path = Path(weights)
-        if not path.is_file():
-            raise UserError(
-                f"There is no weights file {weights!r}: model.weights is `imagenet`, `none`, or "
-                "the path of a MobileNet v1 weights file without top, in Keras' layout."
-            )
-        if weights_sha256 is not None and file_sha256(path) != weights_sha256:
-            raise UserError(
-                f"The weights file {path.name} is not the one that model.weights_sha256 pins: its "
-                f"SHA-256 is {file_sha256(path)}. Fetch the right file, or change the pin."
-            )
-    try:
-        return keras.applications.MobileNet(
-            input_shape=shape, alpha=alpha, include_top=False, weights=source, pooling="avg"
-        )
-    # Keras wraps whatever goes wrong in a download in a bare Exception, and a file that is no
-    # weights file makes it raise what it likes.
-    except Exception as error:
-        if weights == "imagenet" and not isinstance(error, ValueError | OSError):
-            reason = str(error).splitlines()[0]
-            raise UserError(_IMAGENET_TROUBLE.format(reason=reason)) from error
-        raise UserError(
-            f"The weights {weights!r} do not fit MobileNet v1 with alpha {alpha}: {error} "
-            "Keras has ImageNet weights for alpha 0.25, 0.5, 0.75 and 1.0."
-        ) from error
-
-
-def set_trainable(trunk: keras.Model, fine_tune_from: str) -> None:
-    """Make the layers of `trunk` from `fine_tune_from` on trainable, and freeze those before it.
+def set_trainable(trained_base: keras.Model, fine_tune_from: str) -> None:
+    """Make the layers from `fine_tune_from` on trainable, and freeze those before it.
 
     Args:
-        trunk: MobileNet, or its folded equal.
+        trained_base: MobileNet, or its folded equal.
         fine_tune_from: `all`, `none`, or the name of a layer, such as `conv_pw_6`.
 
     Raises:
         UserError: no layer has that name.
     """
-    names = [layer.name for layer in trunk.layers]
+    names = [layer.name for layer in trained_base.layers]
     starts = {"all": 0, "none": len(names)} | {name: place for place, name in enumerate(names)}
     if fine_tune_from not in starts:
         raise UserError(
             f"MobileNet has no layer {fine_tune_from!r}: train.fine_tune_from is `all` or one of "
             f"{', '.join(name for name in names if name.startswith('conv'))}."
         )
-    trunk.trainable = True
+    trained_base.trainable = True
     # Each layer by itself: Keras does not hand a flag on to layers when the model has it already.
-    for place, layer in enumerate(trunk.layers):
+    for place, layer in enumerate(trained_base.layers):
         layer.trainable = place >= starts[fine_tune_from]
-
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Save a model as a `.keras` file whose bytes depend on the model alone.
-
-    Keras writes the time of saving and the addresses of shared objects into the archive; here
-    they become constants and running numbers, so that the same weights make the same file.
-    """
-    aside = path.with_name(f".{path.stem}.tmp.keras")
-    model.save(aside)
-    with zipfile.ZipFile(aside) as saved, zipfile.ZipFile(path, "w") as fixed:
-        for name in sorted(saved.namelist()):
-            content = saved.read(name)
-            if name == "metadata.json":
-                metadata = json.loads(content) | {"date_saved": "1980-01-01@00:00:00"}
-                content = json.dumps(metadata).encode()
-            elif name == "config.json":
-                content = json.dumps(_renumber(json.loads(content), {})).encode()
-            # ZipInfo's own date is a constant.
-            fixed.writestr(zipfile.ZipInfo(name), content)
-    aside.unlink()
-
-
-def _renumber(item: Any, numbers: dict[int, int]) -> Any:
-    """Return a copy of a configuration whose shared objects are numbered as they come."""
-    if isinstance(item, list):
-        return [_renumber(child, numbers) for child in item]
-    if not isinstance(item, dict):
-        return item
-    return {
-        key: numbers.setdefault(child, len(numbers))
-        if key == "shared_object_id"
-        else _renumber(child, numbers)
-        for key, child in item.items()
-    }
-
-
-def load_model(path: Path) -> keras.Model:
-    """Load a saved model with stock Keras; code inside the file is never run.
-
-    Raises:
-        UserError: the file is missing, is no `.keras` file, or asks for what a model of stock
-            layers needs not: code, other classes, other files.
-    """
-    remedy = "`dvc repro` trains it, `dvc pull` fetches it from a remote."
-    if path.suffix != ".keras":
-        # Keras goes by the ending, and has no safe mode for the older formats.
-        raise UserError(f"The model {path.name} is no .keras file. {remedy}")
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Files that nobody vouches for make Keras raise what it likes.
-    except Exception as error:
-        # Its advice on how to run the code after all is not passed on.
-        reason = str(error).partition(" If you trust")[0].rstrip(".")
-        raise UserError(f"Cannot load the model {path.name}: {reason}. {remedy}") from error
-
-
-def predict_arrays(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Return P(male), or the logit if the model ends in it, for batches of decoded images.
-
-    Args:
-        model: a saved model, or one in training.
-        batches: uint8 arrays of shape (n, size, size, 3).
-
-    Returns:
-        float64 of shape (total,).
-    """
-    # A compiled graph, without the set-up of `predict`, which is made anew for every call.
-    outputs = [np.asarray(model.predict_on_batch(batch))[:, 0] for batch in batches]
-    return np.concatenate(outputs).astype(np.float64) if outputs else np.empty(0)

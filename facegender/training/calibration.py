@@ -4,6 +4,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 
+from facegender.data.processed import ProcessedSplit
+from facegender.model.network import Network
+from facegender.model.saved_model import predict_arrays
+
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """Return the temperature that makes logits fit the labels best, by their log likelihood.
@@ -30,3 +34,9 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(found.x))
+
+
+def calibrate(network: Network, validation: ProcessedSplit) -> float:
+    """Return the temperature at which the network's answers on the validation split fit best."""
+    logits = predict_arrays(network.logits(), validation.batches(32))
+    return fit_temperature(validation.labels, logits)

@@ -21,7 +21,9 @@ from typing import Any, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
+from facegender.data.processed import ProcessedSplit
 from facegender.files import file_sha256
+from facegender.params import Params
 
 # What is left of trainings that nobody took up again.
 MAX_AGE_DAYS = 14
@@ -133,6 +135,19 @@ def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
         yield Checkpoint(folder / f"{digest}.npz")
     finally:
         lock.release()
+
+
+def inputs_digest(params: Params, parts: Sequence[ProcessedSplit]) -> str:
+    """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives."""
+    weights = Path(params.model.weights)
+    return training_digest(
+        params=params.model_dump_json(),
+        files=[
+            *(part.directory / name for part in parts for name in ProcessedSplit.FILES),
+            *([weights] if weights.is_file() else []),
+        ],
+        code=Path(__file__).parents[1],
+    )
 
 
 def training_digest(*, params: str, files: Sequence[Path], code: Path) -> str:

@@ -6,12 +6,13 @@ from pydantic import ValidationError
 
 from facegender.data.processed import ProcessedSplit
 from facegender.params import Params
-from facegender.training.checkpoints import Checkpoint
-from facegender.training.strategy import Cluster, join, open_strategy
-from facegender.training.train import inputs_digest, new_network, train_network
+from facegender.training.checkpoints import Checkpoint, inputs_digest
+from facegender.training.rendezvous import WorkerGroup, join_chief
+from facegender.training.strategy import open_strategy
+from facegender.training.train import new_network, train_network
 
 
-def help_to_train(cluster: Cluster, processed: Path, wait: float) -> int:
+def run_worker(cluster: WorkerGroup, processed: Path, wait: float) -> int:
     """Train with the others of a cluster, whose chief runs the pipeline.
 
     Args:
@@ -37,8 +38,8 @@ def help_to_train(cluster: Cluster, processed: Path, wait: float) -> int:
             # As the digest of other code, which this is: the chief then refuses this worker.
             return "none: this code does not know the parameters"
 
-    invitation = join(cluster, digest, wait)
-    params = Params.model_validate_json(invitation.params)
+    job = join_chief(cluster, digest, wait)
+    params = Params.model_validate_json(job.params)
     with open_strategy("multi_worker", wait) as strategy:
         result = train_network(
             new_network(params, strategy),
@@ -46,6 +47,6 @@ def help_to_train(cluster: Cluster, processed: Path, wait: float) -> int:
             validation,
             params.train,
             strategy=strategy,
-            checkpoint=Checkpoint.received(invitation.checkpoint),
+            checkpoint=Checkpoint.received(job.checkpoint),
         )
     return len(result.history)

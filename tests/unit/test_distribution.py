@@ -10,12 +10,12 @@ import pytest
 from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import worker_wait
-from facegender.training.strategy import (
-    Cluster,
-    Invitation,
-    invite,
-    join,
-    read_cluster,
+from facegender.training.rendezvous import (
+    TrainingJob,
+    WorkerGroup,
+    accept_workers,
+    join_chief,
+    read_worker_group,
     require_chief,
 )
 
@@ -28,10 +28,10 @@ def tf_config(workers: Any = ("a:1", "b:2"), index: Any = 0, **more: Any) -> str
 
 
 def test_tf_config_names_the_workers_and_this_one() -> None:
-    cluster = read_cluster(tf_config(["10.0.0.1:2222", "[::1]:22"], 1))
-    assert cluster == Cluster(("10.0.0.1:2222", "[::1]:22"), 1)
+    cluster = read_worker_group(tf_config(["10.0.0.1:2222", "[::1]:22"], 1))
+    assert cluster == WorkerGroup(("10.0.0.1:2222", "[::1]:22"), 1)
     assert cluster.chief == ("10.0.0.1", 2222)
-    assert Cluster(("[::1]:22",), 0).chief == ("::1", 22)
+    assert WorkerGroup(("[::1]:22",), 0).chief == ("::1", 22)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_tf_config_names_the_workers_and_this_one() -> None:
 )
 def test_a_bad_tf_config_is_told_with_an_example(text: str | None, fault: str) -> None:
     with pytest.raises(UserError, match=f"{fault}.*TF_CONFIG='"):
-        read_cluster(text)
+        read_worker_group(text)
 
 
 def test_the_pipeline_is_for_worker_0() -> None:
-    require_chief(Cluster(("a:1", "b:2"), 0))
+    require_chief(WorkerGroup(("a:1", "b:2"), 0))
     with pytest.raises(UserError, match="facegender worker"):
-        require_chief(Cluster(("a:1", "b:2"), 1))
+        require_chief(WorkerGroup(("a:1", "b:2"), 1))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "soon", "1.5"])
@@ -101,20 +101,20 @@ def in_threads(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def test_the_chief_tells_the_workers_what_is_trained(workers: tuple[str, ...]) -> None:
-    invitation = Invitation('{"seed": 1}', bytes(range(256)) * 1000)
+    job = TrainingJob('{"seed": 1}', bytes(range(256)) * 1000)
     _, one, two = in_threads(
-        lambda: invite(Cluster(workers, 0), invitation, 'of {"seed": 1}', 30),
-        lambda: join(Cluster(workers, 1), "of {}".format, 30),
-        lambda: join(Cluster(workers, 2), "of {}".format, 30),
+        lambda: accept_workers(WorkerGroup(workers, 0), job, 'of {"seed": 1}', 30),
+        lambda: join_chief(WorkerGroup(workers, 1), "of {}".format, 30),
+        lambda: join_chief(WorkerGroup(workers, 2), "of {}".format, 30),
     )
-    assert one == two == invitation
+    assert one == two == job
 
 
 def test_a_worker_with_other_data_is_refused_by_name(workers: tuple[str, ...]) -> None:
     pair = workers[:2]
     chief, worker = in_threads(
-        lambda: invite(Cluster(pair, 0), Invitation("{}", b""), "mine", 30),
-        lambda: join(Cluster(pair, 1), lambda text: "other", 30),
+        lambda: accept_workers(WorkerGroup(pair, 0), TrainingJob("{}", b""), "mine", 30),
+        lambda: join_chief(WorkerGroup(pair, 1), lambda text: "other", 30),
     )
     assert f"Worker 1 at {pair[1]} has other" in str(chief)
     assert "called the training off" in str(worker)
@@ -122,17 +122,17 @@ def test_a_worker_with_other_data_is_refused_by_name(workers: tuple[str, ...]) -
 
 def test_who_is_missing_is_told_by_address_to_all(workers: tuple[str, ...]) -> None:
     chief, worker = in_threads(
-        lambda: invite(Cluster(workers, 0), Invitation("{}", b""), "{}", 2),
-        lambda: join(Cluster(workers, 1), str, 30),
+        lambda: accept_workers(WorkerGroup(workers, 0), TrainingJob("{}", b""), "{}", 2),
+        lambda: join_chief(WorkerGroup(workers, 1), str, 30),
     )
     assert f"called from {workers[2]}." in str(chief)
     assert "called from" in str(worker)
 
 
 def test_strangers_at_the_port_do_no_harm(workers: tuple[str, ...]) -> None:
-    cluster, invitation = Cluster(workers[:2], 0), Invitation("{}", b"x")
+    cluster, job = WorkerGroup(workers[:2], 0), TrainingJob("{}", b"x")
 
-    def strangers_then_worker() -> Invitation:
+    def strangers_then_worker() -> TrainingJob:
         host, port = cluster.chief
         for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x02no", b""):
             while True:
@@ -142,24 +142,24 @@ def test_strangers_at_the_port_do_no_harm(workers: tuple[str, ...]) -> None:
                     break
                 except ConnectionRefusedError:
                     continue
-        return join(Cluster(workers[:2], 1), str, 30)
+        return join_chief(WorkerGroup(workers[:2], 1), str, 30)
 
-    _, joined = in_threads(lambda: invite(cluster, invitation, "{}", 30), strangers_then_worker)
-    assert joined == invitation
+    _, joined = in_threads(lambda: accept_workers(cluster, job, "{}", 30), strangers_then_worker)
+    assert joined == job
 
 
 def test_a_chief_that_is_not_there_is_told(workers: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"Worker 0 at .* does not answer within 1 s"):
-        join(Cluster(workers, 1), str, 1)
+        join_chief(WorkerGroup(workers, 1), str, 1)
 
 
 def test_an_address_that_is_taken_is_told(workers: tuple[str, ...]) -> None:
-    cluster = Cluster(workers, 0)
+    cluster = WorkerGroup(workers, 0)
     with (
         socket.create_server(cluster.chief),
         pytest.raises(UserError, match=r"cannot listen at .*in use"),
     ):
-        invite(cluster, Invitation("{}", b""), "", 1)
+        accept_workers(cluster, TrainingJob("{}", b""), "", 1)
 
 
 def test_the_commands_refuse_the_others_place(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -174,24 +174,24 @@ def test_the_commands_refuse_the_others_place(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_processed_data_must_be_there(workers: tuple[str, ...], tmp_path: Path) -> None:
-    from facegender.training.worker import help_to_train
+    from facegender.training.worker import run_worker
 
     with pytest.raises(UserError, match="Cannot read the processed data"):
-        help_to_train(Cluster(workers, 1), tmp_path, 1)
+        run_worker(WorkerGroup(workers, 1), tmp_path, 1)
 
 
 def test_a_worker_that_does_not_know_the_parameters_is_refused(
     workers: tuple[str, ...], part: ProcessedSplit, tmp_path: Path
 ) -> None:
-    from facegender.training.worker import help_to_train
+    from facegender.training.worker import run_worker
 
     pair, processed = workers[:2], tmp_path / "processed"
     processed.mkdir()
     for name in ("train", "validation"):
         (processed / name).symlink_to(part.directory)
     chief, worker = in_threads(
-        lambda: invite(Cluster(pair, 0), Invitation('{"later": 1}', b""), "mine", 60),
-        lambda: help_to_train(Cluster(pair, 1), processed, 60),
+        lambda: accept_workers(WorkerGroup(pair, 0), TrainingJob('{"later": 1}', b""), "mine", 60),
+        lambda: run_worker(WorkerGroup(pair, 1), processed, 60),
     )
     assert "code than worker 0" in str(chief)
     assert "called the training off" in str(worker)

@@ -15,7 +15,7 @@ from facegender.errors import UserError
 from facegender.inference import export
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE, calibration_images
 from facegender.inference.litert import load_litert
-from facegender.model.network import load_model
+from facegender.model.saved_model import load_model
 from stages.export import main
 from tests.conftest import Exported
 from tools.compose_params import ROOT
@@ -88,7 +88,7 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
     code = (
         "import sys; from pathlib import Path; import numpy as np\n"
         "from facegender.inference.export import convert\n"
-        "from facegender.model.network import load_model\n"
+        "from facegender.model.saved_model import load_model\n"
         "model, images, *paths = map(Path, sys.argv[1:])\n"
         "for path, content in zip(paths, convert(load_model(model), np.load(images))):\n"
         "    path.write_bytes(content)\n"

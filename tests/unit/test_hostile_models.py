@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from facegender.errors import UserError
-from facegender.model.network import load_model
+from facegender.model.saved_model import load_model
 from tests.conftest import Exported
 from tests.networks import small_network
 

@@ -6,7 +6,8 @@ import pytest
 
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
-from facegender.model.network import Network, load_model, save_model, set_trainable
+from facegender.model.network import Network, set_trainable
+from facegender.model.saved_model import load_model, save_model
 from tests.networks import small_network
 
 
@@ -61,7 +62,7 @@ def test_no_model_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def trainable(built: Network) -> list[str]:
-    return [layer.name for layer in built.trunk.layers if layer.trainable and layer.weights]
+    return [layer.name for layer in built.trained_base.layers if layer.trainable and layer.weights]
 
 
 @pytest.mark.parametrize(
@@ -72,17 +73,17 @@ def test_fine_tuning_starts_at_the_layer_named(
     batch_norm: str, last: list[str], layers: int
 ) -> None:
     built = network(batch_norm=batch_norm)
-    set_trainable(built.trunk, "conv_pw_13")
+    set_trainable(built.trained_base, "conv_pw_13")
     assert trainable(built) == last
-    set_trainable(built.trunk, "all")
+    set_trainable(built.trained_base, "all")
     assert len(trainable(built)) == layers
-    set_trainable(built.trunk, "none")
+    set_trainable(built.trained_base, "none")
     assert trainable(built) == []
 
 
 def test_an_unknown_layer_is_a_clear_error(built: Network) -> None:
     with pytest.raises(UserError, match="conv_pw_13"):
-        set_trainable(built.trunk, "conv99")
+        set_trainable(built.trained_base, "conv99")
 
 
 @pytest.fixture
@@ -108,11 +109,11 @@ def test_folding_changes_no_output(worn: Network) -> None:
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype("float32")
     expected = worn.base.predict_on_batch(images)
     assert expected.std() > 0.01
-    assert not any("bn" in layer.name for layer in worn.trunk.layers)
+    assert not any("bn" in layer.name for layer in worn.trained_base.layers)
     np.testing.assert_allclose(
-        worn.trunk.predict_on_batch(images), expected, atol=MAX_FLOAT_DIFFERENCE
+        worn.trained_base.predict_on_batch(images), expected, atol=MAX_FLOAT_DIFFERENCE
     )
-    assert worn.trunk.predict_on_batch(np.zeros((1, 64, 48, 3))).shape == expected[:1].shape
+    assert worn.trained_base.predict_on_batch(np.zeros((1, 64, 48, 3))).shape == expected[:1].shape
 
 
 def test_what_was_trained_folded_is_saved_as_a_plain_mobilenet(

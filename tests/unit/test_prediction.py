@@ -11,7 +11,7 @@ from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
 from facegender.inference.prediction import predict_images
 from facegender.inference.predictor import Predictor
-from facegender.model.network import load_model
+from facegender.model.saved_model import load_model
 from tests.conftest import Exported
 
 

@@ -12,15 +12,16 @@ from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.loading import keras_predictor
 from facegender.inference.prediction import predict_images
-from facegender.model.network import Network, load_model, predict_arrays, save_model
+from facegender.model.network import Network
+from facegender.model.saved_model import load_model, predict_arrays, save_model
 from facegender.params import Augmentation, Params, Train
+from facegender.training.augmentation import augmentation_layers
 from facegender.training.batches import make_batches
 from facegender.training.train import (
     HISTORY_COLUMNS,
     Training,
-    augmentation_layers,
-    for_all_devices,
     train_network,
+    with_global_batch_size,
 )
 from tests.conftest import Exported
 from tests.networks import small_network
@@ -214,7 +215,7 @@ def test_mixed_precision_leaves_a_model_in_float32(
             update={"mixed_precision": mixed, "batch_norm": batch_norm, "epochs": 1}
         )
         network = small_network(batch_norm=batch_norm, mixed_precision=mixed)
-        policies = {layer.compute_dtype for layer in network.trunk.layers}
+        policies = {layer.compute_dtype for layer in network.trained_base.layers}
         assert ("bfloat16" in policies) == mixed
         history = train_network(network, part, part, mixed_recipe, verbose=0).history
         assert len(history) == 1
@@ -231,7 +232,7 @@ def test_mixed_precision_leaves_a_model_in_float32(
 def test_a_batch_is_that_of_all_devices_or_of_each(recipe: Train) -> None:
     three = SimpleNamespace(num_replicas_in_sync=3)
     with pytest.raises(UserError, match="batch_size 16 cannot be divided among 3 devices"):
-        for_all_devices(recipe, three)
+        with_global_batch_size(recipe, three)
     each = recipe.model_copy(update={"batch_per_device": True})
-    assert for_all_devices(each, three).batch_size == 48
-    assert for_all_devices(recipe, SimpleNamespace(num_replicas_in_sync=4)) == recipe
+    assert with_global_batch_size(each, three).batch_size == 48
+    assert with_global_batch_size(recipe, SimpleNamespace(num_replicas_in_sync=4)) == recipe

@@ -1,0 +1,50 @@
+"""MobileNet v1 without top, from ImageNet weights, a weights file or chance."""
+
+from pathlib import Path
+
+import keras
+
+from facegender.errors import UserError
+from facegender.files import file_sha256
+
+_IMAGENET_TROUBLE = (
+    "The ImageNet weights of MobileNet could not be downloaded ({reason}). They come from Keras' "
+    "own server, once, and are then kept in ~/.keras/models. Without network, fetch the file on "
+    "another machine and pass its path: `-S model.weights=PATH` (a MobileNet v1 file without top, "
+    "in Keras' layout, of the same alpha). To train from scratch: `-S model.weights=none`."
+)
+
+
+def mobilenet(
+    shape: tuple[int, int, int], alpha: float, weights: str, weights_sha256: str | None
+) -> keras.Model:
+    """Return MobileNet v1 without top; see `build_network` for the arguments and errors."""
+    source: str | None = weights
+    if weights == "none":
+        source = None
+    elif weights != "imagenet":
+        path = Path(weights)
+        if not path.is_file():
+            raise UserError(
+                f"There is no weights file {weights!r}: model.weights is `imagenet`, `none`, or "
+                "the path of a MobileNet v1 weights file without top, in Keras' layout."
+            )
+        if weights_sha256 is not None and file_sha256(path) != weights_sha256:
+            raise UserError(
+                f"The weights file {path.name} is not the one that model.weights_sha256 pins: its "
+                f"SHA-256 is {file_sha256(path)}. Fetch the right file, or change the pin."
+            )
+    try:
+        return keras.applications.MobileNet(
+            input_shape=shape, alpha=alpha, include_top=False, weights=source, pooling="avg"
+        )
+    # Keras wraps whatever goes wrong in a download in a bare Exception, and a file that is no
+    # weights file makes it raise what it likes.
+    except Exception as error:
+        if weights == "imagenet" and not isinstance(error, ValueError | OSError):
+            reason = str(error).splitlines()[0]
+            raise UserError(_IMAGENET_TROUBLE.format(reason=reason)) from error
+        raise UserError(
+            f"The weights {weights!r} do not fit MobileNet v1 with alpha {alpha}: {error} "
+            "Keras has ImageNet weights for alpha 0.25, 0.5, 0.75 and 1.0."
+        ) from error

@@ -1,0 +1,220 @@
+"""Keras callbacks of a training: its chance, averaged weights, best epoch and checkpoint."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from facegender.training.checkpoints import Checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+# Called with an epoch's number, from 1, its metrics, and the milliseconds since 1970 of its end.
+OnEpoch = Callable[[int, dict[str, float], int], None]
+
+
+class SeedPerEpoch(keras.callbacks.Callback):
+    """Makes what random layers draw a function of their seed, the device, the epoch and the step.
+
+    Keras' layers count their draws from the first epoch on, so that one who begins at a later epoch
+    would draw other numbers; and on all devices they would draw the same.
+    """
+
+    def __init__(self, whole: keras.Model, strategy: tf.distribute.Strategy) -> None:
+        super().__init__()
+        self._strategy = strategy
+        states = [item for item in whole.variables if item.name == "seed_generator_state"]
+        self._states = [(state, int(keras.ops.convert_to_numpy(state)[0])) for state in states]
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Begin the epoch's numbers; the layers count on from there, one a step."""
+        for state, seed in self._states:
+            copies = self._strategy.experimental_local_results(state.value)
+            resolver = self._strategy.cluster_resolver
+            first = resolver.task_id * len(copies) if resolver is not None else 0
+            for device, copy in enumerate(copies, first):
+                # A zero at the end changes nothing: the first device draws what a single one does.
+                entropy = (seed, epoch, device)
+                copy.assign(np.random.SeedSequence(entropy).generate_state(2, np.uint32))
+
+
+class SwapEma(keras.callbacks.SwapEMAWeights):
+    """Has the averaged weights in the model between epochs, and at the start if told so."""
+
+    def __init__(self, *, averaged: bool) -> None:
+        super().__init__(swap_on_epoch=True)
+        # Keras' own flag: a checkpoint holds the weights as they are between epochs.
+        self._ema_weights_in_model = averaged
+
+
+class EarlyStopping(keras.callbacks.EarlyStopping):
+    """Counts the epochs of all fine-tuning, not only those since images changed or a restart."""
+
+    def __init__(self, patience: int, history: list[dict[str, Any]], *, after: int) -> None:
+        super().__init__(patience=patience, mode="min")
+        self._history = history
+        self._after = after  # the last epoch of the head
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Count the epochs that are past."""
+        super().on_train_begin(logs)
+        for row in self._history:
+            if row["epoch"] > self._after:
+                self.on_epoch_end(row["epoch"] - 1, row)
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the lowest validation loss, whatever model is trained.
+
+    Keras' own callbacks keep those of the model in `fit`, but the head is trained by itself.
+
+    Attributes:
+        weights: those that are kept.
+        loss: their validation loss.
+        epoch: the epoch whose weights are kept, from 1; 0 for the first weights.
+    """
+
+    def __init__(self, whole: keras.Model) -> None:
+        super().__init__()
+        self._whole = whole
+        self.weights = whole.get_weights()
+        self.loss = math.inf
+        self.epoch = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep the weights if they are better; NaN is not."""
+        loss = (logs or {}).get("val_loss", math.nan)
+        if loss < self.loss:
+            self.weights, self.loss, self.epoch = self._whole.get_weights(), loss, epoch + 1
+
+    def restart(self) -> None:
+        """Go on from the kept weights, and have any later epoch take their place."""
+        self.restore()
+        self.loss = math.inf
+
+    def restore(self) -> None:
+        """Put the kept weights back."""
+        self._whole.set_weights(self.weights)
+
+
+class EpochRecorder(keras.callbacks.Callback):
+    """Keeps the metrics of each epoch, with its learning rate, and its speed apart from them."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images  # an epoch
+        self.history: list[dict[str, Any]] = []
+        self.speed: list[dict[str, Any]] = []
+        self.ended: list[int] = []  # milliseconds since 1970
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Start the epoch's clock."""
+        self._start = time.perf_counter()
+        self._seconds = math.nan
+
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Stop the clock: validation is no part of the training speed."""
+        self._seconds = time.perf_counter() - self._start
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Record the epoch, and add its learning rate for the callbacks that follow."""
+        logs = logs if logs is not None else {}
+        logs["learning_rate"] = float(
+            keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        )
+        self.history.append({"epoch": epoch + 1, **logs})
+        self.ended.append(time.time_ns() // 1_000_000)
+        self.speed.append(
+            {
+                "epoch": epoch + 1,
+                "seconds": round(self._seconds, 3),
+                "images_per_second": round(self.images / self._seconds, 1),
+            }
+        )
+
+
+class CheckpointEpochs(keras.callbacks.Callback):
+    """Goes on from a checkpoint, and keeps each epoch in it; the last of the callbacks.
+
+    Keras' BackupAndRestore keeps one model and its optimizer, from the start to the end of one
+    `fit`. A training here is up to three, of two models; and it is more: the best weights, the
+    history, whether the weights in the model are the averaged ones.
+
+    Attributes:
+        clock: what it keeps of the epochs.
+        done: the last epoch that the checkpoint held at the start, from 1; 0 if there was none.
+    """
+
+    def __init__(
+        self,
+        whole: keras.Model,
+        checkpoint: Checkpoint,
+        clock: EpochRecorder,
+        best: BestWeights,
+        on_epoch: OnEpoch,
+    ) -> None:
+        """Put back all but the state of the optimizer, which does not exist yet."""
+        super().__init__()
+        self._whole, self._checkpoint, self._on_epoch = whole, checkpoint, on_epoch
+        self.clock, self._best = clock, best
+        if checkpoint.saved is not None:
+            notes = checkpoint.saved.notes
+            clock.history, clock.speed = notes["history"], notes["speed"]
+            clock.ended = notes["ended"]
+            whole.set_weights(self._saved("weights"))
+            best.weights = self._saved("best")
+            best.loss, best.epoch = notes["best_loss"], notes["best_epoch"]
+        self.done = clock.history[-1]["epoch"] if clock.history else 0
+        if self.done:
+            _log.info("training goes on after epoch %d, where it was interrupted", self.done)
+        for row, ended in zip(clock.history, clock.ended, strict=True):
+            self._report(row, ended)
+
+    def restore_optimizer(self, model: keras.Model) -> None:
+        """Put back the state of the optimizer of the model that the checkpoint's epoch trained."""
+        if self.done:
+            saved = self._saved("optimizer")
+            for variable, value in zip(model.optimizer.variables, saved, strict=True):
+                variable.assign(value)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep the epoch, then tell of it."""
+        # Where training stops, Keras does more before `fit` ends: such an epoch is done again.
+        if not self.model.stop_training:
+            optimizer = self.model.optimizer.variables
+            groups = {
+                "weights": self._whole.get_weights(),
+                "best": self._best.weights,
+                "optimizer": [keras.ops.convert_to_numpy(variable) for variable in optimizer],
+            }
+            self._checkpoint.write(
+                {
+                    f"{group}.{number}": array
+                    for group, arrays in groups.items()
+                    for number, array in enumerate(arrays)
+                },
+                {
+                    "history": self.clock.history,
+                    "speed": self.clock.speed,
+                    "ended": self.clock.ended,
+                    "best_loss": self._best.loss,
+                    "best_epoch": self._best.epoch,
+                },
+            )
+        self._report(self.clock.history[-1], self.clock.ended[-1])
+
+    def _report(self, row: dict[str, Any], ended: int) -> None:
+        metrics = dict(row)
+        self._on_epoch(metrics.pop("epoch"), metrics, ended)
+
+    def _saved(self, group: str) -> list[np.ndarray]:
+        assert self._checkpoint.saved is not None  # noqa: S101 - a bug, not bad input
+        arrays = self._checkpoint.saved.arrays
+        count = sum(name.startswith(f"{group}.") for name in arrays)
+        return [arrays[f"{group}.{number}"] for number in range(count)]
