@@ -1,19 +1,180 @@
-"""Evaluation: how good the predictions of a part are, over all and by group.
+"""How good the predictions of a split are, overall and by group.
 
-Throughout, `labels` are int (n,) with 0 female and 1 male, and `probabilities` float (n,) of the
-label male. Male is the positive class of precision, recall and F1, as in the study.
+`METRICS` is the one list of metrics: evaluation, gate, report and model card all read it, so a new
+metric is a new entry there. Throughout, `labels` are int (n,) with 0 female and 1 male, and
+`probabilities` float (n,) of the label male. Male is the positive class of precision, recall and
+F1, as in the study.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
-from sklearn import metrics
+from sklearn import metrics as sklearn_metrics
 
 from facegender.labels import LABELS, NAMES
 
 BINS = 15
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a split.
+
+    Attributes:
+        name: its key in the test metrics.
+        title: its name in the report and the model card.
+        meaning: what it measures, in one phrase.
+        higher_is_better: its direction.
+        compute: function of labels, probabilities and predicted labels; None if undefined.
+        digits: decimals shown.
+        tile: whether the report shows it large, at the top.
+        shown: whether the report and the card list it.
+        in_gate: whether the gate compares it with the baseline. Accuracy and the recalls are
+            always compared: they can fail the gate.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    higher_is_better: bool
+    compute: Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]
+    digits: int = 4
+    tile: bool = False
+    shown: bool = True
+    in_gate: bool = False
+
+
+def _recall_of(label: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]:
+    def compute(labels: np.ndarray, _: np.ndarray, predicted: np.ndarray) -> float | None:
+        of_class = predicted[labels == label]
+        return float((of_class == label).mean()) if len(of_class) else None
+
+    return compute
+
+
+def _if_both_classes(
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]:
+    return lambda labels, probabilities, _: (
+        float(score(labels, probabilities)) if len(np.unique(labels)) == 2 else None
+    )
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean gap between P(male) and the share of males over equal bins, by their size.
+
+    After Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
+    Binning, AAAI 2015, in its binary form.
+    """
+    # A bin's gap times its size is the sum of P - label in it: fast, because the gate resamples it.
+    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
+
+
+# In the order of metrics/test.json.
+_METRICS = (
+    Metric(
+        "loss",
+        "Loss",
+        "mean negative log likelihood",
+        False,
+        lambda y, p, _: float(sklearn_metrics.log_loss(y, p, labels=[0, 1])),
+        in_gate=True,
+    ),
+    Metric(
+        "accuracy",
+        "Accuracy",
+        "share of images with the right label",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.accuracy_score(y, guess)),
+        tile=True,
+    ),
+    Metric(
+        "precision",
+        "Precision, male",
+        "share labelled male of the images called male",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.precision_score(y, guess, zero_division=0)),
+    ),
+    # The recall of male under the name that people look for.
+    Metric(
+        "recall",
+        "Recall",
+        "recall of male",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.recall_score(y, guess, zero_division=0)),
+        shown=False,
+    ),
+    Metric(
+        "f1",
+        "F1",
+        "harmonic mean of the precision and recall of male",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.f1_score(y, guess, zero_division=0)),
+        tile=True,
+        in_gate=True,
+    ),
+    *(
+        Metric(
+            f"recall_{name}",
+            f"Recall, {name}",
+            f"share called {name} of the images labelled {name}",
+            True,
+            _recall_of(value),
+            tile=True,
+        )
+        for name, value in LABELS.items()
+    ),
+    Metric(
+        "roc_auc",
+        "ROC AUC",
+        "chance that a random male image has a higher P(male) than a random female one",
+        True,
+        _if_both_classes(sklearn_metrics.roc_auc_score),
+        tile=True,
+        in_gate=True,
+    ),
+    Metric(
+        "average_precision",
+        "Average precision",
+        "area under the precision-recall curve of male",
+        True,
+        _if_both_classes(sklearn_metrics.average_precision_score),
+    ),
+    Metric(
+        "brier",
+        "Brier score",
+        "mean squared error of P(male)",
+        False,
+        lambda y, p, _: float(sklearn_metrics.brier_score_loss(y, p, pos_label=1)),
+    ),
+    Metric(
+        "ece",
+        "Calibration error",
+        "ECE: mean gap between P(male) and the share labelled male",
+        False,
+        lambda y, p, _: expected_calibration_error(y, p),
+        tile=True,
+        in_gate=True,
+    ),
+)
+METRICS = {metric.name: metric for metric in _METRICS}
+
+
+def shown_metrics() -> list[Metric]:
+    """Return the metrics of the report in its order: overall ones, other shares, then errors."""
+    return sorted(
+        (metric for metric in _METRICS if metric.shown),
+        key=lambda metric: (metric.name not in ("accuracy", "f1"), not metric.higher_is_better),
+    )
 
 
 def classification_metrics(
@@ -24,43 +185,32 @@ def classification_metrics(
     bootstrap_samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return every metric of a part, ready for JSON.
+    """Return every metric of a split, ready for JSON.
 
     Args:
         labels: int (n,).
         probabilities: float (n,).
         threshold: P(male) from which the prediction is male.
-        bootstrap_samples: resamples for the 95 % intervals.
-        seed: source of chance of the resamples.
+        bootstrap_samples: number of resamples for the 95 % intervals.
+        seed: seed of the resampling.
 
     Returns:
-        n, loss (mean negative log likelihood), accuracy, precision, recall, f1, recall_female,
-        recall_male, roc_auc, average_precision, brier, ece, accuracy_ci and f1_ci (low, high), and
-        confusion (counts by label and prediction). A metric that is not defined is None.
+        `n`, a value for each of METRICS, `accuracy_ci` and `f1_ci` (low, high), and `confusion`
+        (counts by label and prediction). An undefined metric is None.
 
     Raises:
-        ValueError: there is no image, or a probability is no number in [0, 1].
+        ValueError: there are no images, or a probability is not a number in [0, 1].
     """
     _check(labels, probabilities)
     predicted = (probabilities >= threshold).astype(int)
-    both = len(np.unique(labels)) == 2
-    confusion = metrics.confusion_matrix(labels, predicted, labels=[0, 1])
-    intervals = bootstrap_intervals(confusion, samples=bootstrap_samples, seed=seed)
+    confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1])
     return {
         "n": len(labels),
-        "loss": float(metrics.log_loss(labels, probabilities, labels=[0, 1])),
-        "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "precision": float(metrics.precision_score(labels, predicted, zero_division=0)),
-        "recall": float(metrics.recall_score(labels, predicted, zero_division=0)),
-        "f1": float(metrics.f1_score(labels, predicted, zero_division=0)),
-        **_recalls(labels, predicted),
-        "roc_auc": float(metrics.roc_auc_score(labels, probabilities)) if both else None,
-        "average_precision": (
-            float(metrics.average_precision_score(labels, probabilities)) if both else None
-        ),
-        "brier": float(metrics.brier_score_loss(labels, probabilities, pos_label=1)),
-        "ece": expected_calibration_error(labels, probabilities),
-        **intervals,
+        **{
+            name: metric.compute(labels, probabilities, predicted)
+            for name, metric in METRICS.items()
+        },
+        **bootstrap_intervals(confusion, samples=bootstrap_samples, seed=seed),
         "confusion": {
             f"{NAMES[label]}_as_{NAMES[guess]}": int(confusion[label, guess])
             for label in NAMES
@@ -77,15 +227,6 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
     # NaN fails both comparisons.
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("a probability is not a number from 0 to 1")
-
-
-def _recalls(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
-    return {
-        f"recall_{name}": (
-            float((predicted[labels == value] == value).mean()) if (labels == value).any() else None
-        )
-        for name, value in LABELS.items()
-    }
 
 
 def wilson_interval(right: int, n: int) -> tuple[float | None, float | None]:
@@ -154,26 +295,11 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataF
     return table.reset_index(drop=True)
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean gap between P(male) and the share of males over equal bins, by their size.
-
-    After Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
-    Binning, AAAI 2015, in its binary form.
-    """
-    # A bin's gap, times its size, is the sum of P - label in it. Fast, for the gate resamples it.
-    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def _bins(probabilities: np.ndarray) -> np.ndarray:
-    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
-
-
 def roc_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Return the ROC curve as columns `fpr` and `tpr`; empty if a class is missing."""
     if len(np.unique(labels)) < 2:
         return pd.DataFrame({"fpr": [], "tpr": []})
-    fpr, tpr, _ = metrics.roc_curve(labels, probabilities)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(labels, probabilities)
     return pd.DataFrame({"fpr": fpr, "tpr": tpr})
 
 
@@ -181,7 +307,7 @@ def precision_recall_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.
     """Return the precision-recall curve as columns `recall` and `precision`, or empty."""
     if len(np.unique(labels)) < 2:
         return pd.DataFrame({"recall": [], "precision": []})
-    precision, recall, _ = metrics.precision_recall_curve(
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(
         labels, probabilities, drop_intermediate=True
     )
     return pd.DataFrame({"recall": recall, "precision": precision})
@@ -203,7 +329,8 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
     for column in predictions.columns.drop(["label", "probability"]):
         for group, members in predictions.groupby(group_names(predictions[column])):
             labels = members["label"].to_numpy(dtype=int)
-            predicted = (members["probability"].to_numpy(dtype=float) >= threshold).astype(int)
+            probabilities = members["probability"].to_numpy(dtype=float)
+            predicted = (probabilities >= threshold).astype(int)
             right = int((labels == predicted).sum())
             low, high = wilson_interval(right, len(labels))
             rows.append(
@@ -214,7 +341,12 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
                     "accuracy": right / len(labels),
                     "accuracy_low": low,
                     "accuracy_high": high,
-                    **_recalls(labels, predicted),
+                    **{
+                        f"recall_{name}": METRICS[f"recall_{name}"].compute(
+                            labels, probabilities, predicted
+                        )
+                        for name in LABELS
+                    },
                     **_recall_intervals(labels, predicted),
                     "small": len(labels) < minimum,
                 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from facegender.evaluation.metrics import group_names
+from facegender.evaluation.metrics import METRICS, group_names, shown_metrics
 from facegender.gate.significance import (
     Resampling,
     holm,
@@ -239,17 +239,18 @@ def _paired(
     before, after = (
         pairs[name].to_numpy(dtype=float) for name in ("old_probability", "probability")
     )
-    f1, ece, *others = _undecisive(candidate, baseline)
     intervals = {
         "f1": paired_f1_interval(labels, old, new, resampling),
         "ece": paired_ece_interval(labels, before, after, resampling),
     }
-    tolerances = settings.max_drop
     return [
         *comparisons,
-        _judge_interval(f1, intervals["f1"], worse=-1, tolerance=tolerances.f1),
-        _judge_interval(ece, intervals["ece"], worse=1, tolerance=tolerances.ece),
-        *others,
+        *(
+            _judge_interval(row, intervals[row.metric], getattr(settings.max_drop, row.metric))
+            if row.metric in intervals
+            else row
+            for row in _informational(candidate, baseline)
+        ),
     ], groups
 
 
@@ -294,7 +295,7 @@ def _unpaired(
         settings,
         min_group_size=min_group_size,
     )
-    return [*comparisons, *_undecisive(candidate, baseline)], groups
+    return [*comparisons, *_informational(candidate, baseline)], groups
 
 
 def _groups(predictions: pd.DataFrame) -> list[tuple[str, str, np.ndarray]]:
@@ -381,10 +382,10 @@ def _quiet(row: Comparison, unadjusted: float, significance: float) -> Compariso
     return replace(row, verdict="pass") if chance else row
 
 
-def _undecisive(candidate: Results, baseline: Results) -> list[Comparison]:
-    """Return metrics that do not fail by a drop: accuracy and recalls tell what F1 does."""
+def _informational(candidate: Results, baseline: Results) -> list[Comparison]:
+    """Return the metrics whose drop never fails the gate: F1 follows from the recalls."""
     rows = []
-    for metric in ("f1", "ece", "roc_auc", "loss"):
+    for metric in (one.name for one in shown_metrics() if one.in_gate):
         old, new = (_number(one.metrics.get(metric)) for one in (baseline, candidate))
         difference = new - old if old is not None and new is not None else None
         n = int(_number(candidate.metrics.get("n")) or 0)
@@ -392,15 +393,15 @@ def _undecisive(candidate: Results, baseline: Results) -> list[Comparison]:
     return rows
 
 
-def _judge_interval(
-    row: Comparison, interval: tuple[float, float], *, worse: int, tolerance: float
-) -> Comparison:
+def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: float) -> Comparison:
     """Warn if a metric is worse by more than the tolerance and its interval excludes 0."""
     if row.difference is None:
         return row
     low, high = interval
-    beyond = worse * row.difference > tolerance + _EPSILON
-    excluded = low > 0 if worse > 0 else high < 0
+    if METRICS[row.metric].higher_is_better:
+        beyond, excluded = -row.difference > tolerance + _EPSILON, high < 0
+    else:
+        beyond, excluded = row.difference > tolerance + _EPSILON, low > 0
     verdict: Verdict = "warn" if beyond and excluded else "pass"
     return replace(row, low=low, high=high, verdict=verdict)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.errors import UserError
-from facegender.evaluation.metrics import wilson_interval
+from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
 from facegender.files import file_sha256
 from facegender.gate.verdict import MAX_FLIPS, Report
@@ -27,20 +27,6 @@ from facegender.labels import LABELS, NAMES
 from facegender.params import Params, flatten
 
 WORST_ERRORS = 10
-
-# Title, what it says, and whether more of it is better.
-METRICS = {
-    "accuracy": ("Accuracy", "share of images with the right label", True),
-    "f1": ("F1", "harmonic mean of the precision and recall of male", True),
-    "precision": ("Precision, male", "share labelled male of the images called male", True),
-    "recall_female": ("Recall, female", "share called female of the images labelled so", True),
-    "recall_male": ("Recall, male", "share called male of the images labelled so", True),
-    "roc_auc": ("ROC AUC", "chance that, of one image a class, the male has more P(male)", True),
-    "average_precision": ("Average precision", "area under precision and recall of male", True),
-    "loss": ("Loss", "mean negative log likelihood", False),
-    "brier": ("Brier score", "mean squared error of P(male)", False),
-    "ece": ("Calibration error", "ECE: mean gap of P(male) and the share labelled male", False),
-}
 
 
 @dataclass(frozen=True)
@@ -199,19 +185,16 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     called_male = sum(cells[f"{label}_as_male"] for label in LABELS)
     shares["precision"] = (cells["male_as_male"], called_male)
     rows = []
-    for name, (title, meaning, more_is_better) in METRICS.items():
+    for metric in shown_metrics():
         low, high, method = None, None, ""
-        if interval := metrics.get(f"{name}_ci"):
+        if interval := metrics.get(f"{metric.name}_ci"):
             low, high, method = interval["low"], interval["high"], "bootstrap"
-        elif name in shares:
-            (low, high), method = wilson_interval(*shares[name]), "Wilson"
+        elif metric.name in shares:
+            (low, high), method = wilson_interval(*shares[metric.name]), "Wilson"
         rows.append(
             {
-                "name": name,
-                "title": title,
-                "meaning": meaning,
-                "better": "higher" if more_is_better else "lower",
-                "value": metrics[name],
+                "metric": metric,
+                "value": metrics[metric.name],
                 "low": low,
                 "high": high,
                 "method": method,
