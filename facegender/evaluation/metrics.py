@@ -67,7 +67,7 @@ def _if_both_classes(
 def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the mean gap between P(male) and the share of males over equal bins, by their size.
 
-    After Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
+    Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
     Binning, AAAI 2015, in its binary form.
     """
     # A bin's gap times its size is the sum of P - label in it: fast, because the gate resamples it.
@@ -223,7 +223,7 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
     if len(labels) == 0 or len(labels) != len(probabilities):
         raise ValueError(f"{len(labels)} labels and {len(probabilities)} probabilities")
     if not np.isin(labels, list(NAMES)).all():
-        raise ValueError(f"labels are {list(NAMES)}, not {np.unique(labels)}")
+        raise ValueError(f"labels must be in {list(NAMES)}, not {np.unique(labels)}")
     # NaN fails both comparisons.
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("a probability is not a number from 0 to 1")
@@ -232,8 +232,8 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
 def wilson_interval(right: int, n: int) -> tuple[float | None, float | None]:
     """Return the 95 % interval of a share of `n`, or None twice if `n` is 0.
 
-    After Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927;
-    unlike the normal approximation it holds for a few images and for shares near 1.
+    Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. Unlike
+    the normal approximation it holds for few images and for shares near 1.
     """
     if n == 0:
         return None, None
@@ -279,10 +279,10 @@ def bootstrap_intervals(
 
 
 def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return, for each of BINS equal bins of P(male) that is not empty, what was said and seen.
+    """Return mean P(male) and share of males in each non-empty bin of BINS equal ones.
 
     Returns:
-        Columns `probability` (mean of the bin), `fraction_male` and `count`.
+        Columns `probability` (mean in the bin), `fraction_male` and `count`.
     """
     frame = pd.DataFrame(
         {"bin": _bins(probabilities), "probability": probabilities, "fraction_male": labels}
@@ -314,16 +314,17 @@ def precision_recall_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.
 
 
 def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) -> pd.DataFrame:
-    """Return accuracy and recalls for each group that the columns of metadata define.
+    """Return accuracy and recalls of each group that the metadata columns define.
 
     Args:
-        predictions: columns `label`, `probability`, and those to group by, as `group_names` does.
+        predictions: columns `label` and `probability`; `group_names` groups by all others.
         threshold: P(male) from which the prediction is male.
-        minimum: groups with fewer images are marked `small`: their figures say little.
+        minimum: images below which a group is marked `small`.
 
     Returns:
-        A row a group: `column`, `group`, `n`, then `accuracy`, `recall_female` and `recall_male`,
-        each with its 95 % Wilson interval (`accuracy_low`, `accuracy_high`), and `small`.
+        One row per group: `column`, `group`, `n`, then `accuracy`, `recall_female` and
+        `recall_male`, each with its 95 % Wilson interval (`accuracy_low`, `accuracy_high`), and
+        `small`.
     """
     rows = []
     for column in predictions.columns.drop(["label", "probability"]):
@@ -357,13 +358,13 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
 
 
 def group_names(values: pd.Series, max_groups: int = 20) -> pd.Series:
-    """Return the group of each value of a column of metadata.
+    """Return the group of each value of a metadata column.
 
-    Numbers with more than `max_groups` values are cut into bands of ten (age 20-29); other
-    columns with more values than that have no groups. Missing values are no group.
+    A numeric column with more than `max_groups` values is cut into bands of ten (age 20-29); any
+    other column with so many values has no groups. A missing value belongs to no group.
 
     Returns:
-        A name or NA for each value, with the index of `values`.
+        A name or NA for each value, indexed like `values`.
     """
     if values.nunique() <= max_groups:
         return values.astype("string")

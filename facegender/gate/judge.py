@@ -1,7 +1,7 @@
-"""The gate: is a model fit to take the place of the one before it?
+"""The gate's rules: may a model replace the one before it?
 
-Floors are judged on the candidate alone; a drop is judged against a baseline, on the same images.
-docs/gate.md says how a verdict is reached. Nothing here reads a file.
+Floors concern the candidate alone; a drop is measured against a baseline on the same images.
+docs/gate.md explains the verdict. This module reads no files.
 """
 
 import math
@@ -25,25 +25,25 @@ from facegender.gate.verdict import NO_FLIPS, Comparison, CostRatio, Floor, Repo
 from facegender.labels import LABELS, NAMES
 from facegender.params import AtLeast, AtMost, Gate
 
-# Columns of predictions that are no metadata, and those that `pair` adds.
+# Columns of predictions that are not metadata, and those that `pair` adds.
 PREDICTION_COLUMNS = ("path", "label", "probability", "predicted", "sha256")
 _NO_METADATA = [*PREDICTION_COLUMNS, "old_probability", "old_predicted"]
 
-# Fractions of images do not add up exactly; no two of them are as near as this.
+# Tolerance for rounding, smaller than any difference between two shares of images.
 _EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation of a model left.
+    """The results of one evaluation.
 
     Attributes:
-        name: how to call it.
-        metrics: the test metrics of `evaluation.classification_metrics`.
-        predictions: a row a test image: PREDICTION_COLUMNS and columns of metadata; None if there
-            are none.
+        name: name in the report.
+        metrics: result of `classification_metrics`.
+        predictions: one row per test image: PREDICTION_COLUMNS and metadata columns; None if
+            missing.
         costs: `size_*_bytes`, `latency_*_ms`, `training_images_per_second` and
-            `training_seconds`, as far as they are known.
+            `training_seconds`, as far as recorded.
     """
 
     name: str
@@ -62,45 +62,44 @@ def judge(
     undecided: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Judge a model by its floors and beside a baseline.
+    """Judge a model by its floors and against a baseline.
 
     Args:
-        candidate: the model's results.
-        baseline: results of the model before, or None if there are none.
-        settings: floors, tolerances, and source of chance of the intervals.
-        min_group_size: smaller groups are shown and not judged.
-        accept_data_change: compare even though the test set, the labels or the lack of predictions
-            forbid pairing: by two independent samples.
-        undecided: why there is no baseline.
-        notes: warnings to pass on.
+        candidate: results to judge.
+        baseline: results of the model before, or None.
+        settings: floors, tolerances, and seed of the intervals.
+        min_group_size: images below which a group is shown but not judged.
+        accept_data_change: whether to compare as two independent samples if the images cannot be
+            paired: other images, other labels, or missing predictions.
+        undecided: reasons why there is no baseline.
+        notes: warnings to include.
 
     Returns:
-        The report; its verdict is `cannot tell` when there is no baseline, or one that cannot be
-        compared with.
+        The report. Its verdict is `cannot tell` without a comparable baseline.
     """
     floors = judge_floors(candidate.metrics, settings.floors)
-    broken = _broken(candidate)
+    inconsistent = _inconsistencies(candidate)
     if baseline is None:
         return Report(
             candidate=candidate.name,
             baseline=None,
             floors=floors,
-            undecided=[*broken, *undecided],
+            undecided=[*inconsistent, *undecided],
             notes=notes,
         )
-    broken += _broken(baseline)
+    inconsistent += _inconsistencies(baseline)
     differences = data_differences(candidate, baseline)
     old, new = _right_by_label(baseline), _right_by_label(candidate)
     if differences and (old is None or new is None):
-        broken.append(
-            "no confusion matrix in the metrics, so that they cannot be compared unpaired"
+        inconsistent.append(
+            "the metrics have no confusion matrix: an unpaired comparison is impossible"
         )
-    if broken or (differences and not accept_data_change):
+    if inconsistent or (differences and not accept_data_change):
         return Report(
             candidate=candidate.name,
             baseline=baseline.name,
             floors=floors,
-            undecided=[*broken, *differences],
+            undecided=[*inconsistent, *differences],
             notes=notes,
         )
     flips = NO_FLIPS
@@ -126,7 +125,7 @@ def judge(
 
 
 def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMost]) -> list[Floor]:
-    """Hold metrics against their floors; one that is missing, NaN or no number fails."""
+    """Compare metrics with their floors; a value that is missing or not finite fails."""
     rows = []
     for name, floor in floors.items():
         value = _number(metrics.get(name))
@@ -152,8 +151,8 @@ def _number(value: object) -> float | None:
     return float(value) if usable else None  # type: ignore[arg-type]
 
 
-def _broken(results: Results) -> list[str]:
-    """Say whether metrics and predictions are of different evaluations, which decides nothing."""
+def _inconsistencies(results: Results) -> list[str]:
+    """Return why no verdict is possible if metrics and predictions come from two evaluations."""
     predictions, accuracy = results.predictions, _number(results.metrics.get("accuracy"))
     if predictions is None or accuracy is None:
         return []
@@ -161,14 +160,14 @@ def _broken(results: Results) -> list[str]:
     if results.metrics.get("n") == len(predictions) and abs(right - accuracy) < _EPSILON:
         return []
     return [
-        f"the metrics of {results.name} say an accuracy of {accuracy:.4f} on "
+        f"the metrics of {results.name} report an accuracy of {accuracy:.4f} on "
         f"{results.metrics.get('n')} images, its predictions {right:.4f} on {len(predictions)}: "
-        "they are not of one evaluation; run `dvc repro`"
+        "they come from different evaluations; run `dvc repro`"
     ]
 
 
 def data_differences(candidate: Results, baseline: Results) -> list[str]:
-    """Say what forbids to compare the two image by image; nothing if it can be done."""
+    """Return what prevents an image-by-image comparison."""
     if missing := [one.name for one in (candidate, baseline) if one.predictions is None]:
         return [f"there are no predictions of {' and '.join(missing)}"]
     new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
@@ -188,7 +187,7 @@ def data_differences(candidate: Results, baseline: Results) -> list[str]:
 
 
 def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
-    """Return predictions by content of the image, and by number among its copies."""
+    """Index predictions by the image's digest and its number among identical images."""
     if predictions is None:
         raise ValueError("no predictions")
     ordered = predictions.sort_values(["sha256", "path"])
@@ -197,10 +196,10 @@ def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def pair(candidate: Results, baseline: Results) -> pd.DataFrame:
-    """Return the candidate's predictions with the baseline's beside them.
+    """Return the candidate's predictions joined with the baseline's.
 
     Returns:
-        The candidate's columns and `old_probability` and `old_predicted`, sorted by path.
+        The candidate's columns, `old_probability` and `old_predicted`, sorted by path.
     """
     new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
     pairs = new.assign(old_probability=old["probability"], old_predicted=old["predicted"])
@@ -214,7 +213,7 @@ def _paired(
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on the same images: over all and by class, and by group."""
+    """Compare two models on the same images: overall and by class, and by group."""
     resampling = Resampling(settings.bootstrap_samples, settings.seed)
     labels, old, new = (
         pairs[name].to_numpy(dtype=int) for name in ("label", "old_predicted", "predicted")
@@ -262,7 +261,7 @@ def _unpaired(
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on images of their own; `old` and `new` are as `_right_by_label` says."""
+    """Compare two models on different images; `old` and `new` come from `_right_by_label`."""
     resampling = Resampling(settings.bootstrap_samples, settings.seed)
 
     def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
@@ -299,7 +298,7 @@ def _unpaired(
 
 
 def _groups(predictions: pd.DataFrame) -> list[tuple[str, str, np.ndarray]]:
-    """Return column, name and members, bool (n,), of each group that is not everybody."""
+    """Return column, name and members, bool (n,), of each group smaller than the split."""
     found = []
     for column in predictions.columns.drop(_NO_METADATA, errors="ignore"):
         codes, names = pd.factorize(group_names(predictions[column]), sort=True)
@@ -315,7 +314,7 @@ def _right(predictions: pd.DataFrame) -> tuple[int, int]:
 
 
 def _right_by_label(results: Results) -> dict[str, tuple[int, int]] | None:
-    """Return how many images of each label are predicted rightly, and how many there are."""
+    """Return the number of correct predictions and of images for each label."""
     try:
         confusion = results.metrics["confusion"]
         return {
@@ -337,14 +336,14 @@ def _judge_drops(
     *,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Give what was tested one by one its adjusted p and its verdict.
+    """Adjust the p-values for the number of tests, and set the verdicts.
 
-    The questions (all images, classes, groups) share the significance level equally (Bonferroni),
-    and within each it holds for all rows together (Holm): else one group in forty would fail by
-    luck.
+    The questions (all images, classes, groups) share the significance level equally (Bonferroni);
+    within each, Holm's method controls it over all rows. Otherwise one group in forty would fail
+    by chance.
 
     Returns:
-        Comparisons over all and by class, and by group.
+        Comparisons overall and by class, and by group.
     """
     large = [row for row in groups if row.n >= min_group_size]
     tolerances = settings.max_drop
@@ -359,8 +358,8 @@ def _judge_drops(
     by_group = iter(judged[1 + len(classes) :])
     small = f"fewer than {min_group_size} images: not judged"
     return judged[: 1 + len(classes)], [
-        # Among many groups some drop: one is told only if it alone would be significant.
-        _quiet(next(by_group), row.p or 0.0, settings.significance)
+        # Some of many groups drop by chance: warn only of drops significant on their own.
+        _drop_chance_warnings(next(by_group), row.p or 0.0, settings.significance)
         if row.n >= min_group_size
         else replace(row, p=None, note=small)
         for row in groups
@@ -368,7 +367,7 @@ def _judge_drops(
 
 
 def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float) -> Comparison:
-    # One image alone is never a regression, however few there are.
+    # A single image is never a regression, however small the test set.
     allowed = max(tolerance, 1 / row.n) + _EPSILON
     beyond = row.difference is not None and -row.difference > allowed
     verdict: Verdict = "pass"
@@ -377,7 +376,7 @@ def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float
     return replace(row, p=min(1.0, p), verdict=verdict)
 
 
-def _quiet(row: Comparison, unadjusted: float, significance: float) -> Comparison:
+def _drop_chance_warnings(row: Comparison, unadjusted: float, significance: float) -> Comparison:
     chance = row.verdict == "warn" and unadjusted >= significance
     return replace(row, verdict="pass") if chance else row
 
@@ -409,7 +408,7 @@ def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: f
 def compare_costs(
     candidate: Mapping[str, float], baseline: Mapping[str, float], settings: Gate
 ) -> list[CostRatio]:
-    """Return the ratio of each cost, with a warning beyond its tolerance."""
+    """Return the ratio of each cost; beyond its tolerance the verdict is `warn`."""
     rows = []
     for name in dict.fromkeys([*baseline, *candidate]):
         old, new = (_number(costs.get(name)) for costs in (baseline, candidate))
@@ -428,7 +427,7 @@ def compare_costs(
 
 
 def _flips(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the images whose prediction changed, those that became wrong first."""
+    """Return the images whose prediction changed, newly wrong ones first."""
     flipped = pairs[pairs["predicted"] != pairs["old_predicted"]]
     columns = ["path", "label", "old_probability", "new_probability", "right"]
     return (
@@ -446,6 +445,6 @@ def _lost_columns(candidate: Results, baseline: Results) -> list[str]:
     if candidate.predictions is None or baseline.predictions is None:
         return []
     lost = baseline.predictions.columns.difference(candidate.predictions.columns, sort=False)
-    return [f"groups are no longer judged by {', '.join(lost)}: the metadata lacks it"] * bool(
+    return [f"the metadata no longer has {', '.join(lost)}: its groups are not judged"] * bool(
         len(lost)
     )

@@ -1,7 +1,7 @@
-"""Differences between two models, with intervals and p-values: paired by image, or of two samples.
+"""Differences between two models with intervals and p-values, paired by image or unpaired.
 
-Throughout, `old` and `new` belong to the baseline and the candidate, a difference is new less old,
-an interval is the central 95 % of percentile bootstrap resamples (Efron and Tibshirani, An
+Throughout, `old` belongs to the baseline, `new` to the candidate, and a difference is new minus
+old; an interval is the central 95 % of percentile bootstrap resamples (Efron and Tibshirani, An
 Introduction to the Bootstrap, 1993, chapter 13), and p is exact and two-sided.
 """
 
@@ -16,19 +16,19 @@ from facegender.evaluation.metrics import expected_calibration_error
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are drawn: the number of resamples, and the source of chance."""
+    """Number of resamples and seed of a bootstrap."""
 
     samples: int
     seed: int
 
     def generator(self) -> np.random.Generator:
-        """Return a generator at its start, so that no interval depends on those before it."""
+        """Return a fresh generator, so that intervals do not depend on each other."""
         return np.random.default_rng(self.seed)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A fraction of images under two models."""
+    """A share of images under two models."""
 
     old: float
     new: float
@@ -39,16 +39,16 @@ class Difference:
 
 
 def paired_difference(old: np.ndarray, new: np.ndarray, resampling: Resampling) -> Difference:
-    """Compare how often two models are right on the same images.
+    """Compare how often two models are right on the same images, by McNemar's exact test.
 
-    By McNemar's test in its exact form (Note on the sampling error of the difference between
-    correlated proportions or percentages, Psychometrika 12, 1947): if neither model is better, an
-    image on which just one is right falls to either with chance one half.
+    McNemar, Note on the sampling error of the difference between correlated proportions or
+    percentages, Psychometrika 12, 1947: if neither model is better, each is equally likely to be
+    the one that is right where only one is.
 
     Args:
         old: whether the baseline is right, bool (n,).
         new: whether the candidate is right on the same image, bool (n,).
-        resampling: of the images.
+        resampling: bootstrap of the images.
     """
     n, gained, lost = len(old), int((new & ~old).sum()), int((old & ~new).sum())
     draws = _resampled_counts(np.array([gained, lost, n - gained - lost]), resampling)
@@ -66,12 +66,12 @@ def paired_difference(old: np.ndarray, new: np.ndarray, resampling: Resampling) 
 def unpaired_difference(
     old: tuple[int, int], new: tuple[int, int], resampling: Resampling
 ) -> Difference:
-    """Compare how often two models are right on images of their own, by Fisher's exact test.
+    """Compare how often two models are right on different images, by Fisher's exact test.
 
     Args:
-        old: how many images the baseline has right, and how many there are.
-        new: the same of the candidate.
-        resampling: of both sets of images.
+        old: number of images that the baseline gets right, and number of images.
+        new: the same for the candidate.
+        resampling: bootstrap of both sets of images.
     """
     (old_right, old_n), (new_right, new_n) = old, new
     before, after = old_right / old_n, new_right / new_n
@@ -87,10 +87,10 @@ def unpaired_difference(
 def paired_f1_interval(
     labels: np.ndarray, old: np.ndarray, new: np.ndarray, resampling: Resampling
 ) -> tuple[float, float]:
-    """Return the interval of the difference of F1; all are int (n,) of 0 and 1."""
+    """Return the interval of the difference of F1; all arrays are int (n,) of 0 and 1."""
     cells = np.bincount(labels * 4 + old * 2 + new, minlength=8)
     draws = _resampled_counts(cells, resampling).reshape(-1, 2, 2, 2)
-    # Counts by label and prediction: of the candidate, summed over the baseline's, and vice versa.
+    # Counts by label and prediction of one model, summed over the other's predictions.
     return _interval(_f1(draws.sum(axis=2)) - _f1(draws.sum(axis=3)))
 
 
@@ -103,13 +103,13 @@ def _f1(confusion: np.ndarray) -> np.ndarray:
 def paired_ece_interval(
     labels: np.ndarray, old: np.ndarray, new: np.ndarray, resampling: Resampling
 ) -> tuple[float, float]:
-    """Return the interval of the difference of the calibration error.
+    """Return the interval of the difference of the calibration errors.
 
     Args:
         labels: int (n,).
         old: P(male) by the baseline, float (n,).
         new: P(male) by the candidate, float (n,).
-        resampling: of the images.
+        resampling: bootstrap of the images.
     """
     generator = resampling.generator()
     differences = np.empty(resampling.samples)
@@ -121,7 +121,7 @@ def paired_ece_interval(
 
 
 def _resampled_counts(counts: np.ndarray, resampling: Resampling) -> np.ndarray:
-    """Resample images that are counted by cell: a multinomial draw, int (samples, cells)."""
+    """Resample images counted by cell: a multinomial draw, int (samples, cells)."""
     total = int(counts.sum())
     return resampling.generator().multinomial(total, counts / total, size=resampling.samples)
 
@@ -132,14 +132,14 @@ def _interval(differences: np.ndarray) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values, in their order, adjusted for how many they are.
+    """Return p-values adjusted for their number, in the same order.
 
-    After Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
     Statistics 6, 1979.
     """
     adjusted = [0.0] * len(p_values)
     highest = 0.0
-    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
+    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
     return adjusted

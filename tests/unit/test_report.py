@@ -197,13 +197,13 @@ def test_one_class_no_error_and_no_groups(sources: Sources, params: Params) -> N
     groups = group_metrics(table.drop(columns="path"), threshold=0.5, minimum=2)
     groups.to_csv(sources.test_plots / "groups.csv", index=False)
     text = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
-    assert "There is no error in the test split" in text
-    assert "The data name no groups" in text
+    assert "The test split has no errors" in text
+    assert "The metadata define no groups" in text
     assert "nan" not in text.lower().split()
     assert "None" not in text
     card = render_card(sources, params)
     assert "| Recall, male | – | – |" in card  # noqa: RUF001
-    assert "None: a CSV beside the images" in card
+    assert "None: a CSV next to the images" in card
 
 
 def test_small_and_low_groups_are_marked(sources: Sources, params: Params) -> None:
