@@ -352,28 +352,21 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _gate(args: argparse.Namespace) -> int:
-    # Pandas, SciPy and DVC, which predicting does without.
     from facegender.gate.compare import judge_work_tree
-    from facegender.gate.verdict import as_markdown, as_text
+    from facegender.gate.run import print_verdict
+    from facegender.gate.verdict import Report
     from facegender.params import load_params
 
-    try:
+    def judge() -> Report:
         root = project_root()
-        report = judge_work_tree(
+        return judge_work_tree(
             root,
             load_params(root / "params.yaml"),
             args.baseline,
             accept_data_change=args.accept_data_change,
         )
-    except UserError as error:
-        # Code 1 would say that the model is worse.
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.format == "json":
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
-    else:
-        print({"text": as_text, "markdown": as_markdown}[args.format](report), end="")
-    return report.exit_code
+
+    return print_verdict(judge, args.format)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -1,8 +1,11 @@
 """Results read from the work tree and from git, the commit to compare with, `facegender gate`."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +14,7 @@ import pytest
 from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
-from facegender.gate.compare import default_baseline, parse_results, read_results
+from facegender.gate.compare import commit_of, default_baseline, parse_results, read_results
 from tools.compose_params import ROOT
 
 FILES = (
@@ -171,12 +174,127 @@ def test_changed_floors_are_told(project: Project, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith("gate: pass\n")
 
 
+# Clones that lack something, and outputs that fail: never a hang, and never exit code 1.
+
+
+@pytest.fixture
+def clone_of(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that clones the project, with a second commit, and enters the clone."""
+    project.spoil(1)
+    project.commit("worse")
+    project.git("config", "uploadpack.allowFilter", "true")
+
+    def clone(*options: str) -> Path:
+        root = tmp_path_factory.mktemp("clone") / "clone"
+        command = ["git", "clone", "--quiet", *options, project.root.as_uri(), str(root)]
+        subprocess.run(command, check=True)
+        os.chdir(root)
+        return root
+
+    return clone
+
+
+def test_a_partial_clone_fetches_the_baseline_or_says_why_not(
+    clone_of: Callable[..., Path], capsys: pytest.CaptureFixture, project: Project
+) -> None:
+    root = clone_of("--filter=blob:none")
+    hidden = project.root.rename(project.root.with_name("hidden"))
+    assert gate() == 2
+    out = capsys.readouterr().out
+    assert "git cat-file failed: fatal:" in out
+    hidden.rename(project.root)
+    assert gate() == 0
+    assert "compared with the commit before HEAD" in capsys.readouterr().out
+    assert commit_of(root) == project.git("rev-parse", "HEAD")
+
+
+def test_a_shallow_clone_is_told_so(
+    clone_of: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    clone_of("--depth=1")
+    for options in ((), ("--baseline", "HEAD~1")):
+        assert gate(*options) == 2
+        assert "`git fetch --unshallow`" in capsys.readouterr().out
+
+
+def test_a_clone_of_another_owner_is_no_regression(
+    project: Project, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for options in ((), ("--baseline", "HEAD")):
+        assert gate(*options) == 2
+        assert "safe.directory" in capsys.readouterr().out
+    assert commit_of(project.root) is None
+
+
+def test_a_git_that_hangs_is_ended(
+    project: Project,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (folder / "git").chmod(0o755)
+    monkeypatch.setattr("facegender.gate.compare._GIT_SECONDS", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        assert gate() == 2
+    assert "took more than 0.2 seconds" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        assert gate() == 2
+    assert "Cannot run git" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "says"),
+    [("| true", 0, ""), ("> /dev/full", 2, "error: Cannot write the verdict: No space left")],
+)
+def test_an_output_that_fails_is_no_regression(
+    project: Project, output: str, code: int, says: str
+) -> None:
+    main = "from facegender.cli.main import main; main()"
+    command = f"{sys.executable} -c '{main}' gate --baseline HEAD {output}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=project.root,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(says)
+    assert len(done.stderr.splitlines()) == (1 if says else 0)
+
+
+def test_a_fault_of_the_gate_is_no_regression(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("facegender.gate.compare.judge", fail)
+    assert gate() == 2
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_a_baseline_can_be_an_experiment(project: Project, capsys: pytest.CaptureFixture) -> None:
+    project.git("update-ref", "refs/exps/ab/cdef/able-stag", project.first)
+    assert gate("--baseline", "able-stag") == 0
+    assert f"able-stag ({project.first[:10]})" in capsys.readouterr().out
+    project.git("update-ref", "refs/exps/cd/abcd/able-stag", project.commit("other"))
+    assert gate("--baseline", "able-stag") == 2
+    assert "Several experiments are called" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
         ("params.yaml", "gate: 1\n", "params.yaml is not valid"),
         ("metrics/test.json", "{", "Cannot read the results of the work tree"),
-        ("metrics/test.json", "[]", "no JSON object"),
+        ("metrics/test.json", "[]", "not a JSON object"),
         (
             "metrics/predictions.csv",
             "path,label\na,0\n",
