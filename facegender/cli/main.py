@@ -108,6 +108,12 @@ def _run(arguments: list[str]) -> int:
         help="compare although the test set or its labels changed, or predictions are missing: "
         "unpaired, and so less sharply",
     )
+    gate.add_argument(
+        "--accept-rule-change",
+        action="store_true",
+        help="judge by the gate's rules in the work tree even where they are looser than the "
+        "baseline's",
+    )
     gate.set_defaults(run=_gate)
 
     report = commands.add_parser(
@@ -364,6 +370,7 @@ def _gate(args: argparse.Namespace) -> int:
             load_params(root / "params.yaml"),
             args.baseline,
             accept_data_change=args.accept_data_change,
+            accept_rule_change=args.accept_rule_change,
         )
 
     return print_verdict(judge, args.format)

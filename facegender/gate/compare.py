@@ -13,9 +13,10 @@ import yaml
 
 from facegender.errors import UserError
 from facegender.gate.judge import PREDICTION_COLUMNS, Results, judge
+from facegender.gate.rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
-from facegender.params import Gate, Params
+from facegender.params import Params
 from facegender.runtime.entry_points import pipeline_paths
 
 MAIN = ("main", "origin/main")
@@ -24,7 +25,12 @@ _GIT_SECONDS = 120
 
 
 def judge_work_tree(
-    root: Path, params: Params, revision: str | None, *, accept_data_change: bool
+    root: Path,
+    params: Params,
+    revision: str | None,
+    *,
+    accept_data_change: bool,
+    accept_rule_change: bool = False,
 ) -> Report:
     """Judge the results in the work tree against those of a commit.
 
@@ -33,16 +39,32 @@ def judge_work_tree(
         params: parameters in the work tree.
         revision: the baseline, or None for the default.
         accept_data_change: argument of `judge`.
+        accept_rule_change: whether the work tree's rules apply even where they are looser than the
+            baseline's.
 
     Raises:
         UserError: the candidate's results are missing or unreadable.
     """
-    candidate, baseline, undecided, notes = read_for_gate(root, revision, params.gate)
+    candidate = read_results(root)
+    rules, baseline = Rules(params.gate, params.evaluate.min_group_size), None
+    undecided: list[str] = []
+    notes: list[str] = []
+    try:
+        why = ""
+        if revision is None:
+            revision, why = default_baseline(root, candidate)
+        found = read_results(root, revision)
+        rules, notes = combine_rules(
+            rules, _read_params(root, revision), accept_change=accept_rule_change
+        )
+        baseline = replace(found, name=f"{why} ({revision[:10]})") if why else found
+    except UserError as error:
+        undecided = [str(error)]
     return judge(
         candidate,
         baseline,
-        params.gate,
-        min_group_size=params.evaluate.min_group_size,
+        rules.gate,
+        min_group_size=rules.min_group_size,
         accept_data_change=accept_data_change,
         undecided=undecided,
         notes=notes,
@@ -88,37 +110,6 @@ def commit_of(root: Path) -> str | None:
     except UserError:
         return None
     return f"{commit}, with uncommitted changes" if changed else commit or None
-
-
-def read_for_gate(
-    root: Path, revision: str | None, settings: Gate
-) -> tuple[Results, Results | None, list[str], list[str]]:
-    """Read the two sides of a comparison.
-
-    Args:
-        root: the repository.
-        revision: the baseline, or None for the default.
-        settings: the gate's parameters in the work tree.
-
-    Returns:
-        The candidate in the work tree; the baseline, or None and the reasons; and warnings.
-
-    Raises:
-        UserError: the candidate's results are missing or unreadable.
-    """
-    candidate = read_results(root)
-    try:
-        why = ""
-        if revision is None:
-            revision, why = default_baseline(root, candidate)
-        baseline = read_results(root, revision)
-        if why:
-            baseline = replace(baseline, name=f"{why} ({revision[:10]})")
-        changes = _changes(_read_gate_params(root, revision), settings.model_dump())
-    except UserError as error:
-        return candidate, None, [str(error)], []
-    notes = [f"the gate's own parameters changed: {changes}"] if changes else []
-    return candidate, baseline, [], notes
 
 
 def read_results(root: Path, revision: str | None = None) -> Results:
@@ -265,22 +256,14 @@ def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _read_gate_params(root: Path, revision: str) -> dict[str, Any] | None:
-    """Return the gate's parameters at a revision, or None if it has none."""
+def _read_params(root: Path, revision: str) -> dict[str, Any]:
+    """Return params.yaml at a revision, unchecked; empty if missing or not a mapping."""
     text = _read(root, "params.yaml", _resolve(root, revision))
     try:
-        return yaml.safe_load(text or "").get("gate")
-    except (yaml.YAMLError, AttributeError):
-        return None
-
-
-def _changes(before: dict[str, Any] | None, after: dict[str, Any]) -> str:
-    """Return which parameters differ from those before, if there were any."""
-    if not isinstance(before, dict):
-        return ""
-    old, new = (pd.json_normalize(one).to_dict("records")[0] for one in (before, after))
-    names = sorted(str(name) for name in {*old, *new} if old.get(name) != new.get(name))
-    return ", ".join(f"{name} from {old.get(name)} to {new.get(name)}" for name in names)
+        content = yaml.safe_load(text or "")
+    except yaml.YAMLError as error:
+        raise UserError(f"Cannot read params.yaml of {revision[:10]}: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from facegender.cli.main import _run
 from facegender.errors import UserError
@@ -157,21 +158,92 @@ def test_a_baseline_can_be_a_tag_and_must_exist(
     assert "unknown Git revision 'v2'" in capsys.readouterr().out
 
 
-def test_changed_floors_are_told(project: Project, capsys: pytest.CaptureFixture) -> None:
+def edit_params(project: Project, **changes: object) -> None:
+    """Change parameters by their dotted names, with __ in place of the dots; None deletes one."""
     path = project.root / "params.yaml"
-    text = path.read_text()
-    assert text.count("at_least: 0.93") == 2
-    path.write_text(text.replace("at_least: 0.93", "at_least: 0.5", 1))
-    assert gate("--baseline", "HEAD") == 0
-    told = "the gate's own parameters changed: floors.accuracy.at_least from 0.93 to 0.5"
-    assert told in capsys.readouterr().out
-    # A baseline from before there was a gate is no change.
-    content = text[: text.index("gate:\n")]
-    path.write_text(content)
+    content = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        branch = content
+        for group in groups:
+            branch = branch[group]
+        if value is None:
+            del branch[last]
+        else:
+            branch[last] = value
+    path.write_text(yaml.safe_dump(content))
+
+
+LOOSER = {
+    "floors": {"gate__floors": {}},
+    "floor": {"gate__floors__accuracy__at_least": 0.5},
+    "direction": {"gate__floors__accuracy": {"at_most": 1}},
+    "tolerance": {"gate__max_drop__accuracy": 0.5},
+    "significance": {"gate__significance": 1e-9},
+    "groups": {"evaluate__min_group_size": 10_000},
+    "all": {
+        "gate__floors": {},
+        "gate__max_drop": dict.fromkeys(("accuracy", "recall", "group", "f1", "ece"), 0.99),
+    },
+}
+
+
+@pytest.mark.parametrize("changes", LOOSER.values(), ids=LOOSER)
+def test_a_candidate_cannot_loosen_its_own_rules(
+    project: Project, capsys: pytest.CaptureFixture, changes: dict
+) -> None:
+    project.spoil(72)
+    assert gate("--format", "json") == 1
+    before = json.loads(capsys.readouterr().out)
+    edit_params(project, **changes)
+    assert gate("--format", "json") == 1
+    after = json.loads(capsys.readouterr().out)
+    (note,) = after["notes"]
+    assert note.startswith("the work tree loosens the gate's rules: ")
+    assert "--accept-rule-change" in note
+    assert sorted(after["failures"]) == sorted(before["failures"])
+    assert after["groups"] == before["groups"]
+
+
+def test_a_looser_rule_that_is_accepted_applies_and_is_reported(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    project.spoil(72)
+    edit_params(project, **LOOSER["all"])
+    assert gate("--accept-rule-change") == 0
+    out = capsys.readouterr().out
+    assert "accepted: looser rules than the baseline's: " in out
+    assert "gate.floors.accuracy.at_least 0.93 is gone" in out
+    assert "gate.max_drop.accuracy from 0.01 to 0.99" in out
+
+
+def test_a_stricter_rule_applies_at_once(project: Project, capsys: pytest.CaptureFixture) -> None:
+    edit_params(project, gate__floors__accuracy__at_least=0.99, gate__floors__brier={"at_most": 1})
+    assert gate("--baseline", "HEAD") == 1
+    out = capsys.readouterr().out
+    assert "accuracy is 0.9583; it must be at least 0.99" in out
+    assert (
+        "stricter than the baseline's: gate.floors.accuracy.at_least from 0.93 to 0.99, "
+        "gate.floors.brier.at_most 1.0 is new"
+    ) in out
+
+
+def test_rules_of_the_baseline_that_cannot_be_read(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    text = (project.root / "params.yaml").read_text()
+    # A baseline from before there was a gate: the candidate's rules apply.
+    edit_params(project, gate=None)
     project.commit("no gate")
-    path.write_text(text)
+    (project.root / "params.yaml").write_text(text)
     assert gate("--baseline", "HEAD") == 0
     assert capsys.readouterr().out.startswith("gate: pass\n")
+    for content in ({"gate__significance": "high"}, {"gate__max_drop__accuracy": 7}):
+        edit_params(project, **content)
+        project.commit("invalid")
+        (project.root / "params.yaml").write_text(text)
+        assert gate("--baseline", "HEAD") == (2 if "high" in content.values() else 0)
+        capsys.readouterr()
 
 
 # Clones that lack something, and outputs that fail: never a hang, and never exit code 1.
