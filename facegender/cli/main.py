@@ -494,7 +494,7 @@ def _promote(args: argparse.Namespace) -> int:
     if args.force != (args.reason is not None):
         args.parser.error("--force and --reason need each other")
     with _registry() as (registry, lock):
-        from facegender.gate.compare import judge_folders
+        from facegender.gate.compare import judge_folders, may_be_champion
         from facegender.gate.verdict import as_markdown
         from facegender.params import load_params
 
@@ -502,9 +502,7 @@ def _promote(args: argparse.Namespace) -> int:
 
         def judge(candidate: Path, champion: Path | None) -> Any:
             report = judge_folders(candidate, champion, params)
-            # The first champion has nothing before it: it must reach the floors.
-            passed = report.exit_code == 0 if champion else not report.failures
-            return registry.Verdict(passed, as_markdown(report))
+            return registry.Verdict(may_be_champion(report), as_markdown(report))
 
         run = registry.find_run(args.mlflow_run)
         done = registry.promote(run, judge, lock=lock, force_reason=args.reason)

@@ -20,6 +20,7 @@ from facegender.params import Params
 from facegender.runtime.entry_points import pipeline_paths
 
 MAIN = ("main", "origin/main")
+NO_CHAMPION = "there is no champion to compare with"
 # A partial clone fetches a baseline's files from its server.
 _GIT_SECONDS = 120
 
@@ -87,8 +88,17 @@ def judge_folders(candidate: Path, champion: Path | None, params: Params) -> Rep
         None if champion is None else _read_folder(champion, "the champion"),
         params.gate,
         min_group_size=params.evaluate.min_group_size,
-        undecided=["there is no champion to compare with"] if champion is None else [],
+        undecided=[NO_CHAMPION] if champion is None else [],
     )
+
+
+def may_be_champion(report: Report) -> bool:
+    """Return whether a report of `judge_folders` allows promotion.
+
+    The first champion has no other to be compared with; nothing else that is undecided is excused.
+    """
+    alone = list(report.undecided) == [NO_CHAMPION] and not report.failures
+    return alone or report.exit_code == 0
 
 
 def _read_folder(folder: Path, name: str) -> Results:

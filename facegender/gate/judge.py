@@ -4,8 +4,7 @@ Floors concern the candidate alone; a drop is measured against a baseline on the
 docs/gate.md explains the verdict. This module reads no files.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from facegender.evaluation.metrics import METRICS, group_names, shown_metrics
+from facegender.gate.costs import compare_costs, finite
 from facegender.gate.significance import (
     Resampling,
     holm,
@@ -21,7 +21,7 @@ from facegender.gate.significance import (
     paired_f1_interval,
     unpaired_difference,
 )
-from facegender.gate.verdict import NO_FLIPS, Comparison, CostRatio, Floor, Report, Verdict
+from facegender.gate.verdict import NO_FLIPS, Comparison, Floor, Report, Verdict
 from facegender.labels import LABELS, NAMES
 from facegender.params import AtLeast, AtMost, Gate
 
@@ -31,6 +31,8 @@ _NO_METADATA = [*PREDICTION_COLUMNS, "old_probability", "old_predicted"]
 
 # Tolerance for rounding, smaller than any difference between two shares of images.
 _EPSILON = 1e-9
+# Metrics are computed from float32, predictions are read from CSV.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def judge(
         The report. Its verdict is `cannot tell` without a comparable baseline.
     """
     floors = judge_floors(candidate.metrics, settings.floors)
-    inconsistent = _inconsistencies(candidate)
+    inconsistent = _inconsistencies(candidate, METRICS)
     if baseline is None:
         return Report(
             candidate=candidate.name,
@@ -87,7 +89,8 @@ def judge(
             undecided=[*inconsistent, *undecided],
             notes=notes,
         )
-    inconsistent += _inconsistencies(baseline)
+    # An older commit may have computed its other metrics otherwise.
+    inconsistent += _inconsistencies(baseline, ["accuracy"])
     differences = data_differences(candidate, baseline)
     old, new = _right_by_label(baseline), _right_by_label(candidate)
     if differences and (old is None or new is None):
@@ -128,7 +131,7 @@ def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMo
     """Compare metrics with their floors; a value that is missing or not finite fails."""
     rows = []
     for name, floor in floors.items():
-        value = _number(metrics.get(name))
+        value = finite(metrics.get(name))
         if isinstance(floor, AtLeast):
             limit, reached = floor.at_least, value is not None and value >= floor.at_least
         else:
@@ -145,25 +148,27 @@ def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMo
     return rows
 
 
-def _number(value: object) -> float | None:
-    """Return a finite number, or None for anything else."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None  # type: ignore[arg-type]
-
-
-def _inconsistencies(results: Results) -> list[str]:
+def _inconsistencies(results: Results, metrics: Collection[str]) -> list[str]:
     """Return why no verdict is possible if metrics and predictions come from two evaluations."""
-    predictions, accuracy = results.predictions, _number(results.metrics.get("accuracy"))
-    if predictions is None or accuracy is None:
+    predictions = results.predictions
+    if predictions is None:
         return []
-    right = float((predictions["label"] == predictions["predicted"]).mean())
-    if results.metrics.get("n") == len(predictions) and abs(right - accuracy) < _EPSILON:
-        return []
-    return [
-        f"the metrics of {results.name} report an accuracy of {accuracy:.4f} on "
-        f"{results.metrics.get('n')} images, its predictions {right:.4f} on {len(predictions)}: "
-        "they come from different evaluations; run `dvc repro`"
-    ]
+    labels, predicted = (predictions[name].to_numpy(dtype=int) for name in ("label", "predicted"))
+    probabilities = predictions["probability"].to_numpy(dtype=float)
+    n = results.metrics.get("n")
+    for name in metrics:
+        recorded = finite(results.metrics.get(name))
+        if recorded is None:  # floors refuse it
+            continue
+        computed = METRICS[name].compute(labels, probabilities, predicted)
+        if n != len(labels) or computed is None or abs(recorded - computed) > _ROUNDING:
+            now = "nothing" if computed is None else f"{computed:.4f}"
+            return [
+                f"the metrics of {results.name} report {name} {recorded:.4f} on {n} images, its "
+                f"predictions {now} on {len(labels)}: they come from different evaluations; run "
+                "`dvc repro`"
+            ]
+    return []
 
 
 def data_differences(candidate: Results, baseline: Results) -> list[str]:
@@ -385,9 +390,9 @@ def _informational(candidate: Results, baseline: Results) -> list[Comparison]:
     """Return the metrics whose drop never fails the gate: F1 follows from the recalls."""
     rows = []
     for metric in (one.name for one in shown_metrics() if one.in_gate):
-        old, new = (_number(one.metrics.get(metric)) for one in (baseline, candidate))
+        old, new = (finite(one.metrics.get(metric)) for one in (baseline, candidate))
         difference = new - old if old is not None and new is not None else None
-        n = int(_number(candidate.metrics.get("n")) or 0)
+        n = int(finite(candidate.metrics.get("n")) or 0)
         rows.append(Comparison(metric, n, old, new, difference))
     return rows
 
@@ -403,27 +408,6 @@ def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: f
         beyond, excluded = row.difference > tolerance + _EPSILON, low > 0
     verdict: Verdict = "warn" if beyond and excluded else "pass"
     return replace(row, low=low, high=high, verdict=verdict)
-
-
-def compare_costs(
-    candidate: Mapping[str, float], baseline: Mapping[str, float], settings: Gate
-) -> list[CostRatio]:
-    """Return the ratio of each cost; beyond its tolerance the verdict is `warn`."""
-    rows = []
-    for name in dict.fromkeys([*baseline, *candidate]):
-        old, new = (_number(costs.get(name)) for costs in (baseline, candidate))
-        ratio = new / old if old and new is not None else None
-        if name.endswith("_per_second"):
-            limit = settings.cost.min_speed_ratio
-            beyond = ratio is not None and ratio < limit
-        else:
-            size = name.startswith("size_")
-            limit = settings.cost.max_size_ratio if size else settings.cost.max_time_ratio
-            beyond = ratio is not None and ratio > limit
-        unknown = ratio is None
-        verdict: Verdict = "info" if unknown else "warn" if beyond else "pass"
-        rows.append(CostRatio(name, old, new, ratio, limit, verdict))
-    return rows
 
 
 def _flips(pairs: pd.DataFrame) -> pd.DataFrame:

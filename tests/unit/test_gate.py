@@ -1,8 +1,10 @@
 """The gate's verdicts: floors, drops judged on the same images, groups, costs, and its report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap
 
-from facegender.evaluation.metrics import classification_metrics
-from facegender.gate.compare import parse_results
+from facegender.evaluation.metrics import METRICS, classification_metrics
+from facegender.gate.compare import judge_folders, may_be_champion, parse_results
 from facegender.gate.judge import Results, judge
 from facegender.gate.significance import (
     Resampling,
@@ -360,6 +362,30 @@ def test_metrics_of_another_evaluation_decide_nothing(compare: Callable) -> None
         report = compare(mixed, good, accept_data_change=accept)
         assert report.exit_code == 2
         assert "different evaluations" in report.undecided[0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_metric_of_another_evaluation_decides_nothing(compare: Callable, metric: str) -> None:
+    good = results(wrong_at(1, 2))
+    value = good.metrics[metric]
+    report = compare(replace(good, metrics={**good.metrics, metric: value + 2e-6}), good)
+    assert (report.exit_code, len(report.undecided)) == (2, 1)
+    assert f"report {metric} {value:.4f} on 400 images" in report.undecided[0]
+
+
+def test_the_first_champion_is_excused_for_having_none_before_it_alone(
+    tmp_path: Path, params: Params
+) -> None:
+    settings = params.gate.model_copy(update={"floors": {}})
+    for name in ("test.json", "predictions.csv"):
+        shutil.copy(ROOT / "metrics" / name, tmp_path)
+    params = params.model_copy(update={"gate": settings})
+    assert may_be_champion(judge_folders(tmp_path, None, params))
+    metrics = json.loads((tmp_path / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps(metrics | {"accuracy": 0.999}))
+    report = judge_folders(tmp_path, None, params)
+    assert (report.exit_code, report.failures) == (2, [])
+    assert not may_be_champion(report)
 
 
 # Cost.
