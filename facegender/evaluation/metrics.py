@@ -6,6 +6,7 @@ metric is a new entry there. Throughout, `labels` are int (n,) with 0 female and
 F1, as in the study.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -191,7 +192,7 @@ def classification_metrics(
         labels: int (n,).
         probabilities: float (n,).
         threshold: P(male) from which the prediction is male.
-        bootstrap_samples: number of resamples for the 95 % intervals.
+        bootstrap_samples: number of resamples for the 95 % interval of F1.
         seed: seed of the resampling.
 
     Returns:
@@ -204,13 +205,16 @@ def classification_metrics(
     _check(labels, probabilities)
     predicted = (probabilities >= threshold).astype(int)
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1])
+    accuracy = wilson_interval(int(np.trace(confusion)), len(labels))
+    f1 = bootstrap_f1_interval(confusion, samples=bootstrap_samples, seed=seed)
     return {
         "n": len(labels),
         **{
             name: metric.compute(labels, probabilities, predicted)
             for name, metric in METRICS.items()
         },
-        **bootstrap_intervals(confusion, samples=bootstrap_samples, seed=seed),
+        "accuracy_ci": dict(zip(("low", "high"), accuracy, strict=True)),
+        "f1_ci": dict(zip(("low", "high"), f1, strict=True)),
         "confusion": {
             f"{NAMES[label]}_as_{NAMES[guess]}": int(confusion[label, guess])
             for label in NAMES
@@ -229,20 +233,20 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
         raise ValueError("a probability is not a number from 0 to 1")
 
 
-def wilson_interval(right: int, n: int) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of a share of `n`, or None twice if `n` is 0.
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `n`; NaN twice if `n` is 0.
 
     Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. Unlike
     the normal approximation it holds for few images and for shares near 1.
     """
     if n == 0:
-        return None, None
+        return math.nan, math.nan
     low, high = binomtest(right, n).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
-def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
-    bounds: dict[str, float | None] = {}
+def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    bounds: dict[str, float] = {}
     for name, value in LABELS.items():
         of_class = predicted[labels == value]
         low, high = wilson_interval(int((of_class == value).sum()), len(of_class))
@@ -250,10 +254,8 @@ def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, fl
     return bounds
 
 
-def bootstrap_intervals(
-    confusion: np.ndarray, *, samples: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """Return 95 % percentile bootstrap intervals of accuracy and F1.
+def bootstrap_f1_interval(confusion: np.ndarray, *, samples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of F1.
 
     Resampling n predictions with replacement and counting them by cell is a multinomial draw with
     the observed frequencies, so the counts are drawn at once (Efron and Tibshirani, An
@@ -261,21 +263,16 @@ def bootstrap_intervals(
 
     Args:
         confusion: counts (2, 2), rows by label, columns by prediction.
-        samples: resamples.
-        seed: source of chance.
+        samples: number of resamples.
+        seed: seed of the resampling.
     """
     total = int(confusion.sum())
     draws = np.random.default_rng(seed).multinomial(total, confusion.ravel() / total, size=samples)
-    true_female, false_male, false_female, true_male = draws.T
-    accuracy = (true_female + true_male) / total
+    _, false_male, false_female, true_male = draws.T
     # F1 is 0, as in scikit-learn with zero_division=0, when nothing is or is called male.
     f1 = 2 * true_male / np.maximum(2 * true_male + false_male + false_female, 1)
-    return {
-        f"{name}_ci": dict(
-            zip(("low", "high"), np.quantile(values, (0.025, 0.975)).tolist(), strict=True)
-        )
-        for name, values in (("accuracy", accuracy), ("f1", f1))
-    }
+    low, high = np.quantile(f1, (0.025, 0.975)).tolist()
+    return low, high
 
 
 def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:

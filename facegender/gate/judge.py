@@ -226,7 +226,7 @@ def _paired(
     was_right, is_right = old == labels, new == labels
 
     def compared(metric: str, members: np.ndarray) -> Comparison:
-        difference = paired_difference(was_right[members], is_right[members], resampling)
+        difference = paired_difference(was_right[members], is_right[members])
         return Comparison(metric, int(members.sum()), **asdict(difference))
 
     comparisons, groups = _judge_drops(
@@ -267,10 +267,9 @@ def _unpaired(
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
     """Compare two models on different images; `old` and `new` come from `_right_by_label`."""
-    resampling = Resampling(settings.bootstrap_samples, settings.seed)
 
     def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
-        return Comparison(metric, new[1], **asdict(unpaired_difference(old, new, resampling)))
+        return Comparison(metric, new[1], **asdict(unpaired_difference(old, new)))
 
     def total(counts: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
         return sum(right for right, _ in counts.values()), sum(n for _, n in counts.values())

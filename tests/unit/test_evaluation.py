@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.calibration import calibration_curve
 
 from facegender.evaluation.metrics import (
@@ -11,6 +12,7 @@ from facegender.evaluation.metrics import (
     expected_calibration_error,
     reliability_table,
     shown_metrics,
+    wilson_interval,
 )
 
 
@@ -47,3 +49,20 @@ def test_metrics_are_those_of_the_table() -> None:
     )
     for name, metric in METRICS.items():
         assert (better[name] > found[name]) == metric.higher_is_better, name
+
+
+@pytest.mark.parametrize("n", [36, 360, 1102])
+def test_the_interval_of_accuracy_covers_as_it_claims(n: int) -> None:
+    right = np.arange(n + 1)
+    bounds = np.array([wilson_interval(int(count), n) for count in right])
+    coverage = []
+    for share in np.linspace(0.8, 0.98, 37):
+        inside = (bounds[:, 0] <= share) & (share <= bounds[:, 1])
+        coverage.append(binom.pmf(right[inside], n, share).sum())  # exact, not simulated
+    assert 0.93 <= np.mean(coverage) <= 0.97
+
+
+def test_accuracy_of_one_has_an_interval_with_a_width() -> None:
+    labels = np.arange(36) % 2
+    found = classification_metrics(labels, labels * 1.0, threshold=0.5, bootstrap_samples=9, seed=0)
+    assert found["accuracy_ci"] == {"low": pytest.approx(0.9036, abs=1e-4), "high": 1}

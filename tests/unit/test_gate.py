@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 from facegender.evaluation.metrics import METRICS, classification_metrics
 from facegender.gate.compare import judge_folders, may_be_champion, parse_results
@@ -21,6 +21,7 @@ from facegender.gate.significance import (
     paired_difference,
     paired_ece_interval,
     paired_f1_interval,
+    paired_interval,
     unpaired_difference,
 )
 from facegender.gate.verdict import Report, as_markdown, as_text
@@ -471,10 +472,10 @@ def test_mcnemar_counts_only_where_the_models_differ() -> None:
     # 1 gained and 7 lost: 2 * (C(8,0) + C(8,1)) / 2^8
     old, new = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
     old[0] = new[1:8] = False
-    found = paired_difference(old, new, Resampling(2000, 0))
+    found = paired_difference(old, new)
     assert found.p == pytest.approx(2 * 9 / 256)
     assert found.difference == pytest.approx(-0.06)
-    assert paired_difference(old, old, Resampling(10, 0)).p == 1
+    assert paired_difference(old, old).p == 1
 
 
 def models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -505,14 +506,9 @@ def test_intervals_agree_with_scipys_paired_bootstrap() -> None:
     def f1(labels: np.ndarray, guess: np.ndarray) -> float:
         return 2 * (labels * guess).sum() / (labels.sum() + guess.sum())
 
-    def accuracy_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-        return ((b > 0.5) == y).mean() - ((a > 0.5) == y).mean()
-
     def f1_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
         return f1(y, b > 0.5) - f1(y, a > 0.5)
 
-    found = paired_difference((old > 0.5) == labels, (new > 0.5) == labels, resampling)
-    assert (found.low, found.high) == pytest.approx(interval(accuracy_difference), abs=0.004)
     guesses = [(one > 0.5).astype(int) for one in (old, new)]
     ours = paired_f1_interval(labels, *guesses, resampling)
     assert ours == pytest.approx(interval(f1_difference), abs=0.004)
@@ -524,12 +520,46 @@ def test_intervals_agree_with_scipys_paired_bootstrap() -> None:
 def test_unpaired_differences_are_wider_than_paired_ones() -> None:
     labels, old, new = models()
     old_right, new_right = ((one > 0.5) == labels for one in (old, new))
-    resampling = Resampling(2000, 0)
-    paired = paired_difference(old_right, new_right, resampling)
+    paired = paired_difference(old_right, new_right)
     counts = [(int(right.sum()), len(right)) for right in (old_right, new_right)]
-    unpaired = unpaired_difference(*counts, resampling)
+    unpaired = unpaired_difference(*counts)
     assert unpaired.difference == pytest.approx(paired.difference)
     assert unpaired.high - unpaired.low > paired.high - paired.low
+
+
+def test_a_paired_interval_is_that_of_the_score_test() -> None:
+    # No image tells the models apart: z^2 / (n + z^2), as Wilson's for 0 of n.
+    low, high = paired_interval(0, 0, 36)
+    assert (low, high) == pytest.approx(
+        (-high, binomtest(0, 36).proportion_ci(method="wilson").high)
+    )
+    assert paired_interval(3, 9, 50) == pytest.approx(
+        tuple(-bound for bound in reversed(paired_interval(9, 3, 50)))
+    )
+    assert paired_interval(0, 20, 20)[0] == -1
+    assert paired_interval(20, 0, 20)[1] == 1
+
+
+@pytest.mark.parametrize("n", [36, 360, 1102])
+@pytest.mark.parametrize(("gained", "lost"), [(0.04, 0.04), (0.03, 0.08), (0.1, 0.05)])
+def test_paired_intervals_cover_as_they_claim(n: int, gained: float, lost: float) -> None:
+    draws = np.random.default_rng(5).multinomial(n, [gained, lost, 1 - gained - lost], size=1500)
+    tables, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
+    covered = 0
+    for (won, missed), count in zip(tables.tolist(), counts.tolist(), strict=True):
+        low, high = paired_interval(won, missed, n)
+        covered += count * (low <= gained - lost <= high)
+    assert 0.93 <= covered / len(draws) <= 0.975
+
+
+@pytest.mark.parametrize("n", [36, 360])
+def test_unpaired_intervals_cover_as_they_claim(n: int) -> None:
+    draws = np.random.default_rng(6).binomial(n, (0.93, 0.88), size=(1000, 2))
+    covered = 0
+    for old, new in draws.tolist():
+        found = unpaired_difference((old, n), (new, n))
+        covered += found.low <= -0.05 <= found.high
+    assert 0.93 <= covered / len(draws) <= 0.975
 
 
 def test_holm_adjusts_by_rank() -> None:
