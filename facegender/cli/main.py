@@ -114,6 +114,12 @@ def _run(arguments: list[str]) -> int:
         help="judge by the gate's rules in the work tree even where they are looser than the "
         "baseline's",
     )
+    gate.add_argument(
+        "--require-evidence",
+        action="store_true",
+        help="give no verdict (exit code 2) if the test set is too small to show a drop of "
+        "accuracy as large as the tolerance",
+    )
     gate.set_defaults(run=_gate)
 
     report = commands.add_parser(
@@ -371,6 +377,7 @@ def _gate(args: argparse.Namespace) -> int:
             args.baseline,
             accept_data_change=args.accept_data_change,
             accept_rule_change=args.accept_rule_change,
+            require_evidence=args.require_evidence,
         )
 
     return print_verdict(judge, args.format)

@@ -32,6 +32,7 @@ def judge_work_tree(
     *,
     accept_data_change: bool,
     accept_rule_change: bool = False,
+    require_evidence: bool = False,
 ) -> Report:
     """Judge the results in the work tree against those of a commit.
 
@@ -42,6 +43,7 @@ def judge_work_tree(
         accept_data_change: argument of `judge`.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
             baseline's.
+        require_evidence: argument of `judge`.
 
     Raises:
         UserError: the candidate's results are missing or unreadable.
@@ -67,6 +69,7 @@ def judge_work_tree(
         rules.gate,
         min_group_size=rules.min_group_size,
         accept_data_change=accept_data_change,
+        require_evidence=require_evidence,
         undecided=undecided,
         notes=notes,
     )

@@ -13,6 +13,7 @@ import pandas as pd
 
 from facegender.evaluation.metrics import METRICS, group_names, shown_metrics
 from facegender.gate.costs import compare_costs, finite
+from facegender.gate.evidence import Evidence
 from facegender.gate.significance import (
     Resampling,
     holm,
@@ -29,8 +30,7 @@ from facegender.params import AtLeast, AtMost, Gate
 PREDICTION_COLUMNS = ("path", "label", "probability", "predicted", "sha256")
 _NO_METADATA = [*PREDICTION_COLUMNS, "old_probability", "old_predicted"]
 
-# Tolerance for rounding, smaller than any difference between two shares of images.
-_EPSILON = 1e-9
+_EPSILON = 1e-9  # for rounding; below any difference between two shares of images
 # Metrics are computed from float32, predictions are read from CSV.
 _ROUNDING = 1e-6
 
@@ -61,6 +61,7 @@ def judge(
     *,
     min_group_size: int,
     accept_data_change: bool = False,
+    require_evidence: bool = False,
     undecided: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
@@ -73,6 +74,8 @@ def judge(
         min_group_size: images below which a group is shown but not judged.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
+        require_evidence: whether there is no verdict if the test set cannot show a drop of the
+            tolerance.
         undecided: reasons why there is no baseline.
         notes: warnings to include.
 
@@ -105,19 +108,25 @@ def judge(
             undecided=[*inconsistent, *differences],
             notes=notes,
         )
-    flips = NO_FLIPS
+    flips, evidence = NO_FLIPS, None
     if not differences:
         pairs = pair(candidate, baseline)
         comparisons, groups = _paired(pairs, candidate, baseline, settings, min_group_size)
         flips = _flips(pairs)
+        evidence = _evidence(pairs, groups, settings)
         notes = [*notes, *_lost_columns(candidate, baseline)]
     elif old is not None and new is not None:
         comparisons, groups = _unpaired(old, new, candidate, baseline, settings, min_group_size)
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
+    lacking = []
+    if require_evidence and not (evidence and evidence.enough):
+        lacking = [evidence.sentence if evidence else "an unpaired comparison has no known power"]
     return Report(
         candidate=candidate.name,
         baseline=baseline.name,
         floors=floors,
+        undecided=lacking,
+        evidence=evidence,
         paired=not differences,
         comparisons=comparisons,
         groups=groups,
@@ -256,6 +265,15 @@ def _paired(
             for row in _informational(candidate, baseline)
         ),
     ], groups
+
+
+def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate) -> Evidence:
+    """Return what the images can show if the models disagree otherwise as often as here."""
+    was_right, is_right = (pairs["label"] == pairs[name] for name in ("old_predicted", "predicted"))
+    gained = min((is_right & ~was_right).mean(), (was_right & ~is_right).mean())
+    # The share of the accuracy among the questions of `_judge_drops`.
+    level = settings.significance / (2 + any(not row.note for row in groups))
+    return Evidence(len(pairs), float(gained), level, settings.max_drop.accuracy)
 
 
 def _unpaired(
@@ -428,6 +446,5 @@ def _lost_columns(candidate: Results, baseline: Results) -> list[str]:
     if candidate.predictions is None or baseline.predictions is None:
         return []
     lost = baseline.predictions.columns.difference(candidate.predictions.columns, sort=False)
-    return [f"the metadata no longer has {', '.join(lost)}: its groups are not judged"] * bool(
-        len(lost)
-    )
+    note = f"the metadata no longer has {', '.join(lost)}: its groups are not judged"
+    return [note] if len(lost) else []

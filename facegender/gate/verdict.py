@@ -8,6 +8,8 @@ from typing import Any, Literal
 import pandas as pd
 from tabulate import tabulate
 
+from facegender.gate.evidence import Evidence
+
 Verdict = Literal["pass", "warn", "fail", "info"]
 
 NO_FLIPS = pd.DataFrame(columns=["path", "label", "old_probability", "new_probability", "right"])
@@ -86,6 +88,7 @@ class Report:
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
             `new_probability`, `right` (whether the candidate is right).
         notes: further warnings, one sentence each.
+        evidence: what a paired comparison can show.
     """
 
     candidate: str
@@ -98,6 +101,7 @@ class Report:
     costs: Sequence[CostRatio] = ()
     flips: pd.DataFrame = field(default_factory=NO_FLIPS.copy)
     notes: Sequence[str] = ()
+    evidence: Evidence | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -142,8 +146,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole report, ready for JSON; an undefined value is None."""
-        content = asdict(replace(self, flips=pd.DataFrame()))
+        content = asdict(replace(self, flips=pd.DataFrame(), evidence=None))
         content["flips"] = self.flips.to_dict("records")
+        content["evidence"] = self.evidence.to_json() if self.evidence else None
         summary = {
             "verdict": self.verdict,
             "exit_code": self.exit_code,
@@ -205,17 +210,18 @@ _METRICS, _FLOORS = "Metrics", "Floors"
 def _about(report: Report) -> str:
     if report.baseline is None:
         return f"{report.candidate}, with no baseline"
-    if report.undecided:
+    if not report.comparisons:
         return f"{report.candidate}, not compared with {report.baseline}"
     how = "image by image" if report.paired else "unpaired, as two independent samples"
-    return f"{report.candidate}, compared with {report.baseline} {how}"
+    evidence = f". {report.evidence.sentence}" if report.evidence else ""
+    return f"{report.candidate}, compared with {report.baseline} {how}{evidence}"
 
 
 def _findings(report: Report) -> list[tuple[str, list[str]]]:
     """Return the titles that have sentences, with them."""
     found = [
         ("Refused", report.failures),
-        ("Cannot be compared", list(report.undecided)),
+        ("Cannot tell" if report.comparisons else "Cannot be compared", list(report.undecided)),
         ("Warnings", report.warnings),
     ]
     return [(title, sentences) for title, sentences in found if sentences]

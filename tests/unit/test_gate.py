@@ -250,6 +250,27 @@ def test_f1_and_calibration_only_warn(compare: Callable) -> None:
     assert compare(good, unsure).warnings == []
 
 
+@pytest.mark.parametrize(("n", "enough"), [(36, False), (400, False), (4000, True)])
+def test_what_a_small_test_set_can_show_is_said_and_can_be_required(
+    compare: Callable, n: int, enough: bool
+) -> None:
+    report = compare(wrong_at(0, n=n), wrong_at(1, n=n))
+    assert report.evidence is not None
+    assert report.evidence.enough == enough
+    assert report.evidence.sentence in as_text(report)
+    assert report.evidence.sentence in as_markdown(report).replace("&#126;", "~")
+    assert report.exit_code == 0
+    required = compare(wrong_at(0, n=n), wrong_at(1, n=n), require_evidence=True)
+    assert required.exit_code == (0 if enough else 2)
+    assert list(required.undecided) == [] if enough else [report.evidence.sentence]
+    assert len(required.comparisons) == len(report.comparisons)
+    assert json.loads(json.dumps(required.to_json()))["evidence"]["n"] == n
+    # A failure stays one.
+    assert (
+        compare(wrong_at(*range(n // 4), n=n), wrong_at(n=n), require_evidence=True).exit_code == 1
+    )
+
+
 # Groups.
 
 
