@@ -1,4 +1,4 @@
-"""Stage 6: the model judged on the test split: metrics, predictions, plots; ends the MLflow run."""
+"""Stage 6: evaluate the model on the test split: metrics, predictions, plots, MLflow log."""
 
 import argparse
 import json
@@ -26,25 +26,31 @@ from facegender.runtime.dvc_context import (
 )
 from facegender.runtime.entry_points import run_stage
 
-# The stages that a model comes from.
+# The stages that make a model.
 TRAINED_BY = ("download", "split", "preprocess", "train")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    parser.add_argument("--processed", type=Path, required=True, help="directory of the images")
+    parser.add_argument(
+        "--processed", type=Path, required=True, help="directory of preprocessed images"
+    )
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
-    parser.add_argument("--model", type=Path, required=True, help="the exported model (.tflite)")
-    parser.add_argument("--training-run", type=Path, required=True, help="id of the MLflow run")
-    parser.add_argument("--history", type=Path, required=True, help="CSV of metrics an epoch")
-    parser.add_argument("--keras", type=Path, required=True, help="the trained model, to log")
-    parser.add_argument("--int8", type=Path, required=True, help="the int8 model, to log")
+    parser.add_argument("--model", type=Path, required=True, help="exported model (.tflite)")
+    parser.add_argument(
+        "--training-run", type=Path, required=True, help="file with the id of its MLflow run"
+    )
+    parser.add_argument("--history", type=Path, required=True, help="CSV of metrics per epoch")
+    parser.add_argument("--keras", type=Path, required=True, help="trained model (.keras), logged")
+    parser.add_argument("--int8", type=Path, required=True, help="int8 model, logged")
     parser.add_argument("--export-metrics", type=Path, required=True, help="JSON of the export")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
-    parser.add_argument("--plots", type=Path, required=True, help="directory to make")
-    parser.add_argument("--evaluation-run", type=Path, required=True, help="file for its id")
+    parser.add_argument("--plots", type=Path, required=True, help="directory to write")
+    parser.add_argument(
+        "--evaluation-run", type=Path, required=True, help="file for the id of the MLflow run"
+    )
     args = parser.parse_args()
     params = load_params(args.params)
     check_inputs(
@@ -53,7 +59,7 @@ def main() -> None:
     )
     threshold = params.evaluate.threshold
 
-    # After the arguments, so that --help and a bad parameter need not wait for MLflow.
+    # Here, so that --help and parameter errors do not wait for MLflow.
     from facegender.tracking import connection, log, runs
 
     connection.connect(project_root(), tracking_uri())
@@ -62,7 +68,7 @@ def main() -> None:
     with runs.evaluation_run(
         runs.read_run_id(args.training_run),
         evaluation=digest(
-            [args.model, *(args.splits / f"{part}.csv" for part in SPLITS)],
+            [args.model, *(args.splits / f"{split}.csv" for split in SPLITS)],
             params.evaluate.model_dump_json(),
         ),
         model=args.model,
@@ -70,11 +76,11 @@ def main() -> None:
         params=flatten(params),
         tags=tags,
         inputs=input_tags(args.params.with_name("dvc.lock"), TRAINED_BY),
-        manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+        manifests={split: args.splits / f"{split}.csv" for split in ("train", "validation")},
         history=history,
     ) as (run, which):
         test = ProcessedSplit(args.processed / "test")
-        # What is judged is what will be used: the server and `facegender predict` run this file.
+        # The file that the server and `facegender predict` run.
         predictor = load_litert(args.model, threads=os.cpu_count() or 1)
         batches = test.batches(params.evaluate.batch_size)
         probabilities = np.concatenate([predictor.predict(batch) for batch in batches])
@@ -117,14 +123,14 @@ def main() -> None:
             model_id=model_id,
         )
         exported = json.loads(args.export_metrics.read_text())
-        # Here and not in train: an evaluation can be repeated when a server has missed it.
+        # Here, not in train: evaluate can be repeated if the server missed it.
         log.log_temperature(exported["temperature"])
         log.log_export(
             exported,
             models=[args.keras, args.model, args.int8],
             metrics_file=args.export_metrics,
         )
-        # Not always the run that trained the model.
+        # May differ from the run that trained the model.
         runs.write_run_id(run, args.evaluation_run)
     interval = metrics["accuracy_ci"]
     print(

@@ -1,4 +1,4 @@
-"""Stage 7: the results on one page for a reviewer, and the model card."""
+"""Stage 7: write the report page and the model card."""
 
 import argparse
 import json
@@ -22,16 +22,18 @@ def main() -> None:
             required=True,
             help=f"`{source.name}` of dvc.yaml",
         )
-    parser.add_argument("--evaluation-run", type=Path, required=True, help="id of the MLflow run")
-    parser.add_argument("--code", nargs="+", required=True, help="directories of the code")
-    parser.add_argument("--lock", type=Path, required=True, help="versions of the packages")
+    parser.add_argument(
+        "--evaluation-run", type=Path, required=True, help="file with the id of the MLflow run"
+    )
+    parser.add_argument("--code", nargs="+", required=True, help="directories of code")
+    parser.add_argument("--lock", type=Path, required=True, help="lock file of the packages")
     parser.add_argument("--page", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--card", type=Path, required=True, help="Markdown file to write")
     args = parser.parse_args()
     params = load_params(args.params)
     sources = Sources(**{source.name: getattr(args, source.name) for source in fields(Sources)})
 
-    # After the arguments, so that --help and a bad parameter need not wait for MLflow.
+    # Here, so that --help and parameter errors do not wait for MLflow.
     from facegender.tracking import connection, log, runs
 
     provenance = Provenance(

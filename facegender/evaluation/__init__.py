@@ -1,1 +1,1 @@
-"""What a model is worth."""
+"""Metrics, tables and figures of a model's predictions."""

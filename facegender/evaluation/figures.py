@@ -1,4 +1,4 @@
-"""The figures of an evaluation, and the tables behind them."""
+"""The tables that `dvc plots` draws and the figures of an evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ def draw(
     metrics: dict[str, Any],
     threshold: float,
 ) -> None:
-    """Write the tables that `dvc plots` draws, and figures as PNG."""
+    """Write the tables as CSV and the figures as PNG.
+
+    Args:
+        folder: existing directory to write to.
+        test: the test split.
+        probabilities: P(male), float (n,).
+        history: training history, one row per epoch.
+        groups: table of `group_metrics`.
+        metrics: result of `classification_metrics`.
+        threshold: P(male) from which the prediction is male.
+    """
     labels = test.labels
     roc = evaluation.roc_table(labels, probabilities)
     precision_recall = evaluation.precision_recall_table(labels, probabilities)
@@ -42,17 +52,17 @@ def draw(
     plots.reliability_diagram(reliability, metrics["ece"], folder / "reliability.png")
     plots.group_accuracy(groups, folder / "groups.png")
 
-    # Spread over the part, so that both classes are seen.
+    # Spread over the split, so that both classes appear.
     spread = np.linspace(0, len(test) - 1, min(20, len(test))).astype(int)
     errors = plots.most_confident_errors(labels, probabilities, threshold=threshold, count=10)
-    for name, title, places in (
+    for name, title, indices in (
         ("faces", "Faces of the test split, with the prediction", spread),
         ("errors", f"Most confident errors ({len(errors)} shown)", errors),
     ):
         plots.face_grid(
-            test.images[test.rows[places]],
-            labels[places],
-            probabilities[places],
+            test.images[test.rows[indices]],
+            labels[indices],
+            probabilities[indices],
             title,
             folder / f"{name}.png",
             threshold=threshold,

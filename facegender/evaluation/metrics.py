@@ -1,19 +1,181 @@
-"""Evaluation: how good the predictions of a part are, over all and by group.
+"""How good the predictions of a split are, overall and by group.
 
-Throughout, `labels` are int (n,) with 0 female and 1 male, and `probabilities` float (n,) of the
-label male. Male is the positive class of precision, recall and F1, as in the study.
+`METRICS` is the one list of metrics: evaluation, gate, report and model card all read it, so a new
+metric is a new entry there. Throughout, `labels` are int (n,) with 0 female and 1 male, and
+`probabilities` float (n,) of the label male. Male is the positive class of precision, recall and
+F1, as in the study.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
-from sklearn import metrics
+from sklearn import metrics as sklearn_metrics
 
 from facegender.labels import LABELS, NAMES
 
 BINS = 15
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a split.
+
+    Attributes:
+        name: its key in the test metrics.
+        title: its name in the report and the model card.
+        meaning: what it measures, in one phrase.
+        higher_is_better: its direction.
+        compute: function of labels, probabilities and predicted labels; None if undefined.
+        digits: decimals shown.
+        tile: whether the report shows it large, at the top.
+        shown: whether the report and the card list it.
+        in_gate: whether the gate compares it with the baseline. Accuracy and the recalls are
+            always compared: they can fail the gate.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    higher_is_better: bool
+    compute: Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]
+    digits: int = 4
+    tile: bool = False
+    shown: bool = True
+    in_gate: bool = False
+
+
+def _recall_of(label: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]:
+    def compute(labels: np.ndarray, _: np.ndarray, predicted: np.ndarray) -> float | None:
+        of_class = predicted[labels == label]
+        return float((of_class == label).mean()) if len(of_class) else None
+
+    return compute
+
+
+def _if_both_classes(
+    score: Callable[[np.ndarray, np.ndarray], float],
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]:
+    return lambda labels, probabilities, _: (
+        float(score(labels, probabilities)) if len(np.unique(labels)) == 2 else None
+    )
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean gap between P(male) and the share of males over equal bins, by their size.
+
+    Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
+    Binning, AAAI 2015, in its binary form.
+    """
+    # A bin's gap times its size is the sum of P - label in it: fast, because the gate resamples it.
+    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
+
+
+# In the order of metrics/test.json.
+_METRICS = (
+    Metric(
+        "loss",
+        "Loss",
+        "mean negative log likelihood",
+        False,
+        lambda y, p, _: float(sklearn_metrics.log_loss(y, p, labels=[0, 1])),
+        in_gate=True,
+    ),
+    Metric(
+        "accuracy",
+        "Accuracy",
+        "share of images with the right label",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.accuracy_score(y, guess)),
+        tile=True,
+    ),
+    Metric(
+        "precision",
+        "Precision, male",
+        "share labelled male of the images called male",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.precision_score(y, guess, zero_division=0)),
+    ),
+    # The recall of male under the name that people look for.
+    Metric(
+        "recall",
+        "Recall",
+        "recall of male",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.recall_score(y, guess, zero_division=0)),
+        shown=False,
+    ),
+    Metric(
+        "f1",
+        "F1",
+        "harmonic mean of the precision and recall of male",
+        True,
+        lambda y, _, guess: float(sklearn_metrics.f1_score(y, guess, zero_division=0)),
+        tile=True,
+        in_gate=True,
+    ),
+    *(
+        Metric(
+            f"recall_{name}",
+            f"Recall, {name}",
+            f"share called {name} of the images labelled {name}",
+            True,
+            _recall_of(value),
+            tile=True,
+        )
+        for name, value in LABELS.items()
+    ),
+    Metric(
+        "roc_auc",
+        "ROC AUC",
+        "chance that a random male image has a higher P(male) than a random female one",
+        True,
+        _if_both_classes(sklearn_metrics.roc_auc_score),
+        tile=True,
+        in_gate=True,
+    ),
+    Metric(
+        "average_precision",
+        "Average precision",
+        "area under the precision-recall curve of male",
+        True,
+        _if_both_classes(sklearn_metrics.average_precision_score),
+    ),
+    Metric(
+        "brier",
+        "Brier score",
+        "mean squared error of P(male)",
+        False,
+        lambda y, p, _: float(sklearn_metrics.brier_score_loss(y, p, pos_label=1)),
+    ),
+    Metric(
+        "ece",
+        "Calibration error",
+        "ECE: mean gap between P(male) and the share labelled male",
+        False,
+        lambda y, p, _: expected_calibration_error(y, p),
+        tile=True,
+        in_gate=True,
+    ),
+)
+METRICS = {metric.name: metric for metric in _METRICS}
+
+
+def shown_metrics() -> list[Metric]:
+    """Return the metrics of the report in its order: overall ones, other shares, then errors."""
+    return sorted(
+        (metric for metric in _METRICS if metric.shown),
+        key=lambda metric: (metric.name not in ("accuracy", "f1"), not metric.higher_is_better),
+    )
 
 
 def classification_metrics(
@@ -24,43 +186,35 @@ def classification_metrics(
     bootstrap_samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return every metric of a part, ready for JSON.
+    """Return every metric of a split, ready for JSON.
 
     Args:
         labels: int (n,).
         probabilities: float (n,).
         threshold: P(male) from which the prediction is male.
-        bootstrap_samples: resamples for the 95 % intervals.
-        seed: source of chance of the resamples.
+        bootstrap_samples: number of resamples for the 95 % interval of F1.
+        seed: seed of the resampling.
 
     Returns:
-        n, loss (mean negative log likelihood), accuracy, precision, recall, f1, recall_female,
-        recall_male, roc_auc, average_precision, brier, ece, accuracy_ci and f1_ci (low, high), and
-        confusion (counts by label and prediction). A metric that is not defined is None.
+        `n`, a value for each of METRICS, `accuracy_ci` and `f1_ci` (low, high), and `confusion`
+        (counts by label and prediction). An undefined metric is None.
 
     Raises:
-        ValueError: there is no image, or a probability is no number in [0, 1].
+        ValueError: there are no images, or a probability is not a number in [0, 1].
     """
     _check(labels, probabilities)
     predicted = (probabilities >= threshold).astype(int)
-    both = len(np.unique(labels)) == 2
-    confusion = metrics.confusion_matrix(labels, predicted, labels=[0, 1])
-    intervals = bootstrap_intervals(confusion, samples=bootstrap_samples, seed=seed)
+    confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1])
+    accuracy = wilson_interval(int(np.trace(confusion)), len(labels))
+    f1 = bootstrap_f1_interval(confusion, samples=bootstrap_samples, seed=seed)
     return {
         "n": len(labels),
-        "loss": float(metrics.log_loss(labels, probabilities, labels=[0, 1])),
-        "accuracy": float(metrics.accuracy_score(labels, predicted)),
-        "precision": float(metrics.precision_score(labels, predicted, zero_division=0)),
-        "recall": float(metrics.recall_score(labels, predicted, zero_division=0)),
-        "f1": float(metrics.f1_score(labels, predicted, zero_division=0)),
-        **_recalls(labels, predicted),
-        "roc_auc": float(metrics.roc_auc_score(labels, probabilities)) if both else None,
-        "average_precision": (
-            float(metrics.average_precision_score(labels, probabilities)) if both else None
-        ),
-        "brier": float(metrics.brier_score_loss(labels, probabilities, pos_label=1)),
-        "ece": expected_calibration_error(labels, probabilities),
-        **intervals,
+        **{
+            name: metric.compute(labels, probabilities, predicted)
+            for name, metric in METRICS.items()
+        },
+        "accuracy_ci": dict(zip(("low", "high"), accuracy, strict=True)),
+        "f1_ci": dict(zip(("low", "high"), f1, strict=True)),
         "confusion": {
             f"{NAMES[label]}_as_{NAMES[guess]}": int(confusion[label, guess])
             for label in NAMES
@@ -73,35 +227,26 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
     if len(labels) == 0 or len(labels) != len(probabilities):
         raise ValueError(f"{len(labels)} labels and {len(probabilities)} probabilities")
     if not np.isin(labels, list(NAMES)).all():
-        raise ValueError(f"labels are {list(NAMES)}, not {np.unique(labels)}")
+        raise ValueError(f"labels must be in {list(NAMES)}, not {np.unique(labels)}")
     # NaN fails both comparisons.
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("a probability is not a number from 0 to 1")
 
 
-def _recalls(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
-    return {
-        f"recall_{name}": (
-            float((predicted[labels == value] == value).mean()) if (labels == value).any() else None
-        )
-        for name, value in LABELS.items()
-    }
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of `n`; NaN twice if `n` is 0.
 
-
-def wilson_interval(right: int, n: int) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of a share of `n`, or None twice if `n` is 0.
-
-    After Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927;
-    unlike the normal approximation it holds for a few images and for shares near 1.
+    Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. Unlike
+    the normal approximation it holds for few images and for shares near 1.
     """
     if n == 0:
-        return None, None
+        return math.nan, math.nan
     low, high = binomtest(right, n).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
-def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
-    bounds: dict[str, float | None] = {}
+def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    bounds: dict[str, float] = {}
     for name, value in LABELS.items():
         of_class = predicted[labels == value]
         low, high = wilson_interval(int((of_class == value).sum()), len(of_class))
@@ -109,10 +254,8 @@ def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, fl
     return bounds
 
 
-def bootstrap_intervals(
-    confusion: np.ndarray, *, samples: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """Return 95 % percentile bootstrap intervals of accuracy and F1.
+def bootstrap_f1_interval(confusion: np.ndarray, *, samples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of F1.
 
     Resampling n predictions with replacement and counting them by cell is a multinomial draw with
     the observed frequencies, so the counts are drawn at once (Efron and Tibshirani, An
@@ -120,28 +263,23 @@ def bootstrap_intervals(
 
     Args:
         confusion: counts (2, 2), rows by label, columns by prediction.
-        samples: resamples.
-        seed: source of chance.
+        samples: number of resamples.
+        seed: seed of the resampling.
     """
     total = int(confusion.sum())
     draws = np.random.default_rng(seed).multinomial(total, confusion.ravel() / total, size=samples)
-    true_female, false_male, false_female, true_male = draws.T
-    accuracy = (true_female + true_male) / total
+    _, false_male, false_female, true_male = draws.T
     # F1 is 0, as in scikit-learn with zero_division=0, when nothing is or is called male.
     f1 = 2 * true_male / np.maximum(2 * true_male + false_male + false_female, 1)
-    return {
-        f"{name}_ci": dict(
-            zip(("low", "high"), np.quantile(values, (0.025, 0.975)).tolist(), strict=True)
-        )
-        for name, values in (("accuracy", accuracy), ("f1", f1))
-    }
+    low, high = np.quantile(f1, (0.025, 0.975)).tolist()
+    return low, high
 
 
 def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """Return, for each of BINS equal bins of P(male) that is not empty, what was said and seen.
+    """Return mean P(male) and share of males in each non-empty bin of BINS equal ones.
 
     Returns:
-        Columns `probability` (mean of the bin), `fraction_male` and `count`.
+        Columns `probability` (mean in the bin), `fraction_male` and `count`.
     """
     frame = pd.DataFrame(
         {"bin": _bins(probabilities), "probability": probabilities, "fraction_male": labels}
@@ -154,26 +292,11 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataF
     return table.reset_index(drop=True)
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean gap between P(male) and the share of males over equal bins, by their size.
-
-    After Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
-    Binning, AAAI 2015, in its binary form.
-    """
-    # A bin's gap, times its size, is the sum of P - label in it. Fast, for the gate resamples it.
-    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def _bins(probabilities: np.ndarray) -> np.ndarray:
-    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
-
-
 def roc_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Return the ROC curve as columns `fpr` and `tpr`; empty if a class is missing."""
     if len(np.unique(labels)) < 2:
         return pd.DataFrame({"fpr": [], "tpr": []})
-    fpr, tpr, _ = metrics.roc_curve(labels, probabilities)
+    fpr, tpr, _ = sklearn_metrics.roc_curve(labels, probabilities)
     return pd.DataFrame({"fpr": fpr, "tpr": tpr})
 
 
@@ -181,29 +304,31 @@ def precision_recall_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.
     """Return the precision-recall curve as columns `recall` and `precision`, or empty."""
     if len(np.unique(labels)) < 2:
         return pd.DataFrame({"recall": [], "precision": []})
-    precision, recall, _ = metrics.precision_recall_curve(
+    precision, recall, _ = sklearn_metrics.precision_recall_curve(
         labels, probabilities, drop_intermediate=True
     )
     return pd.DataFrame({"recall": recall, "precision": precision})
 
 
 def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) -> pd.DataFrame:
-    """Return accuracy and recalls for each group that the columns of metadata define.
+    """Return accuracy and recalls of each group that the metadata columns define.
 
     Args:
-        predictions: columns `label`, `probability`, and those to group by, as `group_names` does.
+        predictions: columns `label` and `probability`; `group_names` groups by all others.
         threshold: P(male) from which the prediction is male.
-        minimum: groups with fewer images are marked `small`: their figures say little.
+        minimum: images below which a group is marked `small`.
 
     Returns:
-        A row a group: `column`, `group`, `n`, then `accuracy`, `recall_female` and `recall_male`,
-        each with its 95 % Wilson interval (`accuracy_low`, `accuracy_high`), and `small`.
+        One row per group: `column`, `group`, `n`, then `accuracy`, `recall_female` and
+        `recall_male`, each with its 95 % Wilson interval (`accuracy_low`, `accuracy_high`), and
+        `small`.
     """
     rows = []
     for column in predictions.columns.drop(["label", "probability"]):
         for group, members in predictions.groupby(group_names(predictions[column])):
             labels = members["label"].to_numpy(dtype=int)
-            predicted = (members["probability"].to_numpy(dtype=float) >= threshold).astype(int)
+            probabilities = members["probability"].to_numpy(dtype=float)
+            predicted = (probabilities >= threshold).astype(int)
             right = int((labels == predicted).sum())
             low, high = wilson_interval(right, len(labels))
             rows.append(
@@ -214,7 +339,12 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
                     "accuracy": right / len(labels),
                     "accuracy_low": low,
                     "accuracy_high": high,
-                    **_recalls(labels, predicted),
+                    **{
+                        f"recall_{name}": METRICS[f"recall_{name}"].compute(
+                            labels, probabilities, predicted
+                        )
+                        for name in LABELS
+                    },
                     **_recall_intervals(labels, predicted),
                     "small": len(labels) < minimum,
                 }
@@ -225,13 +355,13 @@ def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) 
 
 
 def group_names(values: pd.Series, max_groups: int = 20) -> pd.Series:
-    """Return the group of each value of a column of metadata.
+    """Return the group of each value of a metadata column.
 
-    Numbers with more than `max_groups` values are cut into bands of ten (age 20-29); other
-    columns with more values than that have no groups. Missing values are no group.
+    A numeric column with more than `max_groups` values is cut into bands of ten (age 20-29); any
+    other column with so many values has no groups. A missing value belongs to no group.
 
     Returns:
-        A name or NA for each value, with the index of `values`.
+        A name or NA for each value, indexed like `values`.
     """
     if values.nunique() <= max_groups:
         return values.astype("string")

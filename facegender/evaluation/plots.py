@@ -1,4 +1,4 @@
-"""Figures, drawn by Matplotlib into PNG files whose bytes depend on the data alone."""
+"""Figures as PNG files whose bytes depend only on the data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from facegender.labels import LABELS, NAMES
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers.
+# Okabe and Ito's palette: distinct for colour-blind readers.
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _GREY = "#666666"
 
 
 def class_distribution(counts: Mapping[str, int], title: str, path: Path) -> None:
-    """Draw the number of images of each class as bars (figures 3 and 4 of the study)."""
+    """Draw the number of images per class (figures 3 and 4 of the study)."""
     figure, axes = _figure(4.5, 3.2)
     bars = axes.bar(list(counts), list(counts.values()), color=[_ORANGE, _BLUE], width=0.6)
     axes.bar_label(bars, padding=2)
@@ -28,10 +28,10 @@ def class_distribution(counts: Mapping[str, int], title: str, path: Path) -> Non
 
 
 def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
-    """Draw a metric of training and validation by epoch (figures 5 and 6 of the study).
+    """Draw a training and validation metric by epoch (figures 5 and 6 of the study).
 
     Args:
-        history: a row an epoch, with `epoch`, `val_loss`, `metric` and `val_{metric}`.
+        history: one row per epoch, with `epoch`, `val_loss`, `metric` and `val_{metric}`.
         metric: `loss` or `accuracy`.
         path: PNG to write.
     """
@@ -62,7 +62,9 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, path: Path) -> N
         colorbar=False,
         ax=axes,
     )
-    axes.set(title=f"Test part, {len(labels)} images", xlabel="prediction", ylabel="label")
+    axes.set(
+        title=f"Confusion, test split ({len(labels)} images)", xlabel="prediction", ylabel="label"
+    )
     _save(figure, path)
 
 
@@ -99,7 +101,7 @@ def precision_recall_curve(table: pd.DataFrame, average: float | None, path: Pat
 
 
 def reliability_diagram(table: pd.DataFrame, ece: float, path: Path) -> None:
-    """Draw what share is labelled male against P(male), with the images a bin below."""
+    """Draw the share labelled male against P(male), and the images per bin below it."""
     figure = Figure(figsize=(4.4, 4.8), layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":", label="perfect")
@@ -119,9 +121,9 @@ def reliability_diagram(table: pd.DataFrame, ece: float, path: Path) -> None:
 
 
 def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
-    """Draw the accuracy of each group with its interval, from `evaluation.group_metrics`."""
+    """Draw the accuracy of each group of `group_metrics` with its interval."""
     figure, axes = _figure(6.5, max(2.0, 0.24 * len(groups) + 1))
-    places = np.arange(len(groups))[::-1]
+    positions = np.arange(len(groups))[::-1]
     errors = np.stack(
         [
             groups["accuracy"] - groups["accuracy_low"],
@@ -130,7 +132,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
     ).astype(float)
     axes.errorbar(
         groups["accuracy"],
-        places,
+        positions,
         xerr=errors.clip(0),
         fmt="o",
         ms=4,
@@ -142,7 +144,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
         f"{row.column}: {row.group} (n={row.n}{', small' if row.small else ''})"
         for row in groups.itertuples()
     ]
-    axes.set_yticks(places, names, fontsize=7)
+    axes.set_yticks(positions, names, fontsize=7)
     axes.set_ylim(-1, len(names))
     axes.set(
         title="Accuracy by group, test split" if names else "No group columns in the metadata",
@@ -161,13 +163,13 @@ def face_grid(
     *,
     threshold: float,
 ) -> None:
-    """Draw faces with label and prediction (figures 7 and 8 of the study).
+    """Draw faces, five per row, with label and prediction (figures 7 and 8 of the study).
 
     Args:
-        images: uint8 (n, height, width, 3); five a row.
+        images: uint8 (n, height, width, 3).
         labels: int (n,).
         probabilities: float (n,) of the label male.
-        title: what these faces are.
+        title: title of the figure.
         path: PNG to write.
         threshold: P(male) from which the prediction is male.
     """
@@ -175,15 +177,15 @@ def face_grid(
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+    for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.set_axis_off()
-        if place >= len(images):
+        if index >= len(images):
             continue
-        label, probability = NAMES[int(labels[place])], float(probabilities[place])
+        label, probability = NAMES[int(labels[index])], float(probabilities[index])
         guess = NAMES[int(probability >= threshold)]
         right = guess == label
         confidence = max(probability, 1 - probability)
-        axes.imshow(images[place])
+        axes.imshow(images[index])
         axes.set_title(
             f"{'✓' if right else '✗'} {guess} {confidence:.2f}\nlabel {label}",
             fontsize=8,
@@ -195,18 +197,18 @@ def face_grid(
 def most_confident_errors(
     labels: np.ndarray, probabilities: np.ndarray, *, threshold: float, count: int
 ) -> np.ndarray:
-    """Return the places of up to `count` wrong predictions, the most confident first."""
+    """Return the indices of up to `count` wrong predictions, the most confident first."""
     wrong = np.flatnonzero((probabilities >= threshold).astype(int) != labels)
     doubt = 1 - np.abs(probabilities[wrong] - labels[wrong])
     return wrong[np.argsort(doubt, kind="stable")][:count]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    # Figure itself, not pyplot, which would keep global state.
+    # Figure, because pyplot keeps global state.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def _save(figure: Figure, path: Path) -> None:
-    # Without metadata, which would name Matplotlib's version.
+    # No metadata: it would contain Matplotlib's version.
     figure.savefig(path, dpi=90, metadata={"Software": None}, pil_kwargs={"optimize": True})

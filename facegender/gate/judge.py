@@ -1,18 +1,19 @@
-"""The gate: is a model fit to take the place of the one before it?
+"""The gate's rules: may a model replace the one before it?
 
-Floors are judged on the candidate alone; a drop is judged against a baseline, on the same images.
-docs/gate.md says how a verdict is reached. Nothing here reads a file.
+Floors concern the candidate alone; a drop is measured against a baseline on the same images.
+docs/gate.md explains the verdict. This module reads no files.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from facegender.evaluation.metrics import group_names
+from facegender.evaluation.metrics import METRICS, group_names, shown_metrics
+from facegender.gate.costs import compare_costs, finite
+from facegender.gate.evidence import Evidence
 from facegender.gate.significance import (
     Resampling,
     holm,
@@ -21,29 +22,30 @@ from facegender.gate.significance import (
     paired_f1_interval,
     unpaired_difference,
 )
-from facegender.gate.verdict import NO_FLIPS, Comparison, CostRatio, Floor, Report, Verdict
+from facegender.gate.verdict import NO_FLIPS, Comparison, Floor, Report, Verdict
 from facegender.labels import LABELS, NAMES
 from facegender.params import AtLeast, AtMost, Gate
 
-# Columns of predictions that are no metadata, and those that `pair` adds.
+# Columns of predictions that are not metadata, and those that `pair` adds.
 PREDICTION_COLUMNS = ("path", "label", "probability", "predicted", "sha256")
 _NO_METADATA = [*PREDICTION_COLUMNS, "old_probability", "old_predicted"]
 
-# Fractions of images do not add up exactly; no two of them are as near as this.
-_EPSILON = 1e-9
+_EPSILON = 1e-9  # for rounding; below any difference between two shares of images
+# Metrics are computed from float32, predictions are read from CSV.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Results:
-    """What one evaluation of a model left.
+    """The results of one evaluation.
 
     Attributes:
-        name: how to call it.
-        metrics: the test metrics of `evaluation.classification_metrics`.
-        predictions: a row a test image: PREDICTION_COLUMNS and columns of metadata; None if there
-            are none.
+        name: name in the report.
+        metrics: result of `classification_metrics`.
+        predictions: one row per test image: PREDICTION_COLUMNS and metadata columns; None if
+            missing.
         costs: `size_*_bytes`, `latency_*_ms`, `training_images_per_second` and
-            `training_seconds`, as far as they are known.
+            `training_seconds`, as far as recorded.
     """
 
     name: str
@@ -59,63 +61,72 @@ def judge(
     *,
     min_group_size: int,
     accept_data_change: bool = False,
+    require_evidence: bool = False,
     undecided: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Judge a model by its floors and beside a baseline.
+    """Judge a model by its floors and against a baseline.
 
     Args:
-        candidate: the model's results.
-        baseline: results of the model before, or None if there are none.
-        settings: floors, tolerances, and source of chance of the intervals.
-        min_group_size: smaller groups are shown and not judged.
-        accept_data_change: compare even though the test set, the labels or the lack of predictions
-            forbid pairing: by two independent samples.
-        undecided: why there is no baseline.
-        notes: warnings to pass on.
+        candidate: results to judge.
+        baseline: results of the model before, or None.
+        settings: floors, tolerances, and seed of the intervals.
+        min_group_size: images below which a group is shown but not judged.
+        accept_data_change: whether to compare as two independent samples if the images cannot be
+            paired: other images, other labels, or missing predictions.
+        require_evidence: whether there is no verdict if the test set cannot show a drop of the
+            tolerance.
+        undecided: reasons why there is no baseline.
+        notes: warnings to include.
 
     Returns:
-        The report; its verdict is `cannot tell` when there is no baseline, or one that cannot be
-        compared with.
+        The report. Its verdict is `cannot tell` without a comparable baseline.
     """
     floors = judge_floors(candidate.metrics, settings.floors)
-    broken = _broken(candidate)
+    inconsistent = _inconsistencies(candidate, METRICS)
     if baseline is None:
         return Report(
             candidate=candidate.name,
             baseline=None,
             floors=floors,
-            undecided=[*broken, *undecided],
+            undecided=[*inconsistent, *undecided],
             notes=notes,
         )
-    broken += _broken(baseline)
+    # An older commit may have computed its other metrics otherwise.
+    inconsistent += _inconsistencies(baseline, ["accuracy"])
     differences = data_differences(candidate, baseline)
     old, new = _right_by_label(baseline), _right_by_label(candidate)
     if differences and (old is None or new is None):
-        broken.append(
-            "no confusion matrix in the metrics, so that they cannot be compared unpaired"
+        inconsistent.append(
+            "the metrics have no confusion matrix: an unpaired comparison is impossible"
         )
-    if broken or (differences and not accept_data_change):
+    if inconsistent or (differences and not accept_data_change):
         return Report(
             candidate=candidate.name,
             baseline=baseline.name,
             floors=floors,
-            undecided=[*broken, *differences],
+            undecided=[*inconsistent, *differences],
             notes=notes,
         )
-    flips = NO_FLIPS
+    flips, evidence = NO_FLIPS, None
     if not differences:
         pairs = pair(candidate, baseline)
         comparisons, groups = _paired(pairs, candidate, baseline, settings, min_group_size)
         flips = _flips(pairs)
+        evidence = _evidence(pairs, groups, settings)
         notes = [*notes, *_lost_columns(candidate, baseline)]
     elif old is not None and new is not None:
         comparisons, groups = _unpaired(old, new, candidate, baseline, settings, min_group_size)
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
+    lacking = []
+    if require_evidence and not (evidence and evidence.enough):
+        lacking = [evidence.sentence if evidence else "an unpaired comparison has no known power"]
     return Report(
         candidate=candidate.name,
         baseline=baseline.name,
         floors=floors,
+        undecided=lacking,
+        evidence=evidence,
         paired=not differences,
         comparisons=comparisons,
         groups=groups,
@@ -126,10 +137,10 @@ def judge(
 
 
 def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMost]) -> list[Floor]:
-    """Hold metrics against their floors; one that is missing, NaN or no number fails."""
+    """Compare metrics with their floors; a value that is missing or not finite fails."""
     rows = []
     for name, floor in floors.items():
-        value = _number(metrics.get(name))
+        value = finite(metrics.get(name))
         if isinstance(floor, AtLeast):
             limit, reached = floor.at_least, value is not None and value >= floor.at_least
         else:
@@ -146,29 +157,31 @@ def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMo
     return rows
 
 
-def _number(value: object) -> float | None:
-    """Return a finite number, or None for anything else."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None  # type: ignore[arg-type]
-
-
-def _broken(results: Results) -> list[str]:
-    """Say whether metrics and predictions are of different evaluations, which decides nothing."""
-    predictions, accuracy = results.predictions, _number(results.metrics.get("accuracy"))
-    if predictions is None or accuracy is None:
+def _inconsistencies(results: Results, metrics: Collection[str]) -> list[str]:
+    """Return why no verdict is possible if metrics and predictions come from two evaluations."""
+    predictions = results.predictions
+    if predictions is None:
         return []
-    right = float((predictions["label"] == predictions["predicted"]).mean())
-    if results.metrics.get("n") == len(predictions) and abs(right - accuracy) < _EPSILON:
-        return []
-    return [
-        f"the metrics of {results.name} say an accuracy of {accuracy:.4f} on "
-        f"{results.metrics.get('n')} images, its predictions {right:.4f} on {len(predictions)}: "
-        "they are not of one evaluation; run `dvc repro`"
-    ]
+    labels, predicted = (predictions[name].to_numpy(dtype=int) for name in ("label", "predicted"))
+    probabilities = predictions["probability"].to_numpy(dtype=float)
+    n = results.metrics.get("n")
+    for name in metrics:
+        recorded = finite(results.metrics.get(name))
+        if recorded is None:  # floors refuse it
+            continue
+        computed = METRICS[name].compute(labels, probabilities, predicted)
+        if n != len(labels) or computed is None or abs(recorded - computed) > _ROUNDING:
+            now = "nothing" if computed is None else f"{computed:.4f}"
+            return [
+                f"the metrics of {results.name} report {name} {recorded:.4f} on {n} images, its "
+                f"predictions {now} on {len(labels)}: they come from different evaluations; run "
+                "`dvc repro`"
+            ]
+    return []
 
 
 def data_differences(candidate: Results, baseline: Results) -> list[str]:
-    """Say what forbids to compare the two image by image; nothing if it can be done."""
+    """Return what prevents an image-by-image comparison."""
     if missing := [one.name for one in (candidate, baseline) if one.predictions is None]:
         return [f"there are no predictions of {' and '.join(missing)}"]
     new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
@@ -188,7 +201,7 @@ def data_differences(candidate: Results, baseline: Results) -> list[str]:
 
 
 def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
-    """Return predictions by content of the image, and by number among its copies."""
+    """Index predictions by the image's digest and its number among identical images."""
     if predictions is None:
         raise ValueError("no predictions")
     ordered = predictions.sort_values(["sha256", "path"])
@@ -197,10 +210,10 @@ def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def pair(candidate: Results, baseline: Results) -> pd.DataFrame:
-    """Return the candidate's predictions with the baseline's beside them.
+    """Return the candidate's predictions joined with the baseline's.
 
     Returns:
-        The candidate's columns and `old_probability` and `old_predicted`, sorted by path.
+        The candidate's columns, `old_probability` and `old_predicted`, sorted by path.
     """
     new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
     pairs = new.assign(old_probability=old["probability"], old_predicted=old["predicted"])
@@ -214,7 +227,7 @@ def _paired(
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on the same images: over all and by class, and by group."""
+    """Compare two models on the same images: overall and by class, and by group."""
     resampling = Resampling(settings.bootstrap_samples, settings.seed)
     labels, old, new = (
         pairs[name].to_numpy(dtype=int) for name in ("label", "old_predicted", "predicted")
@@ -222,7 +235,7 @@ def _paired(
     was_right, is_right = old == labels, new == labels
 
     def compared(metric: str, members: np.ndarray) -> Comparison:
-        difference = paired_difference(was_right[members], is_right[members], resampling)
+        difference = paired_difference(was_right[members], is_right[members])
         return Comparison(metric, int(members.sum()), **asdict(difference))
 
     comparisons, groups = _judge_drops(
@@ -239,18 +252,28 @@ def _paired(
     before, after = (
         pairs[name].to_numpy(dtype=float) for name in ("old_probability", "probability")
     )
-    f1, ece, *others = _undecisive(candidate, baseline)
     intervals = {
         "f1": paired_f1_interval(labels, old, new, resampling),
         "ece": paired_ece_interval(labels, before, after, resampling),
     }
-    tolerances = settings.max_drop
     return [
         *comparisons,
-        _judge_interval(f1, intervals["f1"], worse=-1, tolerance=tolerances.f1),
-        _judge_interval(ece, intervals["ece"], worse=1, tolerance=tolerances.ece),
-        *others,
+        *(
+            _judge_interval(row, intervals[row.metric], getattr(settings.max_drop, row.metric))
+            if row.metric in intervals
+            else row
+            for row in _informational(candidate, baseline)
+        ),
     ], groups
+
+
+def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate) -> Evidence:
+    """Return what the images can show if the models disagree otherwise as often as here."""
+    was_right, is_right = (pairs["label"] == pairs[name] for name in ("old_predicted", "predicted"))
+    gained = min((is_right & ~was_right).mean(), (was_right & ~is_right).mean())
+    # The share of the accuracy among the questions of `_judge_drops`.
+    level = settings.significance / (2 + any(not row.note for row in groups))
+    return Evidence(len(pairs), float(gained), level, settings.max_drop.accuracy)
 
 
 def _unpaired(
@@ -261,11 +284,10 @@ def _unpaired(
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on images of their own; `old` and `new` are as `_right_by_label` says."""
-    resampling = Resampling(settings.bootstrap_samples, settings.seed)
+    """Compare two models on different images; `old` and `new` come from `_right_by_label`."""
 
     def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
-        return Comparison(metric, new[1], **asdict(unpaired_difference(old, new, resampling)))
+        return Comparison(metric, new[1], **asdict(unpaired_difference(old, new)))
 
     def total(counts: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
         return sum(right for right, _ in counts.values()), sum(n for _, n in counts.values())
@@ -294,11 +316,11 @@ def _unpaired(
         settings,
         min_group_size=min_group_size,
     )
-    return [*comparisons, *_undecisive(candidate, baseline)], groups
+    return [*comparisons, *_informational(candidate, baseline)], groups
 
 
 def _groups(predictions: pd.DataFrame) -> list[tuple[str, str, np.ndarray]]:
-    """Return column, name and members, bool (n,), of each group that is not everybody."""
+    """Return column, name and members, bool (n,), of each group smaller than the split."""
     found = []
     for column in predictions.columns.drop(_NO_METADATA, errors="ignore"):
         codes, names = pd.factorize(group_names(predictions[column]), sort=True)
@@ -314,7 +336,7 @@ def _right(predictions: pd.DataFrame) -> tuple[int, int]:
 
 
 def _right_by_label(results: Results) -> dict[str, tuple[int, int]] | None:
-    """Return how many images of each label are predicted rightly, and how many there are."""
+    """Return the number of correct predictions and of images for each label."""
     try:
         confusion = results.metrics["confusion"]
         return {
@@ -336,14 +358,14 @@ def _judge_drops(
     *,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Give what was tested one by one its adjusted p and its verdict.
+    """Adjust the p-values for the number of tests, and set the verdicts.
 
-    The questions (all images, classes, groups) share the significance level equally (Bonferroni),
-    and within each it holds for all rows together (Holm): else one group in forty would fail by
-    luck.
+    The questions (all images, classes, groups) share the significance level equally (Bonferroni);
+    within each, Holm's method controls it over all rows. Otherwise one group in forty would fail
+    by chance.
 
     Returns:
-        Comparisons over all and by class, and by group.
+        Comparisons overall and by class, and by group.
     """
     large = [row for row in groups if row.n >= min_group_size]
     tolerances = settings.max_drop
@@ -358,8 +380,8 @@ def _judge_drops(
     by_group = iter(judged[1 + len(classes) :])
     small = f"fewer than {min_group_size} images: not judged"
     return judged[: 1 + len(classes)], [
-        # Among many groups some drop: one is told only if it alone would be significant.
-        _quiet(next(by_group), row.p or 0.0, settings.significance)
+        # Some of many groups drop by chance: warn only of drops significant on their own.
+        _drop_chance_warnings(next(by_group), row.p or 0.0, settings.significance)
         if row.n >= min_group_size
         else replace(row, p=None, note=small)
         for row in groups
@@ -367,7 +389,7 @@ def _judge_drops(
 
 
 def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float) -> Comparison:
-    # One image alone is never a regression, however few there are.
+    # A single image is never a regression, however small the test set.
     allowed = max(tolerance, 1 / row.n) + _EPSILON
     beyond = row.difference is not None and -row.difference > allowed
     verdict: Verdict = "pass"
@@ -376,58 +398,37 @@ def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float
     return replace(row, p=min(1.0, p), verdict=verdict)
 
 
-def _quiet(row: Comparison, unadjusted: float, significance: float) -> Comparison:
+def _drop_chance_warnings(row: Comparison, unadjusted: float, significance: float) -> Comparison:
     chance = row.verdict == "warn" and unadjusted >= significance
     return replace(row, verdict="pass") if chance else row
 
 
-def _undecisive(candidate: Results, baseline: Results) -> list[Comparison]:
-    """Return metrics that do not fail by a drop: accuracy and recalls tell what F1 does."""
+def _informational(candidate: Results, baseline: Results) -> list[Comparison]:
+    """Return the metrics whose drop never fails the gate: F1 follows from the recalls."""
     rows = []
-    for metric in ("f1", "ece", "roc_auc", "loss"):
-        old, new = (_number(one.metrics.get(metric)) for one in (baseline, candidate))
+    for metric in (one.name for one in shown_metrics() if one.in_gate):
+        old, new = (finite(one.metrics.get(metric)) for one in (baseline, candidate))
         difference = new - old if old is not None and new is not None else None
-        n = int(_number(candidate.metrics.get("n")) or 0)
+        n = int(finite(candidate.metrics.get("n")) or 0)
         rows.append(Comparison(metric, n, old, new, difference))
     return rows
 
 
-def _judge_interval(
-    row: Comparison, interval: tuple[float, float], *, worse: int, tolerance: float
-) -> Comparison:
+def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: float) -> Comparison:
     """Warn if a metric is worse by more than the tolerance and its interval excludes 0."""
     if row.difference is None:
         return row
     low, high = interval
-    beyond = worse * row.difference > tolerance + _EPSILON
-    excluded = low > 0 if worse > 0 else high < 0
+    if METRICS[row.metric].higher_is_better:
+        beyond, excluded = -row.difference > tolerance + _EPSILON, high < 0
+    else:
+        beyond, excluded = row.difference > tolerance + _EPSILON, low > 0
     verdict: Verdict = "warn" if beyond and excluded else "pass"
     return replace(row, low=low, high=high, verdict=verdict)
 
 
-def compare_costs(
-    candidate: Mapping[str, float], baseline: Mapping[str, float], settings: Gate
-) -> list[CostRatio]:
-    """Return the ratio of each cost, with a warning beyond its tolerance."""
-    rows = []
-    for name in dict.fromkeys([*baseline, *candidate]):
-        old, new = (_number(costs.get(name)) for costs in (baseline, candidate))
-        ratio = new / old if old and new is not None else None
-        if name.endswith("_per_second"):
-            limit = settings.cost.min_speed_ratio
-            beyond = ratio is not None and ratio < limit
-        else:
-            size = name.startswith("size_")
-            limit = settings.cost.max_size_ratio if size else settings.cost.max_time_ratio
-            beyond = ratio is not None and ratio > limit
-        unknown = ratio is None
-        verdict: Verdict = "info" if unknown else "warn" if beyond else "pass"
-        rows.append(CostRatio(name, old, new, ratio, limit, verdict))
-    return rows
-
-
 def _flips(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the images whose prediction changed, those that became wrong first."""
+    """Return the images whose prediction changed, newly wrong ones first."""
     flipped = pairs[pairs["predicted"] != pairs["old_predicted"]]
     columns = ["path", "label", "old_probability", "new_probability", "right"]
     return (
@@ -445,6 +446,5 @@ def _lost_columns(candidate: Results, baseline: Results) -> list[str]:
     if candidate.predictions is None or baseline.predictions is None:
         return []
     lost = baseline.predictions.columns.difference(candidate.predictions.columns, sort=False)
-    return [f"groups are no longer judged by {', '.join(lost)}: the metadata lacks it"] * bool(
-        len(lost)
-    )
+    note = f"the metadata no longer has {', '.join(lost)}: its groups are not judged"
+    return [note] if len(lost) else []

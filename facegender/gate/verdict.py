@@ -1,4 +1,4 @@
-"""The gate's report: what it found, in sentences, as text, as Markdown and for JSON."""
+"""The gate's report, as sentences, text, Markdown and JSON."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -8,18 +8,20 @@ from typing import Any, Literal
 import pandas as pd
 from tabulate import tabulate
 
+from facegender.gate.evidence import Evidence
+
 Verdict = Literal["pass", "warn", "fail", "info"]
 
 NO_FLIPS = pd.DataFrame(columns=["path", "label", "old_probability", "new_probability", "right"])
 
-# Longer lists end with how many there are; JSON has them all.
+# Longer lists are cut and say so; JSON is complete.
 MAX_GROUPS = 40
 MAX_FLIPS = 50
 
 
 @dataclass(frozen=True)
 class Floor:
-    """A metric of the candidate beside what it must reach; `value` is None if it is missing."""
+    """A metric of the candidate and its limit; `value` is None if missing."""
 
     metric: str
     value: float | None
@@ -30,20 +32,20 @@ class Floor:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A metric of the candidate beside the baseline's.
+    """A metric of the candidate and of the baseline.
 
     Attributes:
-        metric: its name, or `column=group`.
-        n: images it is computed from, in the candidate.
-        old: the baseline's value.
-        new: the candidate's.
-        difference: new less old.
+        metric: name of the metric, or `column=group`.
+        n: number of the candidate's images.
+        old: value of the baseline.
+        new: value of the candidate.
+        difference: new minus old.
         low: lower end of the difference's 95 % interval.
         high: upper end.
-        p: chance of a difference at least as large if neither were better, adjusted for all that is
-            tested; None if it is not tested.
-        verdict: info if it does not enter the verdict.
-        note: what limits the figure, or nothing.
+        p: chance of a difference at least as large if neither model is better, adjusted for the
+            number of tests; None if not tested.
+        verdict: `info` if the row does not count.
+        note: caveat, or nothing.
     """
 
     metric: str
@@ -60,7 +62,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CostRatio:
-    """A cost of the candidate as a ratio to the baseline's; None where it is not recorded."""
+    """A cost of the candidate relative to the baseline's; None where not recorded."""
 
     metric: str
     old: float | None
@@ -72,20 +74,21 @@ class CostRatio:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the gate found.
+    """Everything the gate found.
 
     Attributes:
-        candidate: name of the results that are judged.
-        baseline: name of those they are compared with, or None.
-        floors: a row for each floor.
-        undecided: why the two cannot be compared; empty if they are.
-        paired: whether the same images are compared.
-        comparisons: over all images and by class.
-        groups: by group of the metadata.
-        costs: ratios.
+        candidate: name of the results judged.
+        baseline: name of the results compared with, or None.
+        floors: one row per floor.
+        undecided: reasons why the two were not compared.
+        paired: whether the comparison is image by image.
+        comparisons: metrics overall and by class.
+        groups: accuracy by group of the metadata.
+        costs: cost ratios.
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
-            `new_probability`, `right` (whether the candidate is).
-        notes: further warnings, a sentence each.
+            `new_probability`, `right` (whether the candidate is right).
+        notes: further warnings, one sentence each.
+        evidence: what a paired comparison can show.
     """
 
     candidate: str
@@ -98,10 +101,11 @@ class Report:
     costs: Sequence[CostRatio] = ()
     flips: pd.DataFrame = field(default_factory=NO_FLIPS.copy)
     notes: Sequence[str] = ()
+    evidence: Evidence | None = None
 
     @property
     def failures(self) -> list[str]:
-        """Why the candidate is refused, a sentence each."""
+        """Reasons for refusing the candidate, one sentence each."""
         return [
             *(_floor_sentence(row) for row in self.floors if row.verdict == "fail"),
             *(
@@ -113,7 +117,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """What to look at, a sentence each."""
+        """Things to look at, one sentence each."""
         return [
             *self.notes,
             *(
@@ -128,7 +132,7 @@ class Report:
 
     @property
     def verdict(self) -> Literal["pass", "pass with warnings", "fail", "cannot tell"]:
-        """The whole in a word or three."""
+        """The verdict in words."""
         if self.failures:
             return "fail"
         if self.undecided:
@@ -141,9 +145,10 @@ class Report:
         return {"fail": 1, "cannot tell": 2}.get(self.verdict, 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as what JSON can hold; a value that is not defined is None."""
-        content = asdict(replace(self, flips=pd.DataFrame()))
+        """Return the whole report, ready for JSON; an undefined value is None."""
+        content = asdict(replace(self, flips=pd.DataFrame(), evidence=None))
         content["flips"] = self.flips.to_dict("records")
+        content["evidence"] = self.evidence.to_json() if self.evidence else None
         summary = {
             "verdict": self.verdict,
             "exit_code": self.exit_code,
@@ -155,8 +160,8 @@ class Report:
 
 def _floor_sentence(row: Floor) -> str:
     if row.value is None:
-        return f"{row.metric} is missing or NaN, and must be {row.direction} {row.limit:g}"
-    return f"{row.metric} is {row.value:.4f}, and must be {row.direction} {row.limit:g}"
+        return f"{row.metric} is missing or NaN; it must be {row.direction} {row.limit:g}"
+    return f"{row.metric} is {row.value:.4f}; it must be {row.direction} {row.limit:g}"
 
 
 def _drop_sentence(row: Comparison) -> str:
@@ -167,7 +172,7 @@ def _drop_sentence(row: Comparison) -> str:
 
 
 def _cost_sentence(row: CostRatio) -> str:
-    return f"{row.metric} is {row.ratio:.2f} times the baseline's; {row.limit:g} is the tolerance"
+    return f"{row.metric} is {row.ratio:.2f} times the baseline's (limit {row.limit:g})"
 
 
 def as_text(report: Report) -> str:
@@ -182,7 +187,7 @@ def as_text(report: Report) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """Return the report for a pull request; names from the data cannot break its form."""
+    """Return the report for a pull request; names from the data are escaped."""
     parts = [f"## Gate: {report.verdict}", _escaped(_about(report))]
     for title, sentences in _findings(report):
         parts.append(f"**{title}**")
@@ -205,17 +210,18 @@ _METRICS, _FLOORS = "Metrics", "Floors"
 def _about(report: Report) -> str:
     if report.baseline is None:
         return f"{report.candidate}, with no baseline"
-    if report.undecided:
+    if not report.comparisons:
         return f"{report.candidate}, not compared with {report.baseline}"
     how = "image by image" if report.paired else "unpaired, as two independent samples"
-    return f"{report.candidate}, compared with {report.baseline} {how}"
+    evidence = f". {report.evidence.sentence}" if report.evidence else ""
+    return f"{report.candidate}, compared with {report.baseline} {how}{evidence}"
 
 
 def _findings(report: Report) -> list[tuple[str, list[str]]]:
-    """Return titles with their sentences, where there are any."""
+    """Return the titles that have sentences, with them."""
     found = [
         ("Refused", report.failures),
-        ("Cannot be compared", list(report.undecided)),
+        ("Cannot tell" if report.comparisons else "Cannot be compared", list(report.undecided)),
         ("Warnings", report.warnings),
     ]
     return [(title, sentences) for title, sentences in found if sentences]
@@ -225,11 +231,11 @@ _Table = tuple[str, list[str], list[list[str]], int]
 
 
 def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
-    """Return title, headers, rows and the number of rows left out, of each table.
+    """Return title, headers, rows and number of omitted rows of each table.
 
     Args:
-        report: what is shown.
-        name: how a text from the data is written.
+        report: the report to show.
+        name: function that escapes text from the data.
     """
     headers = ["metric", "images", "old", "new", "difference", "95 % interval", "p", "verdict"]
     groups = sorted((row for row in report.groups if row.difference), key=_importance)
@@ -246,15 +252,15 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
             0,
         ),
         (
-            f"Groups: {len(report.groups)}, of which {small} are too small to judge; "
+            f"Groups: {len(report.groups)}, {small} of them too small to judge; "
             f"{len(groups)} changed",
             ["group", *headers[1:]],
             [_comparison_cells(row, name) for row in groups[:MAX_GROUPS]],
             len(groups[MAX_GROUPS:]),
         ),
         (
-            f"Images whose prediction changed: {len(report.flips)}, of which "
-            f"{int(report.flips['right'].sum())} are now right",
+            f"Images whose prediction changed: {len(report.flips)}, "
+            f"{int(report.flips['right'].sum())} of them now right",
             ["image", "label", "old P(male)", "new P(male)", "now"],
             [
                 [
@@ -283,7 +289,7 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
 
 
 def _importance(row: Comparison) -> tuple[bool, int, float]:
-    """Sort groups that are judged first, by verdict, the largest drop first."""
+    """Sort key: judged groups first, by verdict, then by size of the drop."""
     return bool(row.note), ("fail", "warn", "pass", "info").index(row.verdict), row.difference or 0
 
 
@@ -310,11 +316,11 @@ def _short(value: float | None) -> str:
 
 
 def _ending(left_out: int) -> list[str]:
-    return [f"and {left_out} more: --format json has them all"] * bool(left_out)
+    return [f"and {left_out} more: --format json lists them all"] * bool(left_out)
 
 
 def _code(text: str) -> str:
-    """Write a text from the data so that Markdown takes nothing in it for its own."""
+    """Escape text from the data for Markdown."""
     return f"<code>{_escaped(text)}</code>"
 
 

@@ -1,6 +1,6 @@
-"""The page that a reviewer opens, and the model card: the pipeline's results, by template.
+"""The report page and the model card, rendered from the pipeline's results.
 
-Both are functions of their inputs: nothing in them depends on time, place, speed or a run's id.
+Both depend only on their inputs, not on time, folder, speed or the id of a run.
 """
 
 import base64
@@ -19,7 +19,7 @@ from PIL import Image
 
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.errors import UserError
-from facegender.evaluation.metrics import wilson_interval
+from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
 from facegender.files import file_sha256
 from facegender.gate.verdict import MAX_FLIPS, Report
@@ -28,26 +28,12 @@ from facegender.params import Params, flatten
 
 WORST_ERRORS = 10
 
-# Title, what it says, and whether more of it is better.
-METRICS = {
-    "accuracy": ("Accuracy", "share of images with the right label", True),
-    "f1": ("F1", "harmonic mean of the precision and recall of male", True),
-    "precision": ("Precision, male", "share labelled male of the images called male", True),
-    "recall_female": ("Recall, female", "share called female of the images labelled so", True),
-    "recall_male": ("Recall, male", "share called male of the images labelled so", True),
-    "roc_auc": ("ROC AUC", "chance that, of one image a class, the male has more P(male)", True),
-    "average_precision": ("Average precision", "area under precision and recall of male", True),
-    "loss": ("Loss", "mean negative log likelihood", False),
-    "brier": ("Brier score", "mean squared error of P(male)", False),
-    "ece": ("Calibration error", "ECE: mean gap of P(male) and the share labelled male", False),
-}
-
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the pipeline leaves its results, by the names that dvc.yaml gives them.
+    """Paths of the pipeline's results, under the names of dvc.yaml.
 
-    All but the test metrics may be missing, as the models are in a clone without DVC's cache: the
+    All but the test metrics may be missing (the models are, in a clone without DVC's cache); the
     page then says so.
     """
 
@@ -67,13 +53,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made the results, beside the data and the parameters.
+    """What the results were made with, besides data and parameters.
 
     Attributes:
-        code: as `code_digest` returns it.
+        code: result of `code_digest`.
         lock: SHA-256 of requirements.lock.
-        versions: of packages, by name.
-        commit: of the repository, or None in a page that is committed itself: it cannot name the
+        versions: package versions by name.
+        commit: commit of the repository; None in a committed page, which cannot contain the
             commit that it is part of.
     """
 
@@ -89,16 +75,16 @@ def render_page(
     provenance: Provenance,
     gate: Report | None = None,
 ) -> str:
-    """Return the page: one HTML document that needs no other file, no script and no network.
+    """Return the page: one HTML document without scripts, other files or network access.
 
     Args:
         sources: the pipeline's results.
-        params: those that made them.
-        provenance: what else made them.
-        gate: what the gate says of them beside another commit's, for a section of its own.
+        params: parameters of the pipeline.
+        provenance: code and packages of the pipeline.
+        gate: comparison with another commit, shown in a section of its own.
 
     Raises:
-        UserError: there are no test metrics.
+        UserError: the test metrics are missing.
     """
     facts = _facts(sources, params)
     names = ("loss", "accuracy", "roc", "precision_recall", "reliability", "faces", "errors")
@@ -110,15 +96,15 @@ def render_page(
             **facts,
             pictures=pictures,
             class_pictures={
-                part: _picture(sources.data_plots / f"class_distribution_{part}.png")
-                for part in SPLITS
+                split: _picture(sources.data_plots / f"class_distribution_{split}.png")
+                for split in SPLITS
             },
             parameters=_by_group(params),
             reliability=_rows(sources.test_plots / "reliability.csv"),
             worst=_worst(sources.predictions, params.evaluate.threshold),
             files=_digests(sources),
             provenance=provenance,
-            # Not the patch level, which nothing pins.
+            # Without the patch level, which is not pinned.
             versions={"python": "{}.{}".format(*sys.version_info), **provenance.versions},
             gate=gate,
             max_flips=MAX_FLIPS,
@@ -129,18 +115,18 @@ def render_page(
 def render_card(sources: Sources, params: Params) -> str:
     """Return the model card, in Markdown.
 
-    After Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
+    Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
 
     Raises:
-        UserError: there are no test metrics.
+        UserError: the test metrics are missing.
     """
     return _environment().get_template("model-card.md.j2").render(**_facts(sources, params))
 
 
 def code_digest(root: Path, folders: Iterable[str]) -> str:
-    """Return one SHA-256 for the files of folders of code.
+    """Return one SHA-256 of all files in folders of code.
 
-    In a clean clone it is what `git ls-files FOLDERS | xargs sha256sum | sha256sum` prints.
+    In a clean clone it equals `git ls-files FOLDERS | xargs sha256sum | sha256sum`.
     """
     files = sorted(
         path.relative_to(root).as_posix()
@@ -153,7 +139,7 @@ def code_digest(root: Path, folders: Iterable[str]) -> str:
 
 
 def _environment() -> Environment:
-    # Escaping always: paths and groups are whatever somebody called a file or wrote in a CSV.
+    # Always escape: paths and groups are text from other people's files.
     environment = Environment(
         loader=PackageLoader("facegender.report"),
         autoescape=True,
@@ -170,7 +156,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
     metrics = _json(sources.test_metrics)
     if metrics is None:
         raise UserError(
-            f"There is no {sources.test_metrics.name}: run `make repro` first, which judges a "
+            f"{sources.test_metrics.name} is missing: run `make repro` first, which evaluates the "
             "model on the test split."
         )
     return {
@@ -187,7 +173,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row a metric, with its 95 % interval where there is one."""
+    """Return one row per metric, with its 95 % interval if it has one."""
     cells = metrics["confusion"]
     shares = {
         f"recall_{label}": (
@@ -199,19 +185,17 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     called_male = sum(cells[f"{label}_as_male"] for label in LABELS)
     shares["precision"] = (cells["male_as_male"], called_male)
     rows = []
-    for name, (title, meaning, more_is_better) in METRICS.items():
+    for metric in shown_metrics():
         low, high, method = None, None, ""
-        if interval := metrics.get(f"{name}_ci"):
-            low, high, method = interval["low"], interval["high"], "bootstrap"
-        elif name in shares:
-            (low, high), method = wilson_interval(*shares[name]), "Wilson"
+        if interval := metrics.get(f"{metric.name}_ci"):
+            low, high = interval["low"], interval["high"]
+            method = "bootstrap" if metric.name == "f1" else "Wilson"
+        elif metric.name in shares and shares[metric.name][1]:
+            (low, high), method = wilson_interval(*shares[metric.name]), "Wilson"
         rows.append(
             {
-                "name": name,
-                "title": title,
-                "meaning": meaning,
-                "better": "higher" if more_is_better else "lower",
-                "value": metrics[name],
+                "metric": metric,
+                "value": metrics[metric.name],
                 "low": low,
                 "high": high,
                 "method": method,
@@ -221,7 +205,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _best_epoch(path: Path) -> dict[str, Any] | None:
-    """Return the epoch with the lowest validation loss, and how many there were."""
+    """Return the epoch with the lowest validation loss, and the number of epochs."""
     if not path.is_file():
         return None
     history = pd.read_csv(path)
@@ -237,7 +221,7 @@ def _best_epoch(path: Path) -> dict[str, Any] | None:
 
 
 def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
-    """Return the columns of metadata, each with a row a group, or None if there is no table."""
+    """Return the metadata columns with one row per group; None if the table is missing."""
     if not path.is_file():
         return None
     table = pd.read_csv(
@@ -251,17 +235,17 @@ def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
 
 
 def _worst(path: Path, threshold: float) -> list[dict[str, Any]] | None:
-    """Return the most confident errors, in the order of the faces in the picture."""
+    """Return the most confident errors, in the order of the picture's faces."""
     if not path.is_file():
         return None
     predictions = read_manifest(path)
-    places = most_confident_errors(
+    indices = most_confident_errors(
         predictions["label"].to_numpy(dtype=int),
         predictions["probability"].to_numpy(dtype=float),
         threshold=threshold,
         count=WORST_ERRORS,
     )
-    worst = predictions.iloc[places][["path", "label", "predicted", "probability"]]
+    worst = predictions.iloc[indices][["path", "label", "predicted", "probability"]]
     for column in ("label", "predicted"):
         worst[column] = worst[column].map(NAMES)
     return _records(worst)
@@ -277,7 +261,7 @@ def _by_group(params: Params) -> dict[str, dict[str, Any]]:
 
 def _digests(sources: Sources) -> list[tuple[str, str | None]]:
     named = [
-        *((f"manifest of {part}", sources.splits / f"{part}.csv") for part in SPLITS),
+        *((f"manifest of {split}", sources.splits / f"{split}.csv") for split in SPLITS),
         ("model, Keras", sources.model),
         ("model, LiteRT float32", sources.float32),
         ("model, LiteRT int8", sources.int8),
@@ -287,7 +271,7 @@ def _digests(sources: Sources) -> list[tuple[str, str | None]]:
 
 
 def _picture(path: Path) -> dict[str, Any] | None:
-    """Return a PNG as an address that contains it, and its size in pixels."""
+    """Return a PNG as a data URI, and its size in pixels."""
     if not path.is_file():
         return None
     with Image.open(path) as image:
@@ -330,6 +314,6 @@ def _yaml(value: object) -> str:
 
 
 def _cell(value: object) -> str:
-    """Return text that stays in one cell of a Markdown table; HTML is escaped after it."""
+    """Return text that stays in one cell of a Markdown table; autoescape handles HTML."""
     text = " ".join(str(value).split())
     return "".join(f"\\{letter}" if letter in "\\`*[]|" else letter for letter in text)

@@ -39,7 +39,7 @@ SMALL = (
 
 # Variables of whoever runs the tests that must not reach a clone. The last ones are CI's: a clone
 # that wrote to GITHUB_OUTPUT would replace the report on the pull request.
-SETTINGS = ("DVC_", "MLFLOW_", "KAGGLE_", "GIT_", "GITHUB_", "BASELINE", "ACCEPT_DATA_CHANGE")
+SETTINGS = ("DVC_", "MLFLOW_", "KAGGLE_", "GIT_", "GITHUB_", "BASELINE", "ACCEPT_")
 
 
 @dataclass(frozen=True)

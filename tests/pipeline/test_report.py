@@ -90,7 +90,7 @@ def test_the_command_compares_and_logs(reproduced: Clone, tmp_path: Path) -> Non
     assert "which holds the evaluation" in done.stdout
     text = output.read_text()
     assert reproduced.run("git", "rev-parse", "HEAD").stdout.strip() in text
-    assert "every test image is called what it was" in text
+    assert "every test image has the same prediction as before" in text
     mlflow.set_tracking_uri(f"sqlite:///{reproduced.root / 'mlflow.db'}")
     (run,) = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
     assert run.info.status == "FINISHED"

@@ -1,17 +1,19 @@
 """The gate's verdicts: floors, drops judged on the same images, groups, costs, and its report."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
-from facegender.evaluation.metrics import classification_metrics
-from facegender.gate.compare import parse_results
+from facegender.evaluation.metrics import METRICS, classification_metrics
+from facegender.gate.compare import judge_folders, may_be_champion, parse_results
 from facegender.gate.judge import Results, judge
 from facegender.gate.significance import (
     Resampling,
@@ -19,6 +21,7 @@ from facegender.gate.significance import (
     paired_difference,
     paired_ece_interval,
     paired_f1_interval,
+    paired_interval,
     unpaired_difference,
 )
 from facegender.gate.verdict import Report, as_markdown, as_text
@@ -247,6 +250,27 @@ def test_f1_and_calibration_only_warn(compare: Callable) -> None:
     assert compare(good, unsure).warnings == []
 
 
+@pytest.mark.parametrize(("n", "enough"), [(36, False), (400, False), (4000, True)])
+def test_what_a_small_test_set_can_show_is_said_and_can_be_required(
+    compare: Callable, n: int, enough: bool
+) -> None:
+    report = compare(wrong_at(0, n=n), wrong_at(1, n=n))
+    assert report.evidence is not None
+    assert report.evidence.enough == enough
+    assert report.evidence.sentence in as_text(report)
+    assert report.evidence.sentence in as_markdown(report).replace("&#126;", "~")
+    assert report.exit_code == 0
+    required = compare(wrong_at(0, n=n), wrong_at(1, n=n), require_evidence=True)
+    assert required.exit_code == (0 if enough else 2)
+    assert list(required.undecided) == [] if enough else [report.evidence.sentence]
+    assert len(required.comparisons) == len(report.comparisons)
+    assert json.loads(json.dumps(required.to_json()))["evidence"]["n"] == n
+    # A failure stays one.
+    assert (
+        compare(wrong_at(*range(n // 4), n=n), wrong_at(n=n), require_evidence=True).exit_code == 1
+    )
+
+
 # Groups.
 
 
@@ -285,7 +309,7 @@ def test_many_groups_do_not_fail_by_their_number(compare: Callable) -> None:
 
 def test_metadata_that_disappears_is_told(compare: Callable) -> None:
     report = compare(wrong_at(1), wrong_at(1, age=np.arange(400)))
-    assert report.warnings == ["groups are no longer judged by age: the metadata lacks it"]
+    assert report.warnings == ["the metadata no longer has age: its groups are not judged"]
 
 
 # What cannot be compared.
@@ -359,7 +383,31 @@ def test_metrics_of_another_evaluation_decide_nothing(compare: Callable) -> None
     for accept in (False, True):
         report = compare(mixed, good, accept_data_change=accept)
         assert report.exit_code == 2
-        assert "not of one evaluation" in report.undecided[0]
+        assert "different evaluations" in report.undecided[0]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_metric_of_another_evaluation_decides_nothing(compare: Callable, metric: str) -> None:
+    good = results(wrong_at(1, 2))
+    value = good.metrics[metric]
+    report = compare(replace(good, metrics={**good.metrics, metric: value + 2e-6}), good)
+    assert (report.exit_code, len(report.undecided)) == (2, 1)
+    assert f"report {metric} {value:.4f} on 400 images" in report.undecided[0]
+
+
+def test_the_first_champion_is_excused_for_having_none_before_it_alone(
+    tmp_path: Path, params: Params
+) -> None:
+    settings = params.gate.model_copy(update={"floors": {}})
+    for name in ("test.json", "predictions.csv"):
+        shutil.copy(ROOT / "metrics" / name, tmp_path)
+    params = params.model_copy(update={"gate": settings})
+    assert may_be_champion(judge_folders(tmp_path, None, params))
+    metrics = json.loads((tmp_path / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps(metrics | {"accuracy": 0.999}))
+    report = judge_folders(tmp_path, None, params)
+    assert (report.exit_code, report.failures) == (2, [])
+    assert not may_be_champion(report)
 
 
 # Cost.
@@ -404,7 +452,7 @@ def test_markdown_shows_old_and_new_and_what_flipped(compare: Callable) -> None:
     line = next(line for line in text.splitlines() if line.startswith("| accuracy "))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:5] == ["accuracy", "400", "0.9975", "0.9400", "-0.0575"]
-    assert "Images whose prediction changed: 25, of which 1 are now right" in text
+    assert "Images whose prediction changed: 25, 1 of them now right" in text
     assert "| <code>faces/0000.png</code> | female" in text
     assert "0.0300 " in text
 
@@ -445,10 +493,10 @@ def test_mcnemar_counts_only_where_the_models_differ() -> None:
     # 1 gained and 7 lost: 2 * (C(8,0) + C(8,1)) / 2^8
     old, new = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
     old[0] = new[1:8] = False
-    found = paired_difference(old, new, Resampling(2000, 0))
+    found = paired_difference(old, new)
     assert found.p == pytest.approx(2 * 9 / 256)
     assert found.difference == pytest.approx(-0.06)
-    assert paired_difference(old, old, Resampling(10, 0)).p == 1
+    assert paired_difference(old, old).p == 1
 
 
 def models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -479,14 +527,9 @@ def test_intervals_agree_with_scipys_paired_bootstrap() -> None:
     def f1(labels: np.ndarray, guess: np.ndarray) -> float:
         return 2 * (labels * guess).sum() / (labels.sum() + guess.sum())
 
-    def accuracy_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-        return ((b > 0.5) == y).mean() - ((a > 0.5) == y).mean()
-
     def f1_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
         return f1(y, b > 0.5) - f1(y, a > 0.5)
 
-    found = paired_difference((old > 0.5) == labels, (new > 0.5) == labels, resampling)
-    assert (found.low, found.high) == pytest.approx(interval(accuracy_difference), abs=0.004)
     guesses = [(one > 0.5).astype(int) for one in (old, new)]
     ours = paired_f1_interval(labels, *guesses, resampling)
     assert ours == pytest.approx(interval(f1_difference), abs=0.004)
@@ -498,12 +541,46 @@ def test_intervals_agree_with_scipys_paired_bootstrap() -> None:
 def test_unpaired_differences_are_wider_than_paired_ones() -> None:
     labels, old, new = models()
     old_right, new_right = ((one > 0.5) == labels for one in (old, new))
-    resampling = Resampling(2000, 0)
-    paired = paired_difference(old_right, new_right, resampling)
+    paired = paired_difference(old_right, new_right)
     counts = [(int(right.sum()), len(right)) for right in (old_right, new_right)]
-    unpaired = unpaired_difference(*counts, resampling)
+    unpaired = unpaired_difference(*counts)
     assert unpaired.difference == pytest.approx(paired.difference)
     assert unpaired.high - unpaired.low > paired.high - paired.low
+
+
+def test_a_paired_interval_is_that_of_the_score_test() -> None:
+    # No image tells the models apart: z^2 / (n + z^2), as Wilson's for 0 of n.
+    low, high = paired_interval(0, 0, 36)
+    assert (low, high) == pytest.approx(
+        (-high, binomtest(0, 36).proportion_ci(method="wilson").high)
+    )
+    assert paired_interval(3, 9, 50) == pytest.approx(
+        tuple(-bound for bound in reversed(paired_interval(9, 3, 50)))
+    )
+    assert paired_interval(0, 20, 20)[0] == -1
+    assert paired_interval(20, 0, 20)[1] == 1
+
+
+@pytest.mark.parametrize("n", [36, 360, 1102])
+@pytest.mark.parametrize(("gained", "lost"), [(0.04, 0.04), (0.03, 0.08), (0.1, 0.05)])
+def test_paired_intervals_cover_as_they_claim(n: int, gained: float, lost: float) -> None:
+    draws = np.random.default_rng(5).multinomial(n, [gained, lost, 1 - gained - lost], size=1500)
+    tables, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
+    covered = 0
+    for (won, missed), count in zip(tables.tolist(), counts.tolist(), strict=True):
+        low, high = paired_interval(won, missed, n)
+        covered += count * (low <= gained - lost <= high)
+    assert 0.93 <= covered / len(draws) <= 0.975
+
+
+@pytest.mark.parametrize("n", [36, 360])
+def test_unpaired_intervals_cover_as_they_claim(n: int) -> None:
+    draws = np.random.default_rng(6).binomial(n, (0.93, 0.88), size=(1000, 2))
+    covered = 0
+    for old, new in draws.tolist():
+        found = unpaired_difference((old, n), (new, n))
+        covered += found.low <= -0.05 <= found.high
+    assert 0.93 <= covered / len(draws) <= 0.975
 
 
 def test_holm_adjusts_by_rank() -> None:

@@ -12,11 +12,10 @@ import yaml
 from scipy.stats import binomtest
 
 from facegender.errors import UserError
-from facegender.evaluation.metrics import classification_metrics, group_metrics
+from facegender.evaluation.metrics import classification_metrics, group_metrics, shown_metrics
 from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
 from facegender.report.page import (
-    METRICS,
     WORST_ERRORS,
     Provenance,
     Sources,
@@ -113,8 +112,8 @@ def test_it_can_be_read_by_everyone(elements: Elements) -> None:
 def test_its_figures_are_those_of_the_files(elements: Elements) -> None:
     metrics = json.loads((ROOT / "metrics/test.json").read_text())
     text = " ".join(" ".join(elements.texts).split())
-    for name, (title, _, _) in METRICS.items():
-        assert f"{title} {metrics[name]:.4f}" in text
+    for metric in shown_metrics():
+        assert f"{metric.title} {metrics[metric.name]:.4f}" in text
     for name in ("accuracy_ci", "f1_ci"):
         assert f"{metrics[name]['low']:.4f} to {metrics[name]['high']:.4f}" in text
     cells = metrics["confusion"]
@@ -198,13 +197,13 @@ def test_one_class_no_error_and_no_groups(sources: Sources, params: Params) -> N
     groups = group_metrics(table.drop(columns="path"), threshold=0.5, minimum=2)
     groups.to_csv(sources.test_plots / "groups.csv", index=False)
     text = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
-    assert "There is no error in the test split" in text
-    assert "The data name no groups" in text
+    assert "The test split has no errors" in text
+    assert "The metadata define no groups" in text
     assert "nan" not in text.lower().split()
     assert "None" not in text
     card = render_card(sources, params)
     assert "| Recall, male | – | – |" in card  # noqa: RUF001
-    assert "None: a CSV beside the images" in card
+    assert "None: a CSV next to the images" in card
 
 
 def test_small_and_low_groups_are_marked(sources: Sources, params: Params) -> None:
@@ -285,7 +284,7 @@ def test_the_committed_card_is_the_one_of_the_committed_results() -> None:
     )
     # Read as a reader does, not by the template's code.
     metrics = json.loads((ROOT / "metrics" / "test.json").read_text())
-    for name, (title, _, _) in METRICS.items():
+    for name, title in ((metric.name, metric.title) for metric in shown_metrics()):
         (row,) = re.findall(rf"^\| {re.escape(title)} \| ([0-9.]+) \| (.+?) \|", card, re.M)
         assert row[0] == f"{metrics[name]:.4f}"
         if f"{name}_ci" in metrics:

@@ -1,17 +1,21 @@
 """Results read from the work tree and from git, the commit to compare with, `facegender gate`."""
 
 import json
+import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
-from facegender.gate.compare import default_baseline, parse_results, read_results
+from facegender.gate.compare import commit_of, default_baseline, parse_results, read_results
 from tools.compose_params import ROOT
 
 FILES = (
@@ -154,21 +158,207 @@ def test_a_baseline_can_be_a_tag_and_must_exist(
     assert "unknown Git revision 'v2'" in capsys.readouterr().out
 
 
-def test_changed_floors_are_told(project: Project, capsys: pytest.CaptureFixture) -> None:
+def edit_params(project: Project, **changes: object) -> None:
+    """Change parameters by their dotted names, with __ in place of the dots; None deletes one."""
     path = project.root / "params.yaml"
-    text = path.read_text()
-    assert text.count("at_least: 0.93") == 2
-    path.write_text(text.replace("at_least: 0.93", "at_least: 0.5", 1))
-    assert gate("--baseline", "HEAD") == 0
-    told = "the gate's own parameters changed: floors.accuracy.at_least from 0.93 to 0.5"
-    assert told in capsys.readouterr().out
-    # A baseline from before there was a gate is no change.
-    content = text[: text.index("gate:\n")]
-    path.write_text(content)
+    content = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        branch = content
+        for group in groups:
+            branch = branch[group]
+        if value is None:
+            del branch[last]
+        else:
+            branch[last] = value
+    path.write_text(yaml.safe_dump(content))
+
+
+LOOSER = {
+    "floors": {"gate__floors": {}},
+    "floor": {"gate__floors__accuracy__at_least": 0.5},
+    "direction": {"gate__floors__accuracy": {"at_most": 1}},
+    "tolerance": {"gate__max_drop__accuracy": 0.5},
+    "significance": {"gate__significance": 1e-9},
+    "groups": {"evaluate__min_group_size": 10_000},
+    "all": {
+        "gate__floors": {},
+        "gate__max_drop": dict.fromkeys(("accuracy", "recall", "group", "f1", "ece"), 0.99),
+    },
+}
+
+
+@pytest.mark.parametrize("changes", LOOSER.values(), ids=LOOSER)
+def test_a_candidate_cannot_loosen_its_own_rules(
+    project: Project, capsys: pytest.CaptureFixture, changes: dict
+) -> None:
+    project.spoil(72)
+    assert gate("--format", "json") == 1
+    before = json.loads(capsys.readouterr().out)
+    edit_params(project, **changes)
+    assert gate("--format", "json") == 1
+    after = json.loads(capsys.readouterr().out)
+    (note,) = after["notes"]
+    assert note.startswith("the work tree loosens the gate's rules: ")
+    assert "--accept-rule-change" in note
+    assert sorted(after["failures"]) == sorted(before["failures"])
+    assert after["groups"] == before["groups"]
+
+
+def test_a_looser_rule_that_is_accepted_applies_and_is_reported(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    project.spoil(72)
+    edit_params(project, **LOOSER["all"])
+    assert gate("--accept-rule-change") == 0
+    out = capsys.readouterr().out
+    assert "accepted: looser rules than the baseline's: " in out
+    assert "gate.floors.accuracy.at_least 0.93 is gone" in out
+    assert "gate.max_drop.accuracy from 0.01 to 0.99" in out
+
+
+def test_a_stricter_rule_applies_at_once(project: Project, capsys: pytest.CaptureFixture) -> None:
+    edit_params(project, gate__floors__accuracy__at_least=0.99, gate__floors__brier={"at_most": 1})
+    assert gate("--baseline", "HEAD") == 1
+    out = capsys.readouterr().out
+    assert "accuracy is 0.9583; it must be at least 0.99" in out
+    assert (
+        "stricter than the baseline's: gate.floors.accuracy.at_least from 0.93 to 0.99, "
+        "gate.floors.brier.at_most 1.0 is new"
+    ) in out
+
+
+def test_rules_of_the_baseline_that_cannot_be_read(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    text = (project.root / "params.yaml").read_text()
+    # A baseline from before there was a gate: the candidate's rules apply.
+    edit_params(project, gate=None)
     project.commit("no gate")
-    path.write_text(text)
+    (project.root / "params.yaml").write_text(text)
     assert gate("--baseline", "HEAD") == 0
     assert capsys.readouterr().out.startswith("gate: pass\n")
+    for content in ({"gate__significance": "high"}, {"gate__max_drop__accuracy": 7}):
+        edit_params(project, **content)
+        project.commit("invalid")
+        (project.root / "params.yaml").write_text(text)
+        assert gate("--baseline", "HEAD") == (2 if "high" in content.values() else 0)
+        capsys.readouterr()
+
+
+# Clones that lack something, and outputs that fail: never a hang, and never exit code 1.
+
+
+@pytest.fixture
+def clone_of(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that clones the project, with a second commit, and enters the clone."""
+    project.spoil(1)
+    project.commit("worse")
+    project.git("config", "uploadpack.allowFilter", "true")
+
+    def clone(*options: str) -> Path:
+        root = tmp_path_factory.mktemp("clone") / "clone"
+        command = ["git", "clone", "--quiet", *options, project.root.as_uri(), str(root)]
+        subprocess.run(command, check=True)
+        os.chdir(root)
+        return root
+
+    return clone
+
+
+def test_a_partial_clone_fetches_the_baseline_or_says_why_not(
+    clone_of: Callable[..., Path], capsys: pytest.CaptureFixture, project: Project
+) -> None:
+    root = clone_of("--filter=blob:none")
+    hidden = project.root.rename(project.root.with_name("hidden"))
+    assert gate() == 2
+    out = capsys.readouterr().out
+    assert "git cat-file failed: fatal:" in out
+    hidden.rename(project.root)
+    assert gate() == 0
+    assert "compared with the commit before HEAD" in capsys.readouterr().out
+    assert commit_of(root) == project.git("rev-parse", "HEAD")
+
+
+def test_a_shallow_clone_is_told_so(
+    clone_of: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    clone_of("--depth=1")
+    for options in ((), ("--baseline", "HEAD~1")):
+        assert gate(*options) == 2
+        assert "`git fetch --unshallow`" in capsys.readouterr().out
+
+
+def test_a_clone_of_another_owner_is_no_regression(
+    project: Project, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    for options in ((), ("--baseline", "HEAD")):
+        assert gate(*options) == 2
+        assert "safe.directory" in capsys.readouterr().out
+    assert commit_of(project.root) is None
+
+
+def test_a_git_that_hangs_is_ended(
+    project: Project,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (folder / "git").chmod(0o755)
+    monkeypatch.setattr("facegender.gate.compare._GIT_SECONDS", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+        assert gate() == 2
+    assert "took more than 0.2 seconds" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        assert gate() == 2
+    assert "Cannot run git" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "says"),
+    [("| true", 0, ""), ("> /dev/full", 2, "error: Cannot write the verdict: No space left")],
+)
+def test_an_output_that_fails_is_no_regression(
+    project: Project, output: str, code: int, says: str
+) -> None:
+    main = "from facegender.cli.main import main; main()"
+    command = f"{sys.executable} -c '{main}' gate --baseline HEAD {output}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=project.root,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(says)
+    assert len(done.stderr.splitlines()) == (1 if says else 0)
+
+
+def test_a_fault_of_the_gate_is_no_regression(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("facegender.gate.compare.judge", fail)
+    assert gate() == 2
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+
+
+def test_a_baseline_can_be_an_experiment(project: Project, capsys: pytest.CaptureFixture) -> None:
+    project.git("update-ref", "refs/exps/ab/cdef/able-stag", project.first)
+    assert gate("--baseline", "able-stag") == 0
+    assert f"able-stag ({project.first[:10]})" in capsys.readouterr().out
+    project.git("update-ref", "refs/exps/cd/abcd/able-stag", project.commit("other"))
+    assert gate("--baseline", "able-stag") == 2
+    assert "Several experiments are called" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -176,7 +366,7 @@ def test_changed_floors_are_told(project: Project, capsys: pytest.CaptureFixture
     [
         ("params.yaml", "gate: 1\n", "params.yaml is not valid"),
         ("metrics/test.json", "{", "Cannot read the results of the work tree"),
-        ("metrics/test.json", "[]", "no JSON object"),
+        ("metrics/test.json", "[]", "not a JSON object"),
         (
             "metrics/predictions.csv",
             "path,label\na,0\n",

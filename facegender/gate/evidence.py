@@ -1,0 +1,130 @@
+"""What a test set can show: the smallest drop that the gate would find significant."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import binom
+
+POWER = 0.8
+# More images than anyone labels for a test set.
+_MAX_IMAGES = 2**24
+
+
+def power(drop: float, gained: float, n: int, significance: float) -> float:
+    """Return the probability that the exact McNemar test finds a drop significant.
+
+    Args:
+        drop: true drop of the share of images that are right.
+        gained: share of images that only the candidate gets right.
+        n: images in the test set.
+        significance: level of the test, two-sided.
+    """
+    differing = min(1.0, 2 * gained + drop)
+    if differing == 0:
+        return 0.0
+    # What is left out of the sum over the number of differing images has probability 1e-9.
+    low, high = (int(bound) for bound in binom.ppf((5e-10, 1 - 5e-10), n, differing))
+    counts = np.arange(max(low, 1), high + 1)
+    # The smallest number of losses whose upper tail is below half the level.
+    critical = binom.isf(significance / 2, counts, 0.5) + 1
+    found = binom.sf(critical - 1, counts, min(1.0, (gained + drop) / differing))
+    return float((binom.pmf(counts, n, differing) * found).sum())
+
+
+def smallest_drop(gained: float, n: int, significance: float) -> float | None:
+    """Return the smallest drop found with probability POWER; None if no drop is.
+
+    Args:
+        gained: share of images that only the candidate gets right.
+        n: images in the test set.
+        significance: level of the test, two-sided.
+    """
+
+    def lacking(drop: float) -> float:
+        return power(drop, gained, n, significance) - POWER
+
+    largest = 1 - 2 * gained
+    if largest <= 0 or lacking(largest) < 0:
+        return None
+    return float(brentq(lacking, 0, largest, xtol=1e-6))
+
+
+def images_needed(drop: float, gained: float, significance: float) -> int | None:
+    """Return about how many images show a drop with probability POWER; None if too many.
+
+    Args:
+        drop: true drop, above 0.
+        gained: share of images that only the candidate gets right.
+        significance: level of the test, two-sided.
+    """
+    n = 1
+    while power(drop, gained, n, significance) < POWER:
+        n *= 2
+        if n > _MAX_IMAGES:
+            return None
+    low, high = n // 2, n
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        enough = power(drop, gained, middle, significance) >= POWER
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What drop of the accuracy a test set can show; computed when it is asked for.
+
+    Attributes:
+        n: images compared.
+        gained: share of images that only the candidate gets right, apart from a drop.
+        significance: level of the test, two-sided.
+        tolerance: drop that the gate tolerates.
+    """
+
+    n: int
+    gained: float
+    significance: float
+    tolerance: float
+
+    @cached_property
+    def smallest_drop(self) -> float | None:
+        """The smallest drop that would be found; None if no drop would."""
+        return smallest_drop(self.gained, self.n, self.significance)
+
+    @cached_property
+    def images_needed(self) -> int | None:
+        """The number of images that would show a drop of the tolerance; None if too many."""
+        if self.tolerance == 0:
+            return None
+        return images_needed(self.tolerance, self.gained, self.significance)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a drop beyond the tolerance would be found."""
+        return self.smallest_drop is not None and self.smallest_drop <= self.tolerance
+
+    @property
+    def sentence(self) -> str:
+        """The finding in words."""
+        drop = self.smallest_drop
+        if self.enough:
+            return f"{self.n} images show a drop of accuracy of {drop:.4f} (power 80 %)"
+        shown = "no drop of accuracy" + ("" if drop is None else f" below {drop:.4f}")
+        needed = "" if self.images_needed is None else f"; {self.images_needed:,} images would do"
+        return (
+            f"{self.n} images show {shown} (power 80 %), but the tolerance is "
+            f"{self.tolerance:g}{needed}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding, ready for JSON."""
+        return {
+            "n": self.n,
+            "smallest_drop": self.smallest_drop,
+            "power": POWER,
+            "tolerance": self.tolerance,
+            "images_needed": self.images_needed,
+        }

@@ -1,0 +1,120 @@
+"""Whose rules the gate applies: the baseline's, or the candidate's where those are stricter.
+
+A candidate that brought its own rules could pass by loosening them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from facegender.errors import UserError
+from facegender.params import Gate
+
+_Path = tuple[str, ...]
+_FLOORS = ("gate", "floors")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The parameters that decide a verdict: `gate`, and `evaluate.min_group_size`."""
+
+    gate: Gate
+    min_group_size: int
+
+
+def combine_rules(
+    own: Rules, baseline: Mapping[str, Any], *, accept_change: bool
+) -> tuple[Rules, list[str]]:
+    """Return the rules that apply, and a warning for each kind of change.
+
+    Args:
+        own: rules of the candidate.
+        baseline: params.yaml of the baseline; without `gate`, the candidate's rules apply.
+        accept_change: whether the candidate's rules apply even where they are looser.
+
+    Raises:
+        UserError: the baseline's rules are invalid.
+    """
+    old = _flatten({"gate": baseline.get("gate"), "evaluate": baseline.get("evaluate")})
+    new = _flatten(
+        {
+            "gate": own.gate.model_dump(),
+            "evaluate": {"min_group_size": own.min_group_size},
+        }
+    )
+    if not isinstance(baseline.get("gate"), Mapping):
+        return own, []
+    applied, looser, stricter = dict(new), [], []
+    for path, value in old.items():
+        if (path[:2] != _FLOORS and path not in new) or new.get(path) == value:
+            continue
+        if path not in new:
+            # A floor of the other direction replaces one as little as none at all.
+            applied = {key: kept for key, kept in applied.items() if key[:3] != path[:3]}
+        if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
+            raise UserError(f"The baseline's {'.'.join(path)} is not a number: {value}")
+        if _strictest(path)(new.get(path, value), value) == new.get(path):
+            stricter.append(_change(path, value, new[path]))
+        else:
+            looser.append(_change(path, value, new.get(path)))
+            applied[path] = value
+    stricter += [
+        _change(path, None, value)
+        for path, value in new.items()
+        if path[:2] == _FLOORS and path not in old and path in applied
+    ]
+    notes = [f"the gate's rules are stricter than the baseline's: {', '.join(stricter)}"]
+    notes = notes if stricter else []
+    if looser and accept_change:
+        return own, [*notes, f"accepted: looser rules than the baseline's: {', '.join(looser)}"]
+    if looser:
+        notes.append(
+            f"the work tree loosens the gate's rules: {', '.join(looser)}. The baseline's rules "
+            "apply; --accept-rule-change accepts the new ones"
+        )
+    return _unflatten(applied), notes
+
+
+def _strictest(path: _Path) -> Callable[[float, float], float]:
+    """Return the function that picks the stricter of the candidate's and the baseline's value."""
+    name = path[-1]
+    if name in ("at_least", "significance", "min_speed_ratio"):
+        return max
+    if name in ("at_most", "max_size_ratio", "max_time_ratio") or path[:2] == ("gate", "max_drop"):
+        return min
+    # min_group_size, bootstrap_samples and seed have no stricter direction: smaller groups, say,
+    # are more groups, each judged less sharply.
+    return lambda _, baseline: baseline
+
+
+def _change(path: _Path, old: object, new: object) -> str:
+    name = ".".join(path)
+    if old is None:
+        return f"{name} {new} is new"
+    return f"{name} {old} is gone" if new is None else f"{name} from {old} to {new}"
+
+
+def _flatten(content: object, path: _Path = ()) -> dict[_Path, Any]:
+    if not isinstance(content, Mapping):
+        return {path: content}
+    flat: dict[_Path, Any] = {}
+    for key, value in content.items():
+        flat |= _flatten(value, (*path, str(key)))
+    return flat
+
+
+def _unflatten(flat: Mapping[_Path, Any]) -> Rules:
+    content: dict[str, Any] = {"gate": {"floors": {}}}
+    for path, value in flat.items():
+        branch = content
+        for key in path[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[path[-1]] = value
+    try:
+        size = int(content["evaluate"]["min_group_size"])
+        return Rules(Gate.model_validate(content["gate"]), size)
+    except ValidationError as error:
+        raise UserError(f"The baseline's rules of the gate are invalid: {error}") from error

@@ -1,0 +1,68 @@
+"""Metrics of a split, against what others compute."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from sklearn.calibration import calibration_curve
+
+from facegender.evaluation.metrics import (
+    BINS,
+    METRICS,
+    classification_metrics,
+    expected_calibration_error,
+    reliability_table,
+    shown_metrics,
+    wilson_interval,
+)
+
+
+def predictions(n: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(4)
+    probabilities = generator.random(n)
+    return (generator.random(n) < probabilities**2).astype(int), probabilities
+
+
+def test_the_reliability_table_is_scikit_learns() -> None:
+    labels, probabilities = predictions()
+    table = reliability_table(labels, probabilities)
+    fraction, mean = calibration_curve(labels, probabilities, n_bins=BINS)
+    assert table["fraction_male"].to_numpy() == pytest.approx(fraction)
+    assert table["probability"].to_numpy() == pytest.approx(mean)
+    assert table["count"].sum() == len(labels)
+    gaps = (table["probability"] - table["fraction_male"]).abs() * table["count"]
+    error = expected_calibration_error(labels, probabilities)
+    assert error == pytest.approx(gaps.sum() / len(labels))
+
+
+def test_metrics_are_those_of_the_table() -> None:
+    labels, probabilities = predictions()
+    found = classification_metrics(
+        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
+    )
+    assert set(found) == {"n", *METRICS, "accuracy_ci", "f1_ci", "confusion"}
+    names = [metric.name for metric in shown_metrics()]
+    assert names[:2] == ["accuracy", "f1"]
+    assert set(names) == set(METRICS) - {"recall"}
+    # A direction that is wrong would turn a verdict round.
+    better = classification_metrics(
+        labels, 0.9 * labels + 0.1 * probabilities, threshold=0.5, bootstrap_samples=10, seed=0
+    )
+    for name, metric in METRICS.items():
+        assert (better[name] > found[name]) == metric.higher_is_better, name
+
+
+@pytest.mark.parametrize("n", [36, 360, 1102])
+def test_the_interval_of_accuracy_covers_as_it_claims(n: int) -> None:
+    right = np.arange(n + 1)
+    bounds = np.array([wilson_interval(int(count), n) for count in right])
+    coverage = []
+    for share in np.linspace(0.8, 0.98, 37):
+        inside = (bounds[:, 0] <= share) & (share <= bounds[:, 1])
+        coverage.append(binom.pmf(right[inside], n, share).sum())  # exact, not simulated
+    assert 0.93 <= np.mean(coverage) <= 0.97
+
+
+def test_accuracy_of_one_has_an_interval_with_a_width() -> None:
+    labels = np.arange(36) % 2
+    found = classification_metrics(labels, labels * 1.0, threshold=0.5, bootstrap_samples=9, seed=0)
+    assert found["accuracy_ci"] == {"low": pytest.approx(0.9036, abs=1e-4), "high": 1}
