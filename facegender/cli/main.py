@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from pkgutil import resolve_name
+from importlib import import_module
 
 from facegender.runtime.entry_points import run_command
 
@@ -39,6 +39,7 @@ def _run(arguments: list[str]) -> int:
     for name, (function, line) in COMMANDS.items():
         command = commands.add_parser(name, help=line)
         if arguments[:1] == [name]:
-            resolve_name(f"facegender.cli.{function}")(command)
+            module, _, add_arguments = function.partition(":")
+            getattr(import_module(f"facegender.cli.{module}"), add_arguments)(command)
     args = parser.parse_args(arguments)
     return args.run(args)

@@ -4,19 +4,21 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from facegender.cli.arguments import confidence
 from facegender.data.image_files import find_images
 from facegender.errors import UserError
-from facegender.inference.loading import load_predictors
-from facegender.inference.prediction import Prediction, predict_images
 from facegender.runtime.entry_points import escape_controls, project_root
+
+if TYPE_CHECKING:
+    from facegender.inference.prediction import Prediction
 
 # Standard input may never end, and no image is larger.
 MAX_STDIN_BYTES = 500_000_000
@@ -66,10 +68,15 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Print a line for each image."""
+    # NumPy starts these threads on import, for linear algebra that predicting does not do.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from facegender.inference.loading import load_predictors
+    from facegender.inference.prediction import Prediction, predict_images
+
     sources = find_sources(args.images)
     model = args.model or project_root() / "models" / "model.tflite"
     predictions = predict_images(
-        load_predictors(model, len(sources)),
+        load_predictors(model, len(sources), trusted=args.model is None),
         sources,
         threshold=args.threshold,
         abstain_below=args.abstain_below,
@@ -111,7 +118,7 @@ def _line_printer(total: int) -> Iterator[Callable[[str, TextIO], None]]:
         yield print_line
 
 
-def _text(prediction: Prediction) -> str:
+def _text(prediction: "Prediction") -> str:
     image = escape_controls(prediction.image)
     if prediction.error is not None:
         return f"{image}: {escape_controls(prediction.error)}"

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from facegender.cli.main import _run
+from facegender.cli.main import COMMANDS, _run
 from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
@@ -179,17 +178,17 @@ def test_a_model_made_to_end_the_process_is_a_clear_error(folder: Path, tmp_path
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("error: The model hollow.tflite is damaged or made to do harm")
+    assert done.stderr.startswith("error: The model hollow.tflite is damaged or malicious")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_probe_that_does_not_end_is_ended(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    os.mkfifo(tmp_path / "pipe.tflite")
     monkeypatch.setattr("facegender.inference.litert._PROBE_SECONDS", 1)
-    monkeypatch.setattr("facegender.inference.litert.load_litert", lambda _: time.sleep(600))
-    with pytest.raises(UserError, match="SIGALRM"):
-        probe_litert(exported.float32)
+    with pytest.raises(UserError, match="does not finish in 1 seconds"):
+        probe_litert(tmp_path / "pipe.tflite")
 
 
 @pytest.mark.parametrize("damage", [b"", b"?", bytes(3000), b"\x1c\0\0\0TFL3" + bytes(4096)])
@@ -200,23 +199,48 @@ def test_a_damaged_model_is_one_paragraph(folder: Path, tmp_path: Path, damage: 
     assert "\n" not in str(caught.value)
 
 
-def imported(model: Path, image: Path) -> set[str]:
-    """Return the heavy packages that predicting one picture with a model imports."""
+def imported(*words: object) -> set[str]:
+    """Return the heavy packages that a command imports."""
     code = (
-        "import sys; from facegender.cli.main import _run; _run(sys.argv[1:]); print(*sys.modules)"
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules));"
+        "from facegender.cli.main import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--model", model, image],
+        [sys.executable, "-c", code, *map(str, words)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    heavy = {"keras", "mlflow", "pandas", "scipy", "sklearn", "tensorflow"}
+    heavy = {"dvc", "keras", "mlflow", "numpy", "pandas", "scipy", "sklearn", "tensorflow", "tqdm"}
     return heavy & set(done.stdout.splitlines()[-1].split())
 
 
-def test_predicting_with_litert_imports_nothing_heavy(exported: Exported, folder: Path) -> None:
-    assert imported(exported.float32, folder / "00.png") == set()
-    # What the test looks for is found where it is.
-    assert {"keras", "tensorflow"} <= imported(exported.keras, folder / "00.png")
+def test_commands_that_must_start_fast_import_little(exported: Exported, folder: Path) -> None:
+    assert imported("--help") == set()
+    assert imported("predict", "--help") == set()
+    assert imported("predict", "--model", exported.float32, folder / "00.png") == {"numpy"}
+    # The test can find what it looks for.
+    found = imported("predict", "--model", exported.keras, folder / "00.png")
+    assert {"keras", "tensorflow"} <= found
+
+
+def test_only_a_model_named_by_the_user_is_probed(
+    exported: Exported, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[Path] = []
+    monkeypatch.setattr("facegender.inference.litert.probe_litert", probed.append)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.tflite").write_bytes(exported.float32.read_bytes())
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert _run(["predict", str(folder / "00.png")]) == 0
+    assert probed == []
+    assert predict(exported.float32, folder / "00.png") == 0
+    assert probed == [exported.float32]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        _run([command, "--help"])
+    assert f"usage: facegender {command}" in capsys.readouterr().out
