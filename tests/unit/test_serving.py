@@ -124,7 +124,7 @@ CUT = base64.b64encode(
     [
         ({"inputs": [GOOD, BROKEN]}, "Image 1: not an image in a known format"),
         ({"inputs": [CUT]}, "Image 0: cannot be decoded"),
-        ({"inputs": ["photo.jpg"]}, "Image 0: no base64 text"),
+        ({"inputs": ["photo.jpg"]}, "Image 0: not base64 text"),
         ({"inputs": ["ünlesbar"]}, "Image 0"),
         ({"inputs": [""]}, "Image 0: not an image"),
         ({"inputs": []}, "There is no image"),
@@ -175,8 +175,8 @@ def test_a_decompression_bomb_is_refused(ask: Ask, monkeypatch: pytest.MonkeyPat
 
 
 def test_requests_at_once_do_not_mix(ask: Ask, exported: Exported, expected: np.ndarray) -> None:
-    def one(place: int) -> float:
-        _, answer = ask({"inputs": [exported.images[place].tolist()] * (1 + place % 3)})
+    def one(index: int) -> float:
+        _, answer = ask({"inputs": [exported.images[index].tolist()] * (1 + index % 3)})
         assert len({item["probability"] for item in answer["predictions"]}) == 1
         return answer["predictions"][0]["probability"]
 
