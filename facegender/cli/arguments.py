@@ -9,6 +9,11 @@ def confidence(text: str) -> float:
     return _number(text, 0.5, 1)
 
 
+def probability(text: str) -> float:
+    """Return a probability from 0 to 1."""
+    return _number(text, 0, 1)
+
+
 def whole_number(text: str) -> int:
     """Return a whole number of 1 or more."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):

@@ -1,6 +1,7 @@
 """The command `facegender`: its parser, and where each subcommand lives."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -23,9 +24,36 @@ COMMANDS = {
 }
 
 
+# Neither 0 nor 1, which are verdicts of `facegender gate`.
+_SIGPIPE_EXIT_CODE = 128 + 13
+
+
 def main() -> None:
     """Run the command line; the entry point of the installed command."""
-    run_command(lambda: _run(sys.argv[1:]))
+    _replace_closed_streams()
+    # Text that the terminal cannot show is escaped.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    run_command(_run_until_reader_leaves)
+
+
+def _replace_closed_streams() -> None:
+    """Replace streams that the caller has closed, as daemons do, by the null device."""
+    # In this order: each file opened gets the lowest free descriptor, that of the closed stream.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+
+
+def _run_until_reader_leaves() -> int:
+    """Run the command. If the reader of standard output leaves, as `head` does, end quietly."""
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Python flushes once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGPIPE_EXIT_CODE
 
 
 def _run(arguments: list[str]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from facegender.cli.arguments import confidence
+from facegender.cli.arguments import confidence, probability
 from facegender.data.image_files import find_images
 from facegender.errors import UserError
 from facegender.runtime.entry_points import escape_controls, project_root
@@ -47,7 +47,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=probability,
         default=0.5,
         metavar="P",
         help="lowest P(male) that is labelled male (default: 0.5)",
@@ -83,8 +83,8 @@ def predict(args: argparse.Namespace) -> int:
     )
     failed = 0
     if args.csv:
-        # Write names that are not valid text as the bytes they are.
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+        # Names are data: they are UTF-8 in every locale, and other bytes are written unchanged.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
         print(_csv_line(field.name for field in fields(Prediction)))
     with _line_printer(len(sources)) as print_line:
         for prediction in predictions:

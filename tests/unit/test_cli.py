@@ -62,14 +62,54 @@ def test_it_abstains_when_asked(
     assert set(labels) == {"female", "male", "uncertain"}
 
 
-@pytest.mark.parametrize("value", ["0.4", "1.1", "nan", "much"])
-def test_a_confidence_out_of_range_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture, value: str
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        *(("--abstain-below", value, "0.5") for value in ("0.4", "1.1", "nan", "much")),
+        *(("--threshold", value, "0") for value in ("-0.1", "50", "nan")),
+    ],
+)
+def test_a_probability_out_of_range_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture, option: str, value: str, least: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        _run(["predict", "--abstain-below", value, str(folder)])
-    assert stop.value.code == 2
-    assert f"{value} is not between 0.5 and 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        _run(["predict", option, value, str(folder)])
+    assert f"{value} is not between {least} and 1" in capsys.readouterr().err
+
+
+def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProcess:
+    """Run a line of bash in which PREDICT is the command with a model."""
+    code = "from facegender.cli.main import main; main()"
+    predict = f"{sys.executable} -c '{code}' predict --model {model}"
+    script = f"set -o pipefail; cd {folder}; {line.replace('PREDICT', predict)}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_streams_may_be_closed(exported: Exported, folder: Path) -> None:
+    done = in_shell("PREDICT . | sed q", exported.float32, folder)
+    assert (done.returncode, done.stderr) in {(0, ""), (141, "")}  # by who is faster
+    assert done.stdout.endswith("00.png\n")
+    done = in_shell("PREDICT 00.png > >(:); echo $?", exported.float32, folder)
+    assert done.stderr == ""
+    done = in_shell("PREDICT 00.png 2>&-", exported.float32, folder)
+    assert (done.returncode, done.stdout[-7:]) == (0, "00.png\n")
+    done = in_shell("PREDICT 00.png >&-", exported.float32, folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = in_shell("PREDICT - <&-", exported.float32, folder)
+    assert (done.returncode, done.stderr) == (1, "-: not an image: the file is empty\n")
+
+
+@pytest.mark.parametrize(("flag", "written"), [("", r"J\xf6rg.png"), ("--csv", "Jörg.png")])
+def test_names_that_the_terminal_cannot_show_are_escaped(
+    exported: Exported, folder: Path, flag: str, written: str
+) -> None:
+    (folder / "00.png").rename(folder / "Jörg.png")
+    done = in_shell(f"PYTHONIOENCODING=ascii PREDICT {flag} *rg.png", exported.float32, folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert written in done.stdout
 
 
 def test_a_broken_file_is_named_and_the_others_are_answered(
