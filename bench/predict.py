@@ -1,9 +1,9 @@
-"""How much decoding costs `facegender predict`, and how long one picture takes it.
+"""How much decoding costs `facegender predict`, and how long the command takes to start.
 
 Prints images per second of the runtime alone on batches in memory and of `predict` on a folder of
-JPEGs, alternating in one process, and their ratio; of Keras' forward pass; and the time of a whole
-process that labels one picture. The model is MobileNet 1.0 for 224 pixels with random weights, and
-the pictures are drawn, unless others are named.
+JPEGs, alternating in one process, and their ratio; of Keras' forward pass; and the CPU time of
+whole processes, less that of `python -c pass` run just before. The model is MobileNet 1.0 for 224
+pixels with random weights, and the pictures are drawn, unless others are named.
 
     python -m bench.predict
 """
@@ -12,6 +12,8 @@ import argparse
 import io
 import math
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,9 +51,12 @@ def main() -> None:
         keras_model = load_model(args.model or random_model(Path(folder) / "model.keras"))
         size = keras_predictor(keras_model).size
         pixels = np.stack([decode_image(path, size) for path in paths[:32]])
-        exported = Path(folder) / "model.tflite"
+        (Path(folder) / ".dvc").mkdir()
+        exported = Path(folder) / "models" / "model.tflite"
+        exported.parent.mkdir()
         exported.write_bytes(convert(keras_model, pixels)[0])
         compare(exported, keras_predictor(keras_model), paths, pixels, args.rounds)
+        compare_starts(Path(folder), paths[0].absolute())
 
 
 def compare(
@@ -79,14 +84,33 @@ def compare(
     measure(runs, 1)  # warms up
     report(measure(runs, rounds), [("predict on a folder", forward)])
     decoding = median_seconds(lambda: decode_image(paths[0], pixels.shape[1]))
-    command = Path(sys.executable).with_name("facegender")
-    one = ["predict", "--model", str(exported), str(paths[0])]
-    process = median_seconds(
-        lambda: subprocess.run([command, *one], check=True, capture_output=True),
-        runs=5,
-    )
     print(f"decoding, of one core    {1000 * decoding:8.2f} ms an image")
-    print(f"one picture, a process   {process:8.2f} s")
+
+
+def compare_starts(root: Path, picture: Path, pairs: int = 11) -> None:
+    """Print the CPU seconds of commands, run in a clone that has only a model."""
+    facegender = str(Path(sys.executable).with_name("facegender"))
+    one = [facegender, "predict", str(picture)]
+    commands = {
+        "facegender --help": [facegender, "--help"],
+        "predict one picture": one,
+        "the same, with --model": [*one, "--model", "models/model.tflite"],
+    }
+    for name, command in commands.items():
+        extra = [
+            cpu_seconds(command, root) - cpu_seconds([sys.executable, "-c", "pass"], root)
+            for _ in range(pairs)
+        ]
+        low, high = min(extra), max(extra)
+        print(f"{name:<24} {statistics.median(extra):8.3f} s of CPU ({low:.3f} to {high:.3f})")
+
+
+def cpu_seconds(command: list[str], folder: Path) -> float:
+    """Run a command and return the CPU time that it took, in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def draw_jpegs(folder: Path, count: int, side: int) -> Path:

@@ -1,4 +1,4 @@
-"""What `facegender score` costs beside `facegender predict`, and whether its memory grows.
+"""What `facegender score` costs compared with `facegender predict`, and whether its memory grows.
 
 Prints the seconds of both commands on the same folder of JPEGs, in turns, start included, and their
 ratio; then the peak memory of `score` at two numbers of images, all its processes together (Python,
@@ -112,7 +112,7 @@ def log_random_model(root: Path, alpha: float, size: int) -> str:
 
 
 def watch(command: list[str], root: Path) -> tuple[float, float]:
-    """Run a command, and return its seconds and the most memory that all its processes had, in MB.
+    """Run a command; return its seconds and the peak memory of all its processes together, in MB.
 
     Pages that several processes share are counted once.
     """

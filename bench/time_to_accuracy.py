@@ -185,7 +185,7 @@ def train(
     validation = {name: float(kept[name]) for name in ("val_accuracy", "val_loss")}
     model, test = network.inference(temperature), parts["test"]
     probabilities = predict_arrays(model, test.batches(32))
-    calibration = export.calibration_images(
+    calibration = export.representative_images(
         parts["train"], params.export.calibration_images, params.export.seed
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Stage 5: the model in LiteRT's format, as float32 and int8, compared with what Keras says."""
+"""Stage 5: export the model to LiteRT, as float32 and int8, and compare both with Keras."""
 
 import argparse
 import json
@@ -34,13 +34,13 @@ def main() -> None:
         from facegender.model.saved_model import load_model, predict_arrays
 
     model, test = load_model(args.model), ProcessedSplit(args.processed / "test")
-    calibration = export.calibration_images(
+    representative = export.representative_images(
         ProcessedSplit(args.processed / "train"),
         params.export.calibration_images,
         params.export.seed,
     )
     with hide_native_notes():
-        converted = export.convert(model, calibration)
+        converted = export.convert(model, representative)
     for path, content in zip((args.float32, args.int8), converted, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -56,7 +56,7 @@ def main() -> None:
         )
         for name, path in (("float32", args.float32), ("int8", args.int8))
     }
-    # Rounded, or a loss of just one point would come out as 0.010000000000000009.
+    # Rounded, because a loss of exactly one point would be 0.010000000000000009.
     loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
     report = {
         "n": len(test),
@@ -74,7 +74,7 @@ def main() -> None:
         raise UserError(
             f"The float32 export is not the model that was trained: P(male) differs by up to "
             f"{difference:.2g} on the test split, and {export.MAX_FLOAT_DIFFERENCE:g} is allowed. "
-            "The converter and the runtime may not fit each other: install requirements.lock."
+            "The converter and the runtime may not match: install requirements.lock."
         )
     if loss > export.MAX_INT8_LOSS:
         _log.warning(

@@ -1,1 +1,1 @@
-"""Millions of images on Spark."""
+"""Label millions of images on Spark."""

@@ -1,228 +1,224 @@
-"""Places of many files: a folder, or a prefix of S3-compatible object storage.
+"""Folders of many files, local or in object storage, through fsspec.
 
-The endpoint and the credentials of S3 are those of its standard environment (AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID, AWS_PROFILE, ...), wherever this runs; none is kept.
+Endpoint and credentials of object storage come from the standard environment of each machine
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...); none is stored.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import IO, Any
 
 from facegender.data.image_files import is_photo, walk_images
 from facegender.data.images import InvalidImage
 from facegender.errors import UserError
 
-# No image is larger, and one of them is held in memory.
+# No image is larger, and one is held in memory as a whole.
 MAX_IMAGE_BYTES = 500_000_000
-# What S3 answers of one object; whatever else it answers concerns them all.
-_OF_ONE_OBJECT = {
+# Schemes of addresses, their fsspec protocol, and what installs it.
+_SCHEMES = {
+    "s3": ("s3", "'facegender[s3]'"),
+    "s3a": ("s3", "'facegender[s3]'"),
+    "s3n": ("s3", "'facegender[s3]'"),
+    "gs": ("gs", "gcsfs"),
+    "az": ("az", "adlfs"),
+}
+# S3 error codes that concern one object; any other code concerns all of them.
+_OBJECT_ERRORS = {
     "NoSuchKey": "no such file",
     "404": "no such file",
     "AccessDenied": "cannot be read: AccessDenied",
     "InvalidObjectState": "cannot be read: it is archived",
 }
-# Of a body that breaks off, which boto3 leaves to its callers.
-_ATTEMPTS = 3
+# Packages whose errors concern the storage as a whole.
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
 
 
-class Place(Protocol):
-    """Where files are, by their names relative to it. It can be sent to other processes."""
+@dataclass(frozen=True)
+class Storage:
+    """A folder; it can be sent to other processes, which must reach it under the same address.
+
+    Attributes:
+        written: the address as the user wrote it, without a trailing slash.
+        protocol: fsspec's name of the file system.
+        root: absolute path, or bucket and prefix.
+    """
+
+    written: str
+    protocol: str
+    root: str
 
     @property
-    def written(self) -> str:
-        """The place, as the user wrote it."""
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine."""
+        return self.protocol == "file"
+
+    @property
+    def url(self) -> str:
+        """The address in one form, however it was written."""
+        return self.root if self.is_local else f"{self.protocol}://{self.root}"
 
     def photos(self) -> Iterator[str]:
-        """Yield the names of all photos below, as `files.is_photo` knows them."""
+        """Yield the names of all photos below, as defined by `image_files.is_photo`."""
+        if self.is_local:
+            yield from map(str, walk_images(Path(self.root)))
+        else:
+            yield from (name for name in self._walk() if is_photo(PurePosixPath(name)))
 
-    def photo(self, name: str) -> bytes | Path:
-        """Return a photo's bytes, or its path. Raises InvalidImage if it is not to be had."""
+    def tables(self) -> Iterator[str]:
+        """Yield the addresses of the Parquet files: of this one if it is a file, or of all below.
 
-    def address(self, name: str) -> str:
-        """Return the full name of a file, as the place was written."""
-
-    def names(self) -> Iterator[str]:
-        """Yield the names of the files and folders that are directly in the place."""
-
-    def read(self, name: str) -> bytes:
-        """Return a file's bytes. Raises FileNotFoundError if there is none."""
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a file, which is never seen half-written."""
-
-
-def place_of(written: str) -> Place:
-    """Return the place that a user wrote: a path, or s3://bucket/prefix (also s3a://).
-
-    Raises:
-        UserError: boto3 is missing, or there is no bucket in the address.
-    """
-    if not is_s3(written):
-        return Folder(str(Path(written)), str(Path(written).absolute()))
-    try:
-        import boto3  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "boto3 is missing, which S3 needs: `pip install 'facegender[s3]'`, or `make "
-            "install-scale`."
-        ) from None
-    bucket, _, prefix = written.partition("://")[2].partition("/")
-    if not bucket or "@" in bucket:
-        raise UserError(
-            f"{written} is no address on S3: s3://BUCKET/PREFIX is expected, without credentials, "
-            "which belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        Names that start with `_` or `.` are skipped, as readers of Parquet do.
+        """
+        if _filesystem(self.protocol).isfile(self.root):
+            yield self.root if self.is_local else self.written
+            return
+        base = Path(self.root) if self.is_local else None
+        names = (
+            (path.relative_to(base).as_posix() for path in base.rglob("*.parquet"))
+            if base
+            else (name for name in self._walk() if name.endswith(".parquet"))
         )
-    return Prefix(written.rstrip("/"), bucket, f"{prefix.strip('/')}/" if prefix.strip("/") else "")
-
-
-def is_s3(written: str) -> bool:
-    """Return whether an address is one on S3, by its scheme."""
-    return written.startswith(("s3://", "s3a://", "s3n://"))
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Turn what boto3 raises of a whole bucket, or of the way to it, into a UserError."""
-    try:
-        yield
-    except Exception as error:
-        # By name, for boto3 is not there for those who do not use S3.
-        if not type(error).__module__.startswith("botocore"):
-            raise
-        raise UserError(
-            f"S3 does not do it: {str(error).rstrip('.')}. AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, or a profile, say where it is and who asks."
-        ) from None
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A folder, which all machines that are to use it must see at the same path."""
-
-    written: str
-    path: str
-
-    def photos(self) -> Iterator[str]:
-        """Walk the folder."""
-        return map(str, walk_images(Path(self.path)))
+        for name in sorted(names):
+            if not any(part.startswith(("_", ".")) for part in name.split("/")):
+                yield str(base / name) if base else self.address(name)
 
     def photo(self, name: str) -> bytes | Path:
-        """Return its path, whether or not it is there."""
-        return Path(self.path, name)
+        """Return a photo's path if it is local, else its bytes.
 
-    def address(self, name: str) -> str:
-        """Join the two."""
-        return str(Path(self.written, name))
-
-    def names(self) -> Iterator[str]:
-        """List the folder, one level deep."""
-        folder = Path(self.path)
-        return (path.name for path in folder.iterdir()) if folder.is_dir() else iter(())
-
-    def read(self, name: str) -> bytes:
-        """Read the file."""
-        return Path(self.path, name).read_bytes()
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write beside it, and rename."""
-        path = Path(self.path, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name that no other attempt has, which readers of Parquet pass over.
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        Raises:
+            InvalidImage: this object cannot be read; the reason is the message.
+        """
+        if self.is_local:
+            return Path(self.root, name)
         try:
-            aside.write_bytes(content)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """The objects of a bucket below a prefix, which is empty or ends in a slash."""
-
-    written: str
-    bucket: str
-    prefix: str
-
-    def photos(self) -> Iterator[str]:
-        """Walk the prefix."""
-        for page in self._pages():
-            for entry in page.get("Contents", []):
-                name = entry["Key"].removeprefix(self.prefix)
-                if is_photo(PurePosixPath(name)):
-                    yield name
-
-    def photo(self, name: str) -> bytes:
-        """Return its bytes."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return self._get(name, MAX_IMAGE_BYTES)
-        except ClientError as error:
-            reason = _OF_ONE_OBJECT.get(error.response["Error"]["Code"])
+            content = _filesystem(self.protocol).cat_file(
+                f"{self.root}/{name}", start=0, end=MAX_IMAGE_BYTES + 1
+            )
+        except OSError as error:
+            code = _s3_code(error)
+            if code == "InvalidRange":  # an empty object does not have a first byte
+                return b""
+            reason = _OBJECT_ERRORS.get(code)
+            if reason is None and not code and isinstance(error, FileNotFoundError):
+                reason = "no such file"
             if reason is None:
                 raise
             raise InvalidImage(reason) from None
+        if len(content) > MAX_IMAGE_BYTES:
+            raise InvalidImage(f"too large: more than {MAX_IMAGE_BYTES:,} bytes")
+        return content
 
     def address(self, name: str) -> str:
-        """Join the two."""
-        return f"{self.written}/{name}"
+        """Return the address of a file, in the form that the user wrote."""
+        return str(Path(self.written, name)) if self.is_local else f"{self.written}/{name}"
 
     def names(self) -> Iterator[str]:
-        """List the prefix, one level deep."""
-        for page in self._pages(Delimiter="/"):
-            for entry in page.get("Contents", []):
-                yield entry["Key"].removeprefix(self.prefix)
-            for entry in page.get("CommonPrefixes", []):
-                yield entry["Prefix"].removeprefix(self.prefix).rstrip("/")
+        """Yield the names of the files and folders directly in this folder."""
+        try:
+            for path in _filesystem(self.protocol).ls(self.root, detail=False):
+                yield path.rstrip("/").rpartition("/")[2]
+        except FileNotFoundError as error:
+            if _s3_code(error):  # the bucket is missing, not the folder
+                raise
 
     def read(self, name: str) -> bytes:
-        """Read the object."""
-        from botocore.exceptions import ClientError
-
-        try:
-            return self._get(name)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in {"NoSuchKey", "404"}:
-                raise FileNotFoundError(self.address(name)) from None
-            raise
+        """Return a file's bytes. Raises FileNotFoundError if it does not exist."""
+        return _filesystem(self.protocol).cat_file(f"{self.root}/{name}")
 
     def write(self, name: str, content: bytes) -> None:
-        """Put the object, which S3 does whole or not at all."""
-        _client().put_object(Bucket=self.bucket, Key=self.prefix + name, Body=content)
+        """Write a file atomically."""
+        if not self.is_local:
+            # Object storage shows an object when it is complete.
+            _filesystem(self.protocol).pipe_file(f"{self.root}/{name}", content)
+            return
+        path = Path(self.root, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unique for each attempt. Readers of Parquet skip the leading dot.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
-    def _pages(self, **options: str) -> Iterable[dict]:
-        # A thousand names a page: no list of all of them is held.
-        return (
-            _client()
-            .get_paginator("list_objects_v2")
-            .paginate(Bucket=self.bucket, Prefix=self.prefix, **options)
+    def _walk(self) -> Iterator[str]:
+        try:
+            for folder, _, files in _filesystem(self.protocol).walk(self.root, on_error="raise"):
+                below = folder.strip("/").removeprefix(self.root).lstrip("/")
+                yield from (f"{below}/{name}" if below else name for name in sorted(files))
+        except FileNotFoundError as error:
+            if _s3_code(error):
+                raise
+
+
+def storage_of(written: str) -> Storage:
+    """Return the folder at a path or an address such as s3://bucket/prefix (also s3a://).
+
+    Raises:
+        UserError: the scheme is unknown, its package is missing, or the bucket is.
+    """
+    scheme, separator, rest = written.partition("://")
+    if not separator:
+        return Storage(str(Path(written)), "file", str(Path(written).absolute()))
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{name}://" for name in _SCHEMES)
+        raise UserError(f"{scheme}:// is not supported. Use a path or one of {known}.")
+    root = rest.strip("/")
+    bucket = root.partition("/")[0]
+    if not bucket or "@" in bucket:
+        raise UserError(
+            f"{written} is not an address in object storage: {scheme}://BUCKET/"
+            "PREFIX is expected, without credentials. Those of S3 belong in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY."
         )
-
-    def _get(self, name: str, limit: int | None = None) -> bytes:
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
-
-        attempts = _ATTEMPTS
-        while True:
-            answer = _client().get_object(Bucket=self.bucket, Key=self.prefix + name)
-            if limit is not None and answer["ContentLength"] > limit:
-                answer["Body"].close()
-                raise InvalidImage(f"too large: {answer['ContentLength']:,} bytes")
-            try:
-                return answer["Body"].read()
-            except (HTTPClientError, IncompleteReadError):
-                attempts -= 1
-                if not attempts:
-                    raise
+    protocol, package = _SCHEMES[scheme]
+    try:
+        _filesystem(protocol)
+    except ImportError:
+        also = ", or `make install-scale`" if protocol == "s3" else ""
+        raise UserError(
+            f"The package that reads {scheme}:// is missing: `pip install {package}`{also}."
+        ) from None
+    return Storage(f"{scheme}://{root}", protocol, root)
 
 
-@lru_cache(maxsize=1)
-def _client() -> Any:
-    """Return this process's client of S3, which its threads may share."""
-    import boto3
+def open_file(address: str) -> IO[bytes]:
+    """Open a file, local or in object storage, for reading."""
+    if "://" not in address:
+        return Path(address).open("rb")
+    storage = storage_of(address)
+    return _filesystem(storage.protocol).open(storage.root, "rb")
 
-    return boto3.client("s3")
+
+@contextmanager
+def storage_errors_as_user_errors() -> Iterator[None]:
+    """Turn errors of a whole bucket, or of the connection to it, into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        # s3fs raises OSErrors whose cause is botocore's error, which names the problem.
+        cause = error.__cause__ or error
+        if not type(cause).__module__.startswith(_CLIENTS):
+            raise
+        raise UserError(
+            f"The request to object storage failed: {str(cause).rstrip('.')}. For S3, set "
+            "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        ) from None
+
+
+def _s3_code(error: BaseException) -> str:
+    """Return S3's code of an error, such as NoSuchKey, or an empty text."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return response["Error"].get("Code", "") if isinstance(response, dict) else ""
+
+
+@lru_cache
+def _filesystem(protocol: str) -> Any:
+    """Return this process's client, which its threads share."""
+    import fsspec
+
+    return fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False)

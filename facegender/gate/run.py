@@ -9,7 +9,7 @@ from typing import Literal
 
 from facegender.errors import UserError
 from facegender.gate.verdict import Report, as_markdown, as_text
-from facegender.runtime.entry_points import presentable
+from facegender.runtime.redaction import sanitized
 
 
 def print_verdict(judge: Callable[[], Report], form: Literal["text", "markdown", "json"]) -> int:
@@ -25,10 +25,10 @@ def print_verdict(judge: Callable[[], Report], form: Literal["text", "markdown",
         else:
             text = {"text": as_text, "markdown": as_markdown}[form](report)
     except (UserError, OSError) as error:
-        print(presentable(f"error: {error}"), file=sys.stderr)
+        print(sanitized(f"error: {error}"), file=sys.stderr)
         return 2
     except Exception:
-        print(presentable(traceback.format_exc()), end="", file=sys.stderr)
+        print(sanitized(traceback.format_exc()), end="", file=sys.stderr)
         return 2
     try:
         sys.stdout.write(text)

@@ -1,4 +1,4 @@
-"""Export: the trained model in LiteRT's format, as float32 and as int8, and what that costs."""
+"""Export a trained model to LiteRT, as float32 and int8, and measure what that costs."""
 
 import statistics
 import tempfile
@@ -17,34 +17,33 @@ from facegender.inference.predictor import Predictor
 # P(male) of one model on two runtimes (Keras and LiteRT), which add float32 numbers in different
 # orders: 1.6e-6 on a CPU with AMX. Within one runtime, P(male) must be equal.
 MAX_FLOAT_DIFFERENCE = 1e-4
-# Accuracy that int8 may lose.
+# Largest loss of accuracy by int8.
 MAX_INT8_LOSS = 0.01
 
 
-def calibration_images(part: ProcessedSplit, count: int, seed: int) -> np.ndarray:
-    """Return `count` images of a part, or all if it has fewer, drawn without replacement.
+def representative_images(split: ProcessedSplit, count: int, seed: int) -> np.ndarray:
+    """Return `count` images of a split, or all if it has fewer, drawn without replacement.
 
     Returns:
-        uint8 of shape (count, size, size, 3), in the order of the part.
+        uint8 of shape (count, size, size, 3), in the order of the split.
     """
-    drawn = np.random.default_rng(seed).choice(len(part), min(count, len(part)), replace=False)
-    return part.images[part.rows[np.sort(drawn)]]
+    drawn = np.random.default_rng(seed).choice(len(split), min(count, len(split)), replace=False)
+    return split.images[split.rows[np.sort(drawn)]]
 
 
-def convert(model: keras.Model, calibration: np.ndarray) -> tuple[bytes, bytes]:
+def convert(model: keras.Model, representative: np.ndarray) -> tuple[bytes, bytes]:
     """Convert a model to LiteRT twice; the same weights give the same bytes.
 
     Args:
-        model: takes uint8 (n, size, size, 3), gives P(male), float32 (n, 1).
-        calibration: images, uint8 (n, size, size, 3), from which int8 takes the ranges of
-            activations.
+        model: model from uint8 (n, size, size, 3) to P(male), float32 (n, 1).
+        representative: images, uint8 (n, size, size, 3), that set the ranges of int8 activations.
 
     Returns:
-        The model in float32; and with int8 weights, by channel, and int8 activations. Both take
-        and give what `model` does, in batches of any size.
+        The model in float32; and with int8 weights, by channel, and int8 activations. Both have
+        the inputs and outputs of `model`, in batches of any size.
     """
     images = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
-    # Variables and one function, without all that Keras' own export adds: half the time.
+    # Variables and one function only, which takes half the time of Keras' own export.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.serve = tf.function(
@@ -53,14 +52,14 @@ def convert(model: keras.Model, calibration: np.ndarray) -> tuple[bytes, bytes]:
         autograph=False,
     )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # Of the statistics that inputs had in TensorFlow 1.
+        # TensorFlow 1 needed statistics of the inputs; this warning is about them.
         warnings.filterwarnings("ignore", "Statistics for quantized inputs")
         tf.saved_model.save(module, folder, signatures=module.serve)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         float32 = converter.convert()
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in calibration)
-        # Without float kernels to fall back to, a layer that cannot be int8 is an error.
+        converter.representative_dataset = lambda: ([image[None]] for image in representative)
+        # Without float kernels as a fallback, a layer that cannot be int8 is an error.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
         int8 = converter.convert()
@@ -76,15 +75,15 @@ def exported_metrics(
     threshold: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Return what an exported model is worth.
+    """Measure an exported model.
 
     Args:
-        path: the model's file.
+        path: file of the model.
         predictor: the model, loaded with one thread.
-        test: the images to judge it on.
+        test: test split.
         expected: P(male) by the Keras model, float64 (n,), in the order of `test`.
-        threshold: P(male) from which the prediction is male.
-        batch_size: images at a time.
+        threshold: lowest P(male) that is labelled male.
+        batch_size: images in a batch.
 
     Returns:
         size_bytes, accuracy, max_abs_difference of P(male) from `expected`, and latency_ms of one
@@ -101,7 +100,7 @@ def exported_metrics(
 
 
 def median_seconds(run: Callable[[], object], *, runs: int = 50) -> float:
-    """Return the median time of `runs` calls, after a few that nobody counts."""
+    """Return the median time of `runs` calls, after a few warm-up calls."""
     times = []
     for _ in range(runs + 5):
         start = time.perf_counter()

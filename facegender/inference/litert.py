@@ -1,9 +1,11 @@
-"""LiteRT: a `.tflite` model run by the light runtime, which starts in a fraction of a second."""
+"""Run a `.tflite` model with LiteRT, which starts in a fraction of a second."""
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from facegender.errors import UserError
 from facegender.inference.predictor import Predictor
 
-_REMEDY = "`dvc repro` makes it, `dvc pull` fetches it from a remote."
+_REMEDY = "`dvc repro` builds the model, `dvc pull` fetches it from a remote."
 _PROBE_SECONDS = 60
 
 
@@ -19,14 +21,14 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     """Load a `.tflite` file that takes uint8 (n, size, size, 3) and gives P(male), float32 (n, 1).
 
     Args:
-        path: what `export` wrote.
-        threads: of the computation. Several predictors with one thread each do more than one
-            with several, whose threads wait for each other after every layer.
+        path: file written by `export`.
+        threads: number of threads of the computation. Several predictors with one thread each are
+            faster than one with several, whose threads wait for each other after every layer.
 
     Raises:
         UserError: the file is missing, damaged, or another kind of model.
     """
-    # Imported here, so that naming a Keras model needs no second runtime.
+    # Imported here because a Keras model does not need this runtime.
     from ai_edge_litert.interpreter import Interpreter
 
     try:
@@ -38,14 +40,14 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     try:
         with _silent():
             interpreter = Interpreter(
-                # An empty file would be taken for no file at all.
+                # The runtime takes empty content for a missing argument.
                 model_content=content or b"\0",
                 num_threads=threads,
             )
             interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"The model {path.name} is damaged or no LiteRT model: "
+            f"The model {path.name} is damaged or not a LiteRT model: "
             f"{' '.join(str(error).split()).rstrip('.')}. {_REMEDY}"
         ) from error
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -61,7 +63,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         or shape[3] != 3
     ):
         raise UserError(
-            f"The model {path.name} is none of this project's: it takes {shape} of "
+            f"This project did not export the model {path.name}: it takes {shape} of "
             f"{inputs[0]['dtype'].__name__}, where uint8 images (n, size, size, 3) are expected. "
             f"{_REMEDY}"
         )
@@ -82,56 +84,53 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
 
 
 def probe_litert(path: Path) -> None:
-    """Run a `.tflite` file once in a process of its own, for a crafted one ends its process.
+    """Run an untrusted `.tflite` file once in a child process.
 
-    The runtime trusts the file's structure and follows it to wherever it points. Call this before
-    threads are started, of which the other process has none.
+    The runtime does not verify the file's structure, so a damaged or malicious file can crash the
+    process that loads it. The child process has all rights of this one: it makes a crash an error
+    message, and does not contain an attack.
 
     Raises:
-        UserError: the runtime did not survive, or did not end in a minute. Whatever else is wrong
-            with the file, `load_litert` says.
+        UserError: the child process crashed, or did not end in time. `load_litert` reports
+            everything else that is wrong with the file.
     """
-    if not hasattr(os, "fork"):  # Windows
-        return
-    # Imported before, so that the two processes do not both take the time.
-    import resource
-    import signal
-
-    import ai_edge_litert.interpreter  # noqa: F401
-
-    child = os.fork()
-    if child == 0:
-        with suppress(BaseException):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            # What ends this process, whatever handler of the caller it has inherited.
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(_PROBE_SECONDS)
-            with _silent():
-                predictor = load_litert(path)
-                predictor.predict(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
-                # Within, for the runtime may also fail when it ends.
-                del predictor
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
+    # -P: the working directory may hold anything.
+    command = [sys.executable, "-P", "-m", "facegender.inference.litert", str(path)]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS).returncode
+    except subprocess.TimeoutExpired:
         raise UserError(
-            f"The model {path.name} is damaged or made to do harm: LiteRT's runtime does not "
-            f"survive it ({signal.Signals(os.WTERMSIG(status)).name}). {_REMEDY}"
+            f"The model {path.name} is damaged or malicious: LiteRT's runtime does not finish in "
+            f"{_PROBE_SECONDS} seconds. {_REMEDY}"
+        ) from None
+    if code < 0:
+        raise UserError(
+            f"The model {path.name} is damaged or malicious: LiteRT's runtime does not survive it "
+            f"({signal.Signals(-code).name}). {_REMEDY}"
         )
+
+
+def _probe(path: Path) -> None:
+    predictor = load_litert(path)
+    predictor.predict(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Send what C++ writes to standard error nowhere; its errors arrive as exceptions.
+    """Discard what C++ code writes to standard error; its errors also arrive as exceptions.
 
-    The runtime greets with a line on its delegate, and offers no switch for it.
+    The runtime prints a line about its delegate, which cannot be switched off.
     """
     sys.stderr.flush()
     kept = os.dup(2)
     try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with Path(os.devnull).open("w") as null:
+            os.dup2(null.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+if __name__ == "__main__":
+    _probe(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Models from files, ready to compute. Each runtime is imported when a model needs it."""
+"""Load models from files, ready to compute."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ def keras_predictor(model: keras.Model) -> Predictor:
     return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
 
 
-def load_predictors(path: Path, images: int) -> list[Predictor]:
-    """Load the model in a file, once for each thread that is of use.
+def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor]:
+    """Load the model in a file, once for each thread that is useful.
 
     Args:
-        path: a .tflite or .keras file.
-        images: how many there are to predict.
+        path: .tflite or .keras file.
+        images: number of images to predict.
+        trusted: whether the file is the repository's own. Any other .tflite file is first run in a
+            child process, because it can crash the process that loads it.
 
     Raises:
         UserError: the file is missing, damaged, or another kind of model.
     """
-    # Keras takes seconds to import, LiteRT does not.
+    # Each runtime is imported when needed: Keras takes seconds, LiteRT does not.
     if path.suffix == ".tflite":
         from facegender.inference.litert import load_litert, probe_litert
 
-        probe_litert(path)
+        if not trusted:
+            probe_litert(path)
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
         from facegender.model.saved_model import load_model
 
-        # Once, for TensorFlow computes on all cores by itself.
+        # Once, because TensorFlow uses all cores by itself.
         return [keras_predictor(load_model(path))]
     raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")

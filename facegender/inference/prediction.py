@@ -1,7 +1,4 @@
-"""Prediction: from image files or arrays to the probability of the label `male`.
-
-Importing this module loads no runtime: what computes is given as a Keras model or a Predictor.
-"""
+"""Predict the labels of image files. Importing this module does not load a runtime."""
 
 from __future__ import annotations
 
@@ -12,25 +9,21 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from facegender.data.images import InvalidImage, decode_image
 from facegender.inference.predictor import Predictor, label_of
 
-if TYPE_CHECKING:
-    pass
-
-# Small: the layers' outputs for a few images stay in a core's cache.
+# Small, so that the outputs of a layer stay in a core's cache.
 BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image; `error` is why it could not be read, else None.
+    """The prediction for one image, or the reason why it could not be read, in `error`.
 
-    The label is `female`, `male`, or `uncertain` when the caller asked to abstain.
+    The label is `female`, `male`, or `uncertain` if the caller asked to abstain.
     """
 
     image: str
@@ -47,18 +40,17 @@ def predict_images(
     abstain_below: float = 0.5,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each named image, in order; bad images yield their reason.
+    """Yield a prediction for each image, in order.
 
-    Each predictor has a thread, which decodes a batch and computes it, while others do the same
-    with the next. At most two batches a predictor are ahead of what was yielded, so memory does
-    not grow with the number of images.
+    Each predictor has a thread, which decodes and predicts a batch at a time. At most two batches
+    per predictor are ahead of the caller, so memory does not grow with the number of images.
 
     Args:
         predictors: the same model, once for each thread.
-        sources: a name, and the bytes or the path of an image.
-        threshold: as in `label_of`.
-        abstain_below: as in `label_of`.
-        batch_size: images decoded and predicted at a time.
+        sources: names, each with the bytes or the path of an image.
+        threshold: same as in `label_of`.
+        abstain_below: same as in `label_of`.
+        batch_size: images in a batch.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
     for predictor in predictors:

@@ -1,4 +1,4 @@
-"""A model that is ready to compute, whatever runs it, and the label of what it computes."""
+"""The interface of a loaded model, and the label for a probability."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,11 @@ UNCERTAIN = "uncertain"
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that is ready to compute, whatever runs it.
+    """A loaded model, whatever runtime it uses.
 
     Attributes:
         size: side, in pixels, of the images it takes.
-        predict: from uint8 (n, size, size, 3) to P(male), float64 (n,). Not for use by several
-            threads at once.
+        predict: function from uint8 (n, size, size, 3) to P(male), float64 (n,); not thread-safe.
     """
 
     size: int
@@ -29,9 +28,9 @@ def label_of(probability: float, *, threshold: float, abstain_below: float) -> s
 
     Args:
         probability: P(male).
-        threshold: P(male) from which the label is `male`.
-        abstain_below: the label is `uncertain` when the likelier label has a lower probability
-            than this; 0.5 never abstains.
+        threshold: lowest P(male) that is labelled `male`.
+        abstain_below: lowest probability of the likelier label that is not `uncertain`; 0.5 never
+            abstains.
     """
     if max(probability, 1 - probability) < abstain_below:
         return UNCERTAIN

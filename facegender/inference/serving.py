@@ -1,7 +1,7 @@
-"""The model as MLflow serves it; MLflow runs this file to load a logged model (no pickle).
+"""The model as MLflow serves it. MLflow runs this file to load a logged model (no pickle).
 
-It takes what a user has: the bytes of image files, their base64 text, or uint8 RGB arrays; one, a
-list, an array of them, or a DataFrame with one column. It gives a DataFrame with a row an image:
+Input: the bytes of image files, their base64 text, or uint8 RGB arrays; one image, a list or an
+array of them, or a DataFrame with one column. Output: a DataFrame with a row for each image:
 `label` (female or male, as perceived, or uncertain) and `probability` (of the label male).
 """
 
@@ -25,7 +25,7 @@ from facegender.data.images import InvalidImage, decode_image
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import label_of
 
-# Images computed at a time: the layers' outputs are all that grows with it.
+# Images predicted at a time. Only the memory for the layers' outputs grows with it.
 _BATCH_SIZE = 32
 
 
@@ -37,9 +37,9 @@ class BadInput(MlflowException):
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
-        """Return the server's answer: the message alone.
+        """Return the server's answer: only the message.
 
-        MLflow's server puts all of the input before it, which can be megabytes of base64.
+        MLflow's server prefixes the whole input, which can be megabytes of base64.
         """
         self.message = str(self)
         return super().serialize_as_json()
@@ -50,11 +50,11 @@ class FaceGender(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the LiteRT model of a logged model."""
-        # What runs many of these on one machine says how many threads each may have (Spark does).
+        # Spark runs many of these on one machine and sets how many threads each may use.
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         self._predictor = load_litert(Path(context.artifacts["model"]), threads=threads)
         self._threshold = float(context.model_config["threshold"])
-        # The server answers each request in a thread of its own, and the runtime allows one.
+        # The server answers each request in its own thread, and the runtime is not thread-safe.
         self._one_at_a_time = Lock()
 
     # No type hint for the input: MLflow would read one as a schema and refuse arrays.
@@ -62,9 +62,9 @@ class FaceGender(PythonModel):
         """Return label and probability for each image.
 
         Args:
-            context: MLflow's, unused.
-            model_input: see the module.
-            params: `abstain_below`, as in `prediction.label_of`.
+            context: MLflow's context, unused.
+            model_input: images in any form that the module's docstring lists.
+            params: `abstain_below`, same as in `predictor.label_of`.
 
         Raises:
             BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
@@ -76,7 +76,7 @@ class FaceGender(PythonModel):
         if not items:
             raise BadInput("There is no image in the input.")
         size = self._predictor.size
-        images = [_to_array(item, size, place) for place, item in enumerate(items)]
+        images = [_to_array(item, size, index) for index, item in enumerate(items)]
         with self._one_at_a_time:
             probabilities = np.concatenate(
                 [
@@ -92,7 +92,7 @@ class FaceGender(PythonModel):
 
 
 def _items(model_input: Any) -> list[Any]:
-    """Return one item an image."""
+    """Return one item for each image."""
     if isinstance(model_input, pd.DataFrame):
         if len(model_input.columns) != 1:
             raise BadInput(f"One column of images is expected, not {list(model_input.columns)}.")
@@ -114,10 +114,10 @@ def _only_field(record: Mapping) -> Any:
     return next(iter(record.values()))
 
 
-def _to_array(item: Any, size: int, place: int) -> np.ndarray:
+def _to_array(item: Any, size: int, index: int) -> np.ndarray:
     """Return one image as uint8 (size, size, 3)."""
     if isinstance(item, np.ndarray) and item.ndim == 0:
-        item = item.item()  # what MLflow makes of the text in a record
+        item = item.item()  # MLflow turns the text of a record into this
     try:
         if isinstance(item, str):
             item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap
@@ -137,9 +137,9 @@ def _to_array(item: Any, size: int, place: int) -> np.ndarray:
             pixels = np.asarray(resized)
         return pixels
     except binascii.Error as error:
-        raise BadInput(f"Image {place}: no base64 text: {error}") from None
+        raise BadInput(f"Image {index}: not base64 text: {error}") from None
     except (InvalidImage, ValueError) as error:
-        raise BadInput(f"Image {place}: {error}") from None
+        raise BadInput(f"Image {index}: {error}") from None
 
 
 mlflow.models.set_model(FaceGender())

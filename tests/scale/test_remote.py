@@ -208,7 +208,7 @@ def test_a_remote_without_verify_cannot_have_damaged_images_trained_on(
         assert found.returncode == 1
         assert f"{image}: damaged in the work tree" in found.stdout
         assert f"{image}: damaged in DVC's cache" in found.stdout
-        assert "`dvc remote modify team verify true` has it look" in found.stderr
+        assert "`dvc remote modify team verify true`" in found.stderr
         # DVC removed the outputs of the stage before it ran, which shall not run again here.
         clone.run("git", "checkout", "--", "metrics")
         clone.run("dvc", "checkout", "models/model.keras", RUN)

@@ -205,7 +205,7 @@ def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, 
 def test_standard_input_without_an_end_is_refused(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("facegender.cli.main.MAX_STDIN_BYTES", 1000)
+    monkeypatch.setattr("facegender.cli.predict.MAX_STDIN_BYTES", 1000)
     with Path("/dev/zero").open() as endless:
         monkeypatch.setattr(sys, "stdin", endless)
         with pytest.raises(UserError, match="more than 1,000 bytes"):

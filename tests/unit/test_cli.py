@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from facegender.cli.main import _run
+from facegender.cli.main import COMMANDS, _run
 from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
@@ -63,14 +62,54 @@ def test_it_abstains_when_asked(
     assert set(labels) == {"female", "male", "uncertain"}
 
 
-@pytest.mark.parametrize("value", ["0.4", "1.1", "nan", "much"])
-def test_a_confidence_out_of_range_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture, value: str
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        *(("--abstain-below", value, "0.5") for value in ("0.4", "1.1", "nan", "much")),
+        *(("--threshold", value, "0") for value in ("-0.1", "50", "nan")),
+    ],
+)
+def test_a_probability_out_of_range_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture, option: str, value: str, least: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        _run(["predict", "--abstain-below", value, str(folder)])
-    assert stop.value.code == 2
-    assert f"{value} is not between 0.5 and 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        _run(["predict", option, value, str(folder)])
+    assert f"{value} is not between {least} and 1" in capsys.readouterr().err
+
+
+def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProcess:
+    """Run a line of bash in which PREDICT is the command with a model."""
+    code = "from facegender.cli.main import main; main()"
+    predict = f"{sys.executable} -c '{code}' predict --model {model}"
+    script = f"set -o pipefail; cd {folder}; {line.replace('PREDICT', predict)}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_streams_may_be_closed(exported: Exported, folder: Path) -> None:
+    done = in_shell("PREDICT . | sed q", exported.float32, folder)
+    assert (done.returncode, done.stderr) in {(0, ""), (141, "")}  # by who is faster
+    assert done.stdout.endswith("00.png\n")
+    done = in_shell("PREDICT 00.png > >(:); echo $?", exported.float32, folder)
+    assert done.stderr == ""
+    done = in_shell("PREDICT 00.png 2>&-", exported.float32, folder)
+    assert (done.returncode, done.stdout[-7:]) == (0, "00.png\n")
+    done = in_shell("PREDICT 00.png >&-", exported.float32, folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = in_shell("PREDICT - <&-", exported.float32, folder)
+    assert (done.returncode, done.stderr) == (1, "-: not an image: the file is empty\n")
+
+
+@pytest.mark.parametrize(("flag", "written"), [("", r"J\xf6rg.png"), ("--csv", "Jörg.png")])
+def test_names_that_the_terminal_cannot_show_are_escaped(
+    exported: Exported, folder: Path, flag: str, written: str
+) -> None:
+    (folder / "00.png").rename(folder / "Jörg.png")
+    done = in_shell(f"PYTHONIOENCODING=ascii PREDICT {flag} *rg.png", exported.float32, folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert written in done.stdout
 
 
 def test_a_broken_file_is_named_and_the_others_are_answered(
@@ -179,17 +218,17 @@ def test_a_model_made_to_end_the_process_is_a_clear_error(folder: Path, tmp_path
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("error: The model hollow.tflite is damaged or made to do harm")
+    assert done.stderr.startswith("error: The model hollow.tflite is damaged or malicious")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_probe_that_does_not_end_is_ended(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    os.mkfifo(tmp_path / "pipe.tflite")
     monkeypatch.setattr("facegender.inference.litert._PROBE_SECONDS", 1)
-    monkeypatch.setattr("facegender.inference.litert.load_litert", lambda _: time.sleep(600))
-    with pytest.raises(UserError, match="SIGALRM"):
-        probe_litert(exported.float32)
+    with pytest.raises(UserError, match="does not finish in 1 seconds"):
+        probe_litert(tmp_path / "pipe.tflite")
 
 
 @pytest.mark.parametrize("damage", [b"", b"?", bytes(3000), b"\x1c\0\0\0TFL3" + bytes(4096)])
@@ -200,23 +239,48 @@ def test_a_damaged_model_is_one_paragraph(folder: Path, tmp_path: Path, damage: 
     assert "\n" not in str(caught.value)
 
 
-def imported(model: Path, image: Path) -> set[str]:
-    """Return the heavy packages that predicting one picture with a model imports."""
+def imported(*words: object) -> set[str]:
+    """Return the heavy packages that a command imports."""
     code = (
-        "import sys; from facegender.cli.main import _run; _run(sys.argv[1:]); print(*sys.modules)"
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules));"
+        "from facegender.cli.main import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--model", model, image],
+        [sys.executable, "-c", code, *map(str, words)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    heavy = {"keras", "mlflow", "pandas", "scipy", "sklearn", "tensorflow"}
+    heavy = {"dvc", "keras", "mlflow", "numpy", "pandas", "scipy", "sklearn", "tensorflow", "tqdm"}
     return heavy & set(done.stdout.splitlines()[-1].split())
 
 
-def test_predicting_with_litert_imports_nothing_heavy(exported: Exported, folder: Path) -> None:
-    assert imported(exported.float32, folder / "00.png") == set()
-    # What the test looks for is found where it is.
-    assert {"keras", "tensorflow"} <= imported(exported.keras, folder / "00.png")
+def test_commands_that_must_start_fast_import_little(exported: Exported, folder: Path) -> None:
+    assert imported("--help") == set()
+    assert imported("predict", "--help") == set()
+    assert imported("predict", "--model", exported.float32, folder / "00.png") == {"numpy"}
+    # The test can find what it looks for.
+    found = imported("predict", "--model", exported.keras, folder / "00.png")
+    assert {"keras", "tensorflow"} <= found
+
+
+def test_only_a_model_named_by_the_user_is_probed(
+    exported: Exported, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[Path] = []
+    monkeypatch.setattr("facegender.inference.litert.probe_litert", probed.append)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "model.tflite").write_bytes(exported.float32.read_bytes())
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert _run(["predict", str(folder / "00.png")]) == 0
+    assert probed == []
+    assert predict(exported.float32, folder / "00.png") == 0
+    assert probed == [exported.float32]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        _run([command, "--help"])
+    assert f"usage: facegender {command}" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from facegender.data.manifest import write_table
 from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.inference import export
-from facegender.inference.export import MAX_FLOAT_DIFFERENCE, calibration_images
+from facegender.inference.export import MAX_FLOAT_DIFFERENCE, representative_images
 from facegender.inference.litert import load_litert
 from facegender.model.saved_model import load_model
 from stages.export import main
@@ -99,14 +99,14 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
     assert (tmp_path / "b").read_bytes() == exported.int8.read_bytes()
 
 
-def test_calibration_images_are_drawn_by_the_seed(processed: Path) -> None:
+def test_representative_images_are_drawn_by_the_seed(processed: Path) -> None:
     part = ProcessedSplit(processed / "train")
-    drawn = calibration_images(part, 10, seed=1)
+    drawn = representative_images(part, 10, seed=1)
     assert drawn.shape == (10, 32, 32, 3)
     assert len(np.unique(drawn, axis=0)) == 10
-    np.testing.assert_array_equal(drawn, calibration_images(part, 10, seed=1))
-    assert (drawn != calibration_images(part, 10, seed=2)).any()
-    np.testing.assert_array_equal(calibration_images(part, 1000, seed=1), part.images)
+    np.testing.assert_array_equal(drawn, representative_images(part, 10, seed=1))
+    assert (drawn != representative_images(part, 10, seed=2)).any()
+    np.testing.assert_array_equal(representative_images(part, 1000, seed=1), part.images)
 
 
 def test_the_stage_reports_both_formats(

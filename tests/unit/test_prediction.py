@@ -143,7 +143,7 @@ def test_a_truncated_model_is_a_clear_error(
 
 def test_another_kind_of_file_is_a_clear_error(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "other.tflite").write_bytes(exported.keras.read_bytes())
-    with pytest.raises(UserError, match=r"other\.tflite is damaged or no LiteRT model"):
+    with pytest.raises(UserError, match=r"other\.tflite is damaged or not a LiteRT model"):
         load_litert(tmp_path / "other.tflite")
 
 
@@ -153,5 +153,5 @@ def test_a_model_of_something_else_is_a_clear_error(tmp_path: Path) -> None:
     double = tf.function(lambda x: 2 * x, input_signature=[tf.TensorSpec((1, 3), tf.float32)])
     converter = tf.lite.TFLiteConverter.from_concrete_functions([double.get_concrete_function()])
     (tmp_path / "double.tflite").write_bytes(converter.convert())
-    with pytest.raises(UserError, match=r"none of this project's.*float32"):
+    with pytest.raises(UserError, match=r"did not export the model double.*float32"):
         load_litert(tmp_path / "double.tflite")

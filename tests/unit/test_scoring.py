@@ -1,9 +1,11 @@
 """What `facegender score` does before Spark starts and in its workers; more in tests/scale."""
 
+import io
 import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from facegender.batch_scoring import plan as scoring
-from facegender.batch_scoring import storage as places
+from facegender.batch_scoring import parquet, plan, spark_session, tasks
+from facegender.batch_scoring import storage as storage_module
 from facegender.batch_scoring.plan import Job
-from facegender.batch_scoring.storage import place_of
+from facegender.batch_scoring.storage import Storage, storage_of
 from facegender.cli.main import _run
 from facegender.data.image_files import find_images, walk_images
 from facegender.data.images import InvalidImage, decode_image, encode_png
@@ -32,9 +34,9 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
-def prepare(source: Path, output: Path, **changes: object) -> Job:
+def prepare(source: Path | str, output: Path | str, **changes: object) -> Job:
     settings = {"model": MODEL, "abstain_below": 0.5, "part_images": 10} | changes
-    return scoring.prepare(str(source), str(output), **settings)
+    return plan.prepare(str(source), str(output), **settings)
 
 
 def planned(output: Path) -> list[list]:
@@ -63,7 +65,7 @@ def test_a_plan_that_is_written_down_is_kept(tmp_path: Path) -> None:
     assert len(flat(planned(tmp_path / "out"))) == 25
 
 
-def test_a_plan_that_broke_off_is_made_anew(tmp_path: Path) -> None:
+def test_an_incomplete_plan_is_made_again(tmp_path: Path) -> None:
     source = photos(tmp_path / "in", 25)
     prepare(source, tmp_path / "out")
     (tmp_path / "out/_score/job.json").unlink()
@@ -106,13 +108,13 @@ def test_nothing_to_score_leaves_no_output(tmp_path: Path) -> None:
     (tmp_path / "in" / "notes.txt").write_text("no photo")
     with pytest.raises(UserError, match="INPUT is empty: there is no image"):
         prepare(tmp_path / "in", tmp_path / "out")
-    with pytest.raises(UserError, match=r"notes.txt is no Parquet file"):
+    with pytest.raises(UserError, match=r"notes.txt is not a readable Parquet file"):
         prepare(tmp_path / "in" / "notes.txt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def rows_of(output: Path) -> list[tuple]:
-    return [row for part in planned(output) for row in scoring._table_rows(*part)]
+    return [row for part in planned(output) for row in parquet.table_rows(*part)]
 
 
 @pytest.mark.parametrize("row_group_size", [3, 20, 1000])
@@ -153,7 +155,7 @@ def test_parquet_must_have_one_column_of_bytes(tmp_path: Path) -> None:
 
 def test_the_model_sees_the_pixels_that_predict_sees() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
-    content, error = scoring._decoded(encode_png(pixels), 32)
+    content, error = tasks._decode(encode_png(pixels), 32)
     assert error is None
     expected = decode_image(encode_png(pixels), 32)
     np.testing.assert_array_equal(decode_image(content, 32), expected)
@@ -167,7 +169,7 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
         pytest.skip("this file system takes only text")
     prepare(tmp_path / "in", tmp_path / "out")
     assert planned(tmp_path / "out") == [["000.jpg", name]]
-    assert scoring._text(name) == r"caf\udce9.jpg"
+    assert tasks._as_text(name) == r"caf\udce9.jpg"
 
 
 def test_images_are_walked_as_they_are_found(tmp_path: Path) -> None:
@@ -184,8 +186,8 @@ def test_images_are_walked_as_they_are_found(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = place_of(str(tmp_path))
-    place.write("a", b"before")
+    folder = storage_of(str(tmp_path))
+    folder.write("a", b"before")
 
     def full(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
@@ -194,9 +196,9 @@ def test_a_write_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        place.write("a", b"after")
-    assert place.read("a") == b"before"
-    assert list(place.names()) == ["a"]
+        folder.write("a", b"after")
+    assert folder.read("a") == b"before"
+    assert list(folder.names()) == ["a"]
 
 
 def test_an_alias_becomes_its_version(store: Store) -> None:
@@ -213,7 +215,7 @@ def test_an_alias_becomes_its_version(store: Store) -> None:
 def test_there_is_no_champion_to_score_by(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "check_spark", lambda: None)
+    monkeypatch.setattr(spark_session, "check_spark", lambda: None)
     with pytest.raises(UserError, match="no models:/facegender@champion"):
         _run(["score", str(photos(tmp_path / "in", 1)), str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
@@ -224,10 +226,6 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         patched.setitem(sys.modules, "pyspark", None)
         with pytest.raises(UserError, match=r"pip install 'facegender\[spark\]'"):
             _run(["score", "in", "out"])
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "boto3", None)
-        with pytest.raises(UserError, match=r"pip install 'facegender\[s3\]'"):
-            place_of("s3a://bucket/photos")
     monkeypatch.setitem(sys.modules, "pyspark", shutil)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
@@ -238,15 +236,87 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         _run(["score", "in", "out"])
 
 
-def test_addresses_on_s3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "boto3", shutil)
-    place = place_of("s3a://bucket/photos/")
-    assert place == places.Prefix("s3a://bucket/photos", "bucket", "photos/")
-    assert place.address("a.jpg") == "s3a://bucket/photos/a.jpg"
-    assert place_of("s3://bucket") == places.Prefix("s3://bucket", "bucket", "")
-    for wrong in ("s3://", "s3://key:secret@bucket/x"):
-        with pytest.raises(UserError, match="no address on S3"):
-            place_of(wrong)
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "s3n"])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_all_forms_of_an_s3_address_are_one_folder(scheme: str, slash: str) -> None:
+    pytest.importorskip("s3fs")
+    storage = storage_of(f"{scheme}://bucket/photos{slash}")
+    assert storage.url == "s3://bucket/photos"
+    assert storage.address("a.jpg") == f"{scheme}://bucket/photos/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("s3://", "not an address in object storage"),
+        ("s3://key:secret@bucket/x", "not an address in object storage"),
+        ("https://host/x", r"https:// is not supported\. Use a path or one of s3://"),
+        ("az://container/x", "The package that reads az:// is missing: `pip install adlfs`"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_refused(
+    monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(UserError, match=message):
+        storage_of(address)
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
+    """An empty folder in object storage, which fsspec keeps in memory."""
+    monkeypatch.setitem(storage_module._SCHEMES, "memory", ("memory", ""))
+    yield storage_of("memory://bucket/in")
+    storage_module._filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_photos_in_object_storage_are_planned_and_read(remote: Storage) -> None:
+    for name in ("a/1.jpg", "2.png", "notes.txt", "__MACOSX/3.jpg"):
+        remote.write(name, name.encode())
+    storage_of("memory://bucket/into").write("4.jpg", b"")
+    address = "memory://bucket/in"
+    output = storage_of("memory://bucket/out")
+    job = prepare(f"{address}/", output.written)
+    assert job == Job(address, False, MODEL, 0.5, parts=1, images=2)
+    # Without the slash it is the same job.
+    assert prepare(address, output.written) == job
+    names = plan.read_part(output, 0)
+    assert sorted(names) == ["2.png", "a/1.jpg"]
+    assert dict(tasks._stored_images(remote, names)) == {
+        f"{address}/{name}": name.encode() for name in names
+    }
+    ((name, error),) = tasks._stored_images(remote, ["none.jpg"])
+    assert (name, str(error)) == (f"{address}/none.jpg", "no such file")
+    assert set(output.names()) == {"_score"}
+    with pytest.raises(FileNotFoundError):
+        output.read("none")
+    assert list(storage_of("memory://bucket/none").names()) == []
+
+
+def test_parquet_in_object_storage(remote: Storage, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"content": [b"a", b"b"]}), buffer)
+    for name in ("x/1.parquet", "_temporary/2.parquet"):
+        remote.write(name, buffer.getvalue())
+    for source in (remote.written, f"{remote.written}/x/1.parquet"):
+        output = tmp_path / source.replace("/", "-")
+        job = prepare(source, output)
+        assert (job.table, job.images) == (True, 2)
+        table = "memory://bucket/in/x/1.parquet"
+        assert rows_of(output) == [(f"{table}#0", b"a"), (f"{table}#1", b"b")]
+
+
+def test_an_object_too_large_for_an_image_is_not_held(
+    remote: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "MAX_IMAGE_BYTES", 3)
+    remote.write("fits.jpg", b"abc")
+    remote.write("large.jpg", b"abcd")
+    remote.write("empty.jpg", b"")
+    assert remote.photo("fits.jpg") == b"abc"
+    assert remote.photo("empty.jpg") == b""
+    with pytest.raises(InvalidImage, match="too large: more than 3 bytes"):
+        remote.photo("large.jpg")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
 """What the scoring server of MLflow answers, without the server."""
 
 import base64
+import io
 import json
+import shutil
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -19,6 +25,7 @@ from facegender.data.images import encode_png
 from facegender.inference.litert import load_litert
 from tests.conftest import Exported
 from tests.unit.conftest import Store
+from tools.compose_params import ROOT
 
 Ask = Callable[[Any], tuple[int, Any]]
 
@@ -117,7 +124,7 @@ CUT = base64.b64encode(
     [
         ({"inputs": [GOOD, BROKEN]}, "Image 1: not an image in a known format"),
         ({"inputs": [CUT]}, "Image 0: cannot be decoded"),
-        ({"inputs": ["photo.jpg"]}, "Image 0: no base64 text"),
+        ({"inputs": ["photo.jpg"]}, "Image 0: not base64 text"),
         ({"inputs": ["ünlesbar"]}, "Image 0"),
         ({"inputs": [""]}, "Image 0: not an image"),
         ({"inputs": []}, "There is no image"),
@@ -168,8 +175,8 @@ def test_a_decompression_bomb_is_refused(ask: Ask, monkeypatch: pytest.MonkeyPat
 
 
 def test_requests_at_once_do_not_mix(ask: Ask, exported: Exported, expected: np.ndarray) -> None:
-    def one(place: int) -> float:
-        _, answer = ask({"inputs": [exported.images[place].tolist()] * (1 + place % 3)})
+    def one(index: int) -> float:
+        _, answer = ask({"inputs": [exported.images[index].tolist()] * (1 + index % 3)})
         assert len({item["probability"] for item in answer["predictions"]}) == 1
         return answer["predictions"][0]["probability"]
 
@@ -180,3 +187,37 @@ def test_requests_at_once_do_not_mix(ask: Ask, exported: Exported, expected: np.
 def test_bytes_in_a_table(model: PyFuncModel, exported: Exported, expected: np.ndarray) -> None:
     table = pd.DataFrame({"image": [encode_png(image) for image in exported.images]})
     np.testing.assert_array_equal(model.predict(table)["probability"], expected)
+
+
+def test_a_model_logged_before_the_package_had_folders_still_scores(
+    filled: Store, exported: Exported, expected: np.ndarray, tmp_path: Path
+) -> None:
+    """MLflow prefers the new package's modules to the model's own in a process that has them."""
+    (logged,) = mlflow.search_logged_models(
+        filter_string=f"source_run_id = '{filled.runs['good']}'", output_format="list"
+    )
+    model = shutil.copytree(logged.artifact_location.removeprefix("file://"), tmp_path / "model")
+    shutil.rmtree(model / "code")
+    archive = subprocess.run(
+        ["git", "archive", "824cb2f", "facegender"], cwd=ROOT, capture_output=True, check=False
+    )
+    if archive.returncode:
+        pytest.skip("the commit that logged such models is not in this clone")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as old:
+        old.extractall(model / "code", filter="data")
+    shutil.copy(model / "code" / "facegender" / "serving.py", model / "serving.py")
+    (tmp_path / "image.png").write_bytes(encode_png(exported.images[0]))
+    code = (
+        "import sys, pathlib, mlflow, facegender.cli.main, facegender.inference.serving\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "print(*model.predict([pathlib.Path(sys.argv[2]).read_bytes()])['probability'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, model, tmp_path / "image.png"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == expected[0]

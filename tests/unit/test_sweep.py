@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,19 +72,6 @@ def test_a_missing_grid_or_no_jobs_is_a_clear_error(tmp_path: Path) -> None:
         _run(["sweep", str(tmp_path / "none.yaml")])
     with pytest.raises(UserError, match="1 or more"):
         _run(["sweep", "--jobs", "0"])
-
-
-def test_help_needs_no_mlflow() -> None:
-    code = "import sys; from facegender.cli.main import _run; _run(sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code, "sweep", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "conf/sweep.yaml" in done.stdout
-    assert "mlflow" not in done.stderr
 
 
 def test_the_end_of_a_long_log_is_kept() -> None:

@@ -1,0 +1,86 @@
+"""Label millions of images with a registered model on Spark."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facegender.batch_scoring.plan import Job, part_name
+from facegender.batch_scoring.spark_session import spark_session, wait_with_progress
+from facegender.batch_scoring.storage import storage_of
+from facegender.batch_scoring.tasks import scored_parts
+from facegender.errors import UserError
+
+_DONE = "_SUCCESS"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Counts of a run.
+
+    Attributes:
+        images: images in the complete output.
+        now: images scored by this run.
+        failed: images of this run that could not be read.
+    """
+
+    images: int
+    now: int
+    failed: int
+
+
+def score(
+    job: Job, source: str, output: str, *, model: Path, master: str, conf: Mapping[str, str]
+) -> Scored:
+    """Score the parts of a job whose files are missing.
+
+    Args:
+        job: return value of `plan.prepare`.
+        source: same as for `plan.prepare`.
+        output: same as for `plan.prepare`.
+        model: folder of the model, as MLflow logged it.
+        master: address of the Spark master.
+        conf: Spark settings that override those made here.
+
+    Raises:
+        UserError: Spark does not start, or does not finish. Scored images are kept.
+    """
+    target = storage_of(output)
+    images = storage_of(source)
+    if not images.is_local:
+        # An address has several forms; a resumed run uses the one in the output's image names.
+        images = storage_of(job.source)
+    done = set(target.names())
+    todo = [number for number in range(job.parts) if part_name(number) not in done]
+    rows: list[Any] = []
+    if todo:
+        size = model_size(model)
+        # Spark blocks a thread of its own, so that this one receives Ctrl-C.
+        with ThreadPoolExecutor(1) as pool, spark_session(master, conf) as session:
+            frame = scored_parts(session, job, images, target, todo=todo, model=model, size=size)
+            rows = wait_with_progress(pool.submit(frame.collect), session, total=len(todo))
+    if _DONE not in done:
+        target.write(_DONE, b"")
+    return Scored(job.images, sum(row.images for row in rows), sum(row.failed for row in rows))
+
+
+def model_size(model: Path) -> int:
+    """Return the side, in pixels, of the images that a logged model takes.
+
+    Raises:
+        UserError: the model is damaged, or not one of this project.
+    """
+    from mlflow.models import Model
+
+    from facegender.inference.litert import load_litert, probe_litert
+
+    try:
+        artifact = Model.load(model).flavors["python_function"]["artifacts"]["model"]["path"]
+    except KeyError:
+        raise UserError(
+            "This project did not log the model: its MLmodel does not name a LiteRT file. "
+            "`facegender models` lists the registered ones."
+        ) from None
+    probe_litert(model / artifact)
+    return load_litert(model / artifact).size

@@ -1,0 +1,46 @@
+"""Types of command-line arguments; argparse turns their errors into a usage message."""
+
+import argparse
+import math
+
+
+def confidence(text: str) -> float:
+    """Return a probability from 0.5 to 1."""
+    return _number(text, 0.5, 1)
+
+
+def probability(text: str) -> float:
+    """Return a probability from 0 to 1."""
+    return _number(text, 0, 1)
+
+
+def whole_number(text: str) -> int:
+    """Return a whole number of 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
+def non_empty(text: str) -> str:
+    """Return the text without surrounding white space."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text.strip()
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Return key and value of KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
+    return key, value
+
+
+def _number(text: str, least: float, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
+    return value

@@ -1,0 +1,68 @@
+"""`facegender relocate` and `facegender verify`."""
+
+import argparse
+import sys
+
+from facegender.errors import UserError
+from facegender.runtime.dvc_context import project_root, tracking_uri
+from facegender.runtime.redaction import escape_controls
+
+
+def add_relocate(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.description = (
+        "MLflow stores absolute paths to its artifacts. This rewrites them after the folder was "
+        "moved or copied. `make ui` and every run of the pipeline do the same."
+    )
+    parser.set_defaults(run=relocate)
+
+
+def relocate(_: argparse.Namespace) -> int:
+    """Rewrite the paths."""
+    from facegender.tracking import connection
+
+    moved = connection.connect(project_root(), tracking_uri())
+    print(f"{moved} addresses rewritten" if moved else "nothing to do: the addresses are right")
+    return 0
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.description = (
+        "Hash every output recorded in dvc.lock, in the work tree and in DVC's cache. Damaged "
+        "objects are removed from the cache, so that `dvc repro` makes them again or `dvc pull` "
+        "fetches them. Exit code 1 if something was damaged."
+    )
+    parser.add_argument(
+        "--remote",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="also fetch and hash the objects of a DVC remote (default: DVC's default remote), "
+        "and remove damaged ones from it, so that `dvc push` sends them again",
+    )
+    parser.set_defaults(run=verify)
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Hash the outputs and name the damaged ones."""
+    # Imports DVC, which takes half a second.
+    from facegender.runtime import integrity
+
+    root = project_root()
+    files, damaged = integrity.verify(root, args.remote)
+    for item in damaged:
+        print(f"{escape_controls(item.path)}: damaged {item.location} (object {item.name})")
+    for name in integrity.unverified_remotes(root):
+        print(
+            f"warning: DVC does not check what the remote {name} sends. To have it check: "
+            f"`dvc remote modify {name} verify true`.",
+            file=sys.stderr,
+        )
+    if damaged:
+        raise UserError(
+            "The files named above are not what dvc.lock records. `dvc repro` makes them again, or "
+            "`dvc pull` fetches them from an undamaged remote; `dvc push` then repairs a remote."
+        )
+    print(f"{files} files and directories are what dvc.lock records")
+    return 0

@@ -1,0 +1,41 @@
+"""`facegender sweep`."""
+
+import argparse
+import os
+import secrets
+from pathlib import Path
+
+from facegender.errors import UserError
+from facegender.runtime.dvc_context import project_root, tracking_uri
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.description = (
+        "Run every combination of a grid's values as a DVC experiment, and mark the one with the "
+        "lowest validation loss in MLflow. Exit code 1 if an experiment failed; the others still "
+        "run."
+    )
+    parser.add_argument(
+        "grid", nargs="?", type=Path, help="YAML file (default: conf/sweep.yaml)", metavar="GRID"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="experiments to run at the same time (default: 1)"
+    )
+    parser.add_argument("--name", help="name of the sweep (default: sweep- and a random number)")
+    parser.set_defaults(run=sweep)
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Run the experiments."""
+    from facegender.runtime.sweep import read_grid, run_sweep
+    from facegender.tracking import connection
+
+    root, environment = project_root(), dict(os.environ)
+    if args.jobs < 1:
+        raise UserError("--jobs must be 1 or more.")
+    grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
+    name = args.name or f"sweep-{secrets.token_hex(3)}"
+    connection.connect(root, tracking_uri())
+    failed = run_sweep(root, grid, name=name, jobs=args.jobs, environment=environment)
+    return int(failed > 0)
