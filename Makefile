@@ -111,6 +111,7 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
 	  --constraint requirements.lock \
 	  --generate-hashes --no-emit-index-url --quiet --output-file requirements-scale.lock
+	python -m tools.pin_packages requirements.lock conf/packages.yaml
 
 sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
 	facegender sweep $(GRID) --jobs $(or $(JOBS),1)

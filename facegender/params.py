@@ -115,6 +115,16 @@ class Model(_Strict):
     weights_sha256: str | None
     dropout: Fraction
     test_time_flip: bool
+    builtin: dict[str, str] = Field(description="what DVC watches if `weights` is not a file")
+    input: str = Field(description="file that DVC watches: `weights`, if it is a path")
+
+    @model_validator(mode="after")
+    def _dvc_watches_the_weights(self) -> Self:
+        watched = self.builtin.get(self.weights, self.weights)
+        if self.input != watched:
+            # As after an edit of params.yaml by hand, which composes nothing.
+            raise ValueError(f"input is {self.input}, but weights needs {watched}: set both")
+        return self
 
 
 class Augmentation(_Strict):

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root, run_name_and_tags, tracking_uri
 from facegender.runtime.output_capture import keep_output
+from facegender.runtime.packages import check_packages
 from facegender.runtime.redaction import (
     SanitizingFormatter,
     move_tracking_credentials,
@@ -119,6 +120,8 @@ def run_stage(main: Callable[[], None]) -> None:
 
     def guarded() -> None:
         try:
+            if os.environ.get("DVC_STAGE"):
+                check_packages(Path("conf/packages.yaml"))
             main()
         except (Exception, KeyboardInterrupt, _Terminated) as error:
             # After an early Ctrl-C, do not import MLflow first.

@@ -28,6 +28,9 @@ from facegender.params import Params
 # What is left of trainings that nobody took up again.
 MAX_AGE_DAYS = 14
 
+# What decides the result of a training. An edited log line or gate voids no checkpoint.
+DECISIVE_CODE = ("model", "training", "data/processed.py", "data/manifest.py")
+DECISIVE_PARAMS = {"image", "model", "train"}
 _PACKAGES = ("keras", "numpy", "tensorflow")
 _NOTES = "notes"
 
@@ -137,30 +140,44 @@ def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
         lock.release()
 
 
-def inputs_digest(params: Params, parts: Sequence[ProcessedSplit]) -> str:
-    """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives."""
+def inputs_digest(
+    params: Params, splits: Sequence[ProcessedSplit], package: Path = Path(__file__).parents[1]
+) -> str:
+    """Return the SHA-256, 64 hexadecimal digits, of everything that decides a training's result.
+
+    Args:
+        params: All parameters; those of the gate, say, do not count.
+        splits: The splits to train and validate on.
+        package: The directory of facegender's code. What training logs or reports does not count.
+    """
     weights = Path(params.model.weights)
     return training_digest(
-        params=params.model_dump_json(),
+        params=params.model_dump_json(include=DECISIVE_PARAMS),
         files=[
-            *(part.directory / name for part in parts for name in ProcessedSplit.FILES),
+            *(split.directory / name for split in splits for name in ProcessedSplit.FILES),
             *([weights] if weights.is_file() else []),
         ],
-        code=Path(__file__).parents[1],
+        code=[
+            path
+            for name in DECISIVE_CODE
+            for path in (
+                [package / name] if name.endswith(".py") else sorted((package / name).glob("*.py"))
+            )
+        ],
     )
 
 
-def training_digest(*, params: str, files: Sequence[Path], code: Path) -> str:
-    """Return a SHA-256, as 64 hexadecimal digits, of all that decides what a training gives.
+def training_digest(*, params: str, files: Sequence[Path], code: Sequence[Path]) -> str:
+    """Return the SHA-256, 64 hexadecimal digits, of parameters, files, code and packages.
 
     Args:
-        params: the parameters, as text.
-        files: the data, and the weights to start from.
-        code: the package's directory; every module counts.
+        params: The parameters as text.
+        files: The data, and the weights to start from.
+        code: The modules that train.
     """
     digest = hashlib.sha256(params.encode())
     for package in _PACKAGES:
         digest.update(f"{package} {version(package)}\n".encode())
-    for path in (*files, *sorted(code.rglob("*.py"))):
+    for path in (*files, *code):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()

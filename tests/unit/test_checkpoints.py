@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,12 @@ import pytest
 
 from facegender.data.processed import ProcessedSplit
 from facegender.params import Params, Train
-from facegender.training.checkpoints import Checkpoint, open_checkpoint, training_digest
+from facegender.training.checkpoints import (
+    Checkpoint,
+    inputs_digest,
+    open_checkpoint,
+    training_digest,
+)
 from tests.networks import train_small
 from tools.compose_params import ROOT
 
@@ -187,14 +193,13 @@ def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:
 
 
 def test_the_digest_changes_with_all_that_decides(tmp_path: Path) -> None:
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "a.py").write_text("a = 1\n")
+    code = tmp_path / "a.py"
+    code.write_text("a = 1\n")
     data = tmp_path / "images.npy"
     data.write_bytes(b"1")
 
     def digest(params: str = "p") -> str:
-        return training_digest(params=params, files=[data], code=code)
+        return training_digest(params=params, files=[data], code=[code])
 
     first = digest()
     assert digest() == first
@@ -202,5 +207,35 @@ def test_the_digest_changes_with_all_that_decides(tmp_path: Path) -> None:
     data.write_bytes(b"2")
     assert digest() != first
     data.write_bytes(b"1")
-    (code / "a.py").write_text("a = 2\n")
+    code.write_text("a = 2\n")
     assert digest() != first
+
+
+@pytest.mark.parametrize(
+    ("edited", "voids"),
+    [
+        ("model/backbone.py", True),
+        ("training/callbacks.py", True),
+        ("data/processed.py", True),
+        ("tracking/log.py", False),
+        ("gate/judge.py", False),
+        ("report/page.py", False),
+        ("data/images.py", False),
+    ],
+)
+def test_an_edit_voids_a_checkpoint_only_where_it_decides(
+    part: ProcessedSplit, params: Params, tmp_path: Path, edited: str, voids: bool
+) -> None:
+    code = shutil.copytree(ROOT / "facegender", tmp_path / "code")
+    first = inputs_digest(params, [part], code)
+    with (code / edited).open("a") as file:
+        file.write("# edited\n")
+    assert (inputs_digest(params, [part], code) != first) is voids
+
+
+def test_a_parameter_of_the_gate_voids_no_checkpoint(part: ProcessedSplit, params: Params) -> None:
+    gate = params.gate.model_copy(update={"significance": 0.01})
+    train = params.train.model_copy(update={"seed": 1})
+    first = inputs_digest(params, [part])
+    assert inputs_digest(params.model_copy(update={"gate": gate}), [part]) == first
+    assert inputs_digest(params.model_copy(update={"train": train}), [part]) != first
