@@ -28,7 +28,7 @@ _HEAD = "# Versions in requirements.lock that decide results; written by `make l
 
 
 def locked_versions(lock: str) -> dict[str, list[str]]:
-    """Return the versions of PACKAGES in the text of a lock file: one, or one per Python version."""
+    """Return the versions of PACKAGES in a lock file's text: one, or one per Python version."""
     return {
         name: re.findall(rf"^{name}==([^ ;\\]+)", lock, re.MULTILINE)
         for name in sorted(PACKAGES.values())

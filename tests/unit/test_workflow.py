@@ -42,7 +42,7 @@ def test_the_comment_has_the_report_that_the_gate_writes(workflow: dict[str, Any
     pipeline = workflow["jobs"]["pipeline"]
     (step,) = (step for step in pipeline["steps"] if step.get("id") == "ci")
     assert step["run"].startswith("make ci")
-    assert set(step["env"]) == {"BASELINE", "ACCEPT_DATA_CHANGE"}
+    assert set(step["env"]) == {"BASELINE", "ACCEPT_DATA_CHANGE", "ACCEPT_RULE_CHANGE"}
     assert pipeline["outputs"] == {"report": "${{ steps.ci.outputs.report }}"}
     assert pipeline["steps"][-1]["if"] == "always()"  # results of a run that failed are kept, too
 
