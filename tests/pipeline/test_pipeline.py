@@ -11,6 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from mlflow.entities import Run
 
 from facegender.data.processed import ProcessedSplit
@@ -158,6 +159,55 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
     assert broken == "broken.jpg,,,not an image in a known format"
     assert good.startswith(paths[0])
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("facegender/tracking/log.py", "report"),
+        ("facegender/gate/judge.py", "report"),
+        ("facegender/report/page.py", "report"),
+        ("facegender/data/images.py", "split preprocess evaluate report"),
+        ("facegender/training/augmentation.py", "train report"),
+        ("tensorflow", "train export"),
+        ("keras", "train export"),
+        ("ai-edge-litert", "export evaluate"),
+        ("pillow", "download split preprocess evaluate"),
+        ("scikit-learn", "split train evaluate"),
+    ],
+)
+def test_an_edit_reruns_what_it_decides_and_nothing_else(
+    reproduced: Clone, path: str, stages: str
+) -> None:
+    is_code = path.endswith(".py")
+    file = reproduced.root / (path if is_code else "conf/packages.yaml")
+    before = file.read_text()
+    file.write_text(
+        f"{before}# edited\n" if is_code else before.replace(f"{path}: [", f"{path}: [9.9, ")
+    )
+    try:
+        # The stages whose own inputs changed; those after them run if an output changes.
+        changed = json.loads(reproduced.run("dvc", "status", "--json").stdout)
+    finally:
+        file.write_text(before)
+    assert set(changed) == set(stages.split())
+
+
+def test_another_file_at_the_path_of_the_weights_trains_again(
+    reproduced: Clone, tmp_path: Path
+) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    weights = tmp_path / "my weights[1].v2.h5"
+    weights.write_bytes(b"one")
+    clone.compose(*SMALL, f"model.weights='{weights}'")
+    params = yaml.safe_load((clone.root / "params.yaml").read_text())
+    assert params["model"]["input"] == str(weights)
+    # As after a training: DVC records what is there.
+    clone.run("dvc", "commit", "--force", "train")
+    assert "train" not in json.loads(clone.run("dvc", "status", "--json").stdout)
+    weights.write_bytes(b"two")
+    (changed,) = json.loads(clone.run("dvc", "status", "--json").stdout)["train"]
+    assert changed == {"changed deps": {str(weights): "modified"}}
 
 
 def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -> None:
