@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.conftest import new_clone, reproduced  # noqa: F401
+from tests.pipeline.conftest import first_repro, new_clone, reproduced  # noqa: F401
 
 EXTRAS = ("boto3", "distributed", "flask_wtf", "moto", "psycopg2", "pyspark")
 MISSING = [name for name in EXTRAS if find_spec(name) is None]

@@ -211,7 +211,7 @@ def test_a_worker_with_other_code_is_refused(
     with distributed.Client(two_workers.address, set_as_default=False) as client:
         client.wait_for_workers(3, timeout=120)
     try:
-        with pytest.raises(UserError, match=r"A Dask worker has no facegender\.cluster"):
+        with pytest.raises(UserError, match=r"A Dask worker has no facegender\.data\.dask_cluster"):
             on_cluster(two_workers, manifest, raw, tmp_path / "again")
     finally:
         worker.kill()
