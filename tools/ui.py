@@ -87,7 +87,7 @@ def _check_port(port: int) -> None:
 
 def _wait_for(server: subprocess.Popen, port: int) -> None:
     end = time.monotonic() + _START_SECONDS
-    while not _answers(port):
+    while not answers(port):
         if server.poll() is not None:
             raise UserError(f"The MLflow server ended with exit code {server.returncode}.")
         if time.monotonic() > end:
@@ -95,7 +95,8 @@ def _wait_for(server: subprocess.Popen, port: int) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Return whether an MLflow server is ready on a port of this machine."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
         connection.request("GET", "/health")

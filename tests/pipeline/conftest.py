@@ -1,4 +1,3 @@
-import http.client
 import os
 import shutil
 import signal
@@ -19,8 +18,8 @@ from facegender.files import file_sha256
 from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
 from tools.compose_params import ROOT
+from tools.ui import HOST, answers
 
-HOST = "127.0.0.1"
 # A server starts in about 10 s, or much later on a busy machine.
 START_SECONDS = 300
 
@@ -152,17 +151,6 @@ def served(
                 os.killpg(process.pid, way)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-
-
-def answers(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def files(folder: Path) -> dict[str, str]:
