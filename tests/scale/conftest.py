@@ -14,7 +14,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not MISSING:
         return
     here = Path(__file__).parent
-    skip = pytest.mark.skip(reason=f"make install-scale: there is no {', '.join(MISSING)}")
+    skip = pytest.mark.skip(reason=f"needs {', '.join(MISSING)}: make install-scale")
     for item in items:
         if item.path.parent == here and item.path.stem != "test_strategy":
             item.add_marker(skip)

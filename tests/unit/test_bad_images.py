@@ -19,7 +19,7 @@ from facegender.data.images import InvalidImage, decode_image
 from facegender.errors import UserError
 from facegender.inference.serving import _to_array
 from tests.bad_images import BAD, GOOD, fill
-from tests.conftest import Exported
+from tests.conftest import WITH_PERMISSIONS, Exported
 from tools.compose_params import ROOT
 
 CONTENTS = {name: content for name, (content, _) in BAD.items()}
@@ -154,12 +154,23 @@ def test_a_file_that_may_not_be_read_has_a_reason(
     assert str(path) not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what it has no permission for")
 def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
     (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
     path.chmod(0)
-    with pytest.raises(InvalidImage, match="Permission denied"):
-        decode_image(path, 32)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from facegender.data.images import decode_image\n"
+        "decode_image(Path(sys.argv[1]), 32)\n"
+    )
+    done = subprocess.run(
+        [*WITH_PERMISSIONS, sys.executable, "-c", code, path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "InvalidImage: cannot be decoded: Permission denied" in done.stderr
 
 
 NAMES = [
