@@ -14,7 +14,8 @@ PIPELINES := $(PYTEST) --dist loadgroup --no-loadscope-reorder
 # Stages run `python`. Make sure that it is .venv's, whatever environment is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+PIP := $(VENV)/bin/pip install -qq --disable-pip-version-check
+# Twice quiet, because pip warns of a user's settings in words that look like faults; errors still show.
 # Make the environment from the lock file that is the target's first prerequisite. uv takes a third of
 # pip's time. If uv fails, pip tries: uv does not read pip's settings, such as a company's index.
 define environment
