@@ -7,7 +7,7 @@ metadata CSV beside the images gives (age, country, ...).
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -38,16 +38,16 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     table.to_csv(path, index=False, lineterminator="\n")
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(source: Path | TextIO) -> pd.DataFrame:
     """Read a manifest or a table of predictions that `write_table` wrote.
 
     Metadata stays text, such as NA and 007; only an empty cell is missing.
     """
     return pd.read_csv(
-        path,
+        source,
         dtype=defaultdict(lambda: "string", _TYPES),
         keep_default_na=False,
         na_values=[""],
-        # Else a carriage return in a name would end the row.
+        # Otherwise a carriage return in a name would end the row.
         lineterminator="\n",
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from facegender.data.manifest import read_manifest
 from facegender.errors import UserError
 from facegender.gate.judge import PREDICTION_COLUMNS, Results, judge
 from facegender.gate.rules import Rules, combine_rules
@@ -242,9 +243,7 @@ def parse_results(
 
 
 def _parse_predictions(text: str) -> pd.DataFrame:
-    table = pd.read_csv(
-        io.StringIO(text), dtype_backend="numpy_nullable", dtype={"path": str, "sha256": str}
-    )
+    table = read_manifest(io.StringIO(text))
     if missing := [name for name in PREDICTION_COLUMNS if name not in table.columns]:
         raise ValueError(f"the predictions have no column {', '.join(missing)}")
     if not (len(table) and table[["label", "predicted"]].isin(list(NAMES)).all(axis=None)):

@@ -66,8 +66,9 @@ def combine_rules(
         for path, value in new.items()
         if path[:2] == _FLOORS and path not in old and path in applied
     ]
-    notes = [f"the gate's rules are stricter than the baseline's: {', '.join(stricter)}"]
-    notes = notes if stricter else []
+    notes = []
+    if stricter:
+        notes.append(f"the gate's rules are stricter than the baseline's: {', '.join(stricter)}")
     if looser and accept_change:
         return own, [*notes, f"accepted: looser rules than the baseline's: {', '.join(looser)}"]
     if looser:

@@ -419,3 +419,18 @@ def test_a_training_of_no_epochs_has_no_speed() -> None:
     )
     assert results.costs["training_seconds"] == 0
     assert pd.isna(results.costs["training_images_per_second"])
+
+
+def test_text_of_the_metadata_stays_text() -> None:
+    text = (
+        "path,label,probability,predicted,sha256,country,code\n"
+        "a.jpg,0,0.1,0,aa,NA,007\n"
+        "b.jpg,1,0.9,1,bb,None,7\n"
+        "c.jpg,1,0.9,1,cc,,7\n"
+    )
+    found = parse_results(
+        "x", test_metrics="{}", predictions=text, export_metrics=None, speed=None
+    ).predictions
+    assert found is not None
+    assert found["country"].dropna().tolist() == ["NA", "None"]
+    assert found["code"].tolist() == ["007", "7", "7"]
