@@ -296,7 +296,7 @@ def load_params(path: Path) -> Params:
         )
         raise UserError(
             f"{path.name} is not valid: {faults}. Compare it with the files in conf/, which "
-            "document every parameter; `dvc exp run -S dataset=sample` composes it anew."
+            "document every parameter; `dvc exp run -S dataset=sample` composes it again."
         ) from error
 
 

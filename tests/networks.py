@@ -1,4 +1,4 @@
-"""The small network of the tests. In a module of its own, for it imports TensorFlow."""
+"""The small network of the tests. In a module of its own because it imports TensorFlow."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

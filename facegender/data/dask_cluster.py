@@ -130,7 +130,7 @@ def _connect(scheduler: str, patience: float) -> Client:
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        # First, for a client waits for ever for a scheduler that lets it connect and says nothing.
+        # First, because a client waits for ever for a scheduler that accepts it and stays silent.
         asyncio.run(asyncio.wait_for(_greet(scheduler), patience))
         client = Client(scheduler, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -154,7 +154,7 @@ def _connect(scheduler: str, patience: float) -> Client:
 def _check_workers(client: Client) -> None:
     """Ask those workers that are there whether they have this module.
 
-    By a function of Python's own, for a worker that cannot import what a message names dies of it.
+    The function is Python's own, because a worker dies if it cannot import what a message names.
     """
     asked = [
         client.submit(

@@ -1,7 +1,7 @@
 """Rows of processed data: what each process of preprocessing runs.
 
-Apart from `preprocessing`, for a process imports this module anew: pandas alone would take longer
-than decoding a thousand images.
+Kept separate because every worker imports this module, and importing pandas takes longer than
+decoding a thousand images.
 """
 
 import platform

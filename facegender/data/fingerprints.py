@@ -1,6 +1,6 @@
 """Fingerprints of image files: what each process of the data checks computes.
 
-Apart from `checks`, for a process imports this module anew, and must not import pandas with it.
+Kept apart from `checks` because every worker imports this module, and must not import pandas.
 """
 
 from dataclasses import dataclass

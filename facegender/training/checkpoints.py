@@ -90,8 +90,8 @@ class Checkpoint:
         except OSError as error:
             aside.unlink(missing_ok=True)
             _log.warning(
-                "no checkpoint of this epoch, for it could not be written: %s. If training is "
-                "interrupted, it goes on from an earlier one",
+                "no checkpoint of this epoch, because it could not be written: %s. If training is "
+                "interrupted, it continues from an earlier one",
                 error,
             )
 
@@ -107,7 +107,7 @@ def _read(file: Path | io.BytesIO) -> Saved | None:
             arrays = {name: content[name] for name in content.files}
         notes = json.loads(arrays.pop(_NOTES).tobytes())
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        _log.warning("the checkpoint cannot be read, so training starts anew: %s", error)
+        _log.warning("the checkpoint cannot be read, so training starts again: %s", error)
         return None
     return Saved(arrays, notes)
 

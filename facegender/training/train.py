@@ -53,7 +53,7 @@ class Training:
 def make_deterministic(seed: int) -> None:
     """Seed Python, NumPy and Keras, and have TensorFlow use deterministic kernels only.
 
-    Keras also numbers layers anew, for the names that it counts up are saved with a model.
+    Keras also restarts its numbering of layers, because the names are saved with a model.
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
@@ -353,9 +353,9 @@ def _build_optimizer(
 ) -> None:
     """Make the variables of the optimizer and the metrics of a model that was compiled.
 
-    Else the first step of `fit` would make them: TensorFlow then traces the step twice, which takes
-    seconds, and on several devices fails, for they cannot be brought together in the conditional
-    branch where it happens (keras-team/keras issue 19246).
+    Otherwise the first step of `fit` makes them. TensorFlow then traces the step twice, which takes
+    seconds. On several devices it fails, because they cannot synchronise in the conditional branch
+    where it happens (keras-team/keras issue 19246).
     """
     model.optimizer.build(model.trainable_variables)
     logger = tf.get_logger()

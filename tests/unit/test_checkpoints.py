@@ -164,7 +164,7 @@ def test_a_checkpoint_that_cannot_be_read_or_written_costs_itself_only(
     Checkpoint(path).write({"weights.0": np.zeros(1000)}, {})
     path.write_bytes(path.read_bytes()[:500])
     assert Checkpoint(path).saved is None
-    assert "training starts anew" in caplog.text
+    assert "training starts again" in caplog.text
     Checkpoint(tmp_path / "absent" / "checkpoint.npz").write({"weights.0": np.zeros(9)}, {})
     assert "no checkpoint of this epoch" in caplog.text
 
