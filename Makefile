@@ -32,7 +32,7 @@ $(PIP) --no-deps --no-build-isolation --editable .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-scale repro report gate ci sweep test test-fast test-scale campaign matrix fuzz lint audit format params lock ui serve bench verify-reproducible clean
+.PHONY: help install install-scale repro report gate ci sweep test test-fast test-scale campaign matrix fuzz lint audit format params deps lock ui serve bench verify-reproducible clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -105,6 +105,9 @@ format: $(INSTALLED) ## format the code
 
 params: $(INSTALLED) ## compose params.yaml from conf/
 	python -m tools.compose_params params.yaml
+
+deps: $(INSTALLED) ## write each stage's modules and packages into dvc.yaml, from its imports
+	python -m tools.stage_deps
 
 lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with hashes
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
