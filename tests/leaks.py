@@ -60,7 +60,7 @@ def is_pickle(name: str, content: bytes) -> bool:
             else np.lib.format.read_array_header_2_0
         )
         return read(file)[2].hasobject
-    # Protocols 2 to 5 begin so; older ones are text, of which nothing here would be the first line.
+    # Protocols 2 to 5 begin so; older ones are text, and no text here begins like one.
     if content[:1] != b"\x80" or content[1:2] not in {b"\2", b"\3", b"\4", b"\5"}:
         return False
     try:

@@ -18,9 +18,9 @@ def save_model(model: keras.Model, path: Path) -> None:
     Keras writes the time of saving and the addresses of shared objects into the archive; here
     they become constants and running numbers, so that the same weights make the same file.
     """
-    aside = path.with_name(f".{path.stem}.tmp.keras")
-    model.save(aside)
-    with zipfile.ZipFile(aside) as saved, zipfile.ZipFile(path, "w") as fixed:
+    temporary = path.with_name(f".{path.stem}.tmp.keras")
+    model.save(temporary)
+    with zipfile.ZipFile(temporary) as saved, zipfile.ZipFile(path, "w") as fixed:
         for name in sorted(saved.namelist()):
             content = saved.read(name)
             if name == "metadata.json":
@@ -30,7 +30,7 @@ def save_model(model: keras.Model, path: Path) -> None:
                 content = json.dumps(_renumber(json.loads(content), {})).encode()
             # ZipInfo's own date is a constant.
             fixed.writestr(zipfile.ZipInfo(name), content)
-    aside.unlink()
+    temporary.unlink()
 
 
 def _renumber(item: Any, numbers: dict[int, int]) -> Any:
@@ -77,6 +77,6 @@ def predict_arrays(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndar
     Returns:
         float64 of shape (total,).
     """
-    # A compiled graph, without the set-up of `predict`, which is made anew for every call.
+    # A compiled graph, without the set-up of `predict`, which is made again for every call.
     outputs = [np.asarray(model.predict_on_batch(batch))[:, 0] for batch in batches]
     return np.concatenate(outputs).astype(np.float64) if outputs else np.empty(0)

@@ -32,7 +32,7 @@ STAGES = ("download", "split", "preprocess", "train")
 
 
 def runs(clone: Clone) -> dict[str, Run]:
-    """Return the runs in a clone's store by their names, of which none may come twice."""
+    """Return the runs in a clone's store by name; no name may occur twice."""
     mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
     every = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
     named = {run.info.run_name: run for run in every}

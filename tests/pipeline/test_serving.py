@@ -152,7 +152,7 @@ def test_a_tracking_server_promotes_and_rolls_back_alike(reproduced: Clone, tmp_
     )
     with served(clone, serve, tmp_path / "server.log") as port:
         remote = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{port}"}
-        # Runs that the server has not seen: evaluation logs them anew.
+        # Runs that the server has not seen: evaluation logs them again.
         for threshold in ("0.5", "0.4"):
             text = (clone.root / "params.yaml").read_text()
             changed = text.replace("threshold: 0.5", f"threshold: {threshold}")

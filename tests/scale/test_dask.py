@@ -57,7 +57,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def manifest(raw: Path) -> pd.DataFrame:
-    """Images of which two are none."""
+    """Images, two of which cannot be decoded."""
     frame = make_raw(raw, IMAGES)
     for row in (3, IMAGES - 1):
         path = raw / frame["path"].iloc[row]
@@ -266,7 +266,7 @@ def test_dvc_reproduces_the_same_bytes(
     clone.compose(*SMALL, "compute.backend=dask", f"compute.scheduler={two_workers.address}")
     assert clone.ran(clone.run("dvc", "repro", "preprocess").stdout) == []
     with distributed.Client(two_workers.address, set_as_default=False) as client:
-        # By value, for the scheduler has no tests.
+        # By value, because the scheduler cannot import the tests.
         transitions = lambda dask_scheduler: dask_scheduler.transition_counter  # noqa: E731
         before = client.run_on_scheduler(transitions)
         done = clone.run("dvc", "repro", "--force", "--single-item", "preprocess")

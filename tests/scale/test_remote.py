@@ -148,7 +148,7 @@ def test_a_damaged_object_is_named_and_made_again_and_the_remote_mended(
     assert clone.ran(repro.stdout) == ["preprocess"]
     assert outputs(clone) == recorded(clone) == before
 
-    # DVC's push passes over it, for an object of that name is there.
+    # DVC's push passes over it, because an object of that name exists.
     clone.run("dvc", "push", **remote.keys)
     assert remote.get(key) != whole
     found = remote.clone.run("facegender", "verify", "--remote", check=False, **remote.keys)

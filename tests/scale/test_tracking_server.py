@@ -69,7 +69,7 @@ class Team:
     s3: Any
 
     def runs(self) -> dict[str, Run]:
-        """Return the server's runs by their names, of which none may come twice."""
+        """Return the server's runs by name; no name may occur twice."""
         every = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
         named = {run.info.run_name: run for run in every}
         assert len(named) == len(every)
