@@ -12,30 +12,29 @@ from PIL import Image
 
 from facegender.data.labelling import build_manifest
 
-_DISTINCT = 100  # pictures drawn; the other files are hard links to them
 
-
-def make_raw(folder: Path, images: int, *, size: int = 200) -> pd.DataFrame:
+def make_raw(folder: Path, images: int, *, size: int = 200, distinct: int = 100) -> pd.DataFrame:
     """Fill a new folder with JPEG images of both classes and return their manifest.
 
     The pictures are soft shapes with a little noise, about as large in bytes as a portrait.
 
     Args:
         folder: directory to make.
-        images: number of files; all but the first hundred are hard links.
+        images: number of files.
         size: pixels a side.
+        distinct: number of pictures drawn; the other files are hard links to them.
     """
     generator = np.random.default_rng(0)
     for name in ("female", "male"):
         (folder / name).mkdir(parents=True)
     files = [folder / ("female", "male")[i % 2] / f"{i:06}.jpg" for i in range(images)]
-    for path in files[:_DISTINCT]:
+    for path in files[:distinct]:
         coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         shapes = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
         noisy = shapes + generator.normal(0, 5, shapes.shape)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-    for i, path in enumerate(files[_DISTINCT:]):
-        os.link(files[i % _DISTINCT], path)
+    for i, path in enumerate(files[distinct:]):
+        os.link(files[i % distinct], path)
     return build_manifest(folder, female=["female"], male=["male"], ignore=[])
 
 
