@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from facegender.data.images import encode_png
+
+register_heif_opener()
 
 
 def save(image: Image.Image, form: str, **options: object) -> bytes:
@@ -51,15 +54,23 @@ def wrong_crc(kind: bytes) -> bytes:
     return bytes(png)
 
 
-def turned(orientation: int = 6, **tags: object) -> bytes:
-    """A JPEG whose halves lie one above the other until it is turned as its EXIF says."""
+def turned(orientation: int = 6, form: str = "JPEG", **tags: object) -> bytes:
+    """A photo whose halves lie one above the other until it is turned as its EXIF says."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     for number, value in tags.items():
         exif[int(number[1:], 16)] = value
     # Shown turned clockwise: what is below comes to the left.
     image = halves().transpose(Image.Transpose.ROTATE_90)
-    return save(image, "JPEG", quality=95, exif=exif)
+    return save(image, form, quality=95, exif=exif.tobytes())
+
+
+def larger(content: bytes) -> bytes:
+    """A HEIC or AVIF that declares 30,000 x 30,000 pixels."""
+    start, *sizes = content.split(b"ispe\0\0\0\0")
+    return start + b"".join(
+        b"ispe\0\0\0\0" + struct.pack(">II", 30_000, 30_000) + rest[8:] for rest in sizes
+    )
 
 
 def broken_exif() -> bytes:
@@ -85,6 +96,8 @@ def half_transparent() -> bytes:
 _INVERTED = Image.fromarray(255 - np.asarray(halves()))
 _GREY16 = Image.fromarray(np.asarray(halves("L"), dtype=np.uint16) * 257)
 _JPEG = save(halves(), "JPEG", quality=95)
+_HEIC = save(halves(), "HEIF", quality=95)
+_AVIF = save(halves(), "AVIF", quality=95)
 _BOMB = zlib.compress(bytes(100_000_000))
 
 GOOD: dict[str, bytes] = {
@@ -108,6 +121,13 @@ GOOD: dict[str, bytes] = {
     ),
     "multi-page-tiff": save(halves(), "TIFF", save_all=True, append_images=[_INVERTED]),
     "mpo": save(halves(), "MPO", quality=95, save_all=True, append_images=[_INVERTED]),
+    # A telephone's Ultra HDR: behind the picture lies a map of how bright it may shine.
+    "ultra-hdr": _JPEG + save(_INVERTED.resize((20, 10)), "JPEG"),
+    "heic": _HEIC,
+    "heic-turned": turned(form="HEIF"),
+    "heic-of-two": save(halves(), "HEIF", quality=95, save_all=True, append_images=[_INVERTED]),
+    "avif": _AVIF,
+    "avif-turned": turned(form="AVIF"),
     "trailing-garbage": _JPEG + b"\xff\xd8 more" * 1000,
     "wrong-crc-of-pixels": wrong_crc(b"IDAT"),
     "cmyk-tiff": save(halves("CMYK"), "TIFF"),
@@ -140,8 +160,13 @@ BAD: dict[str, tuple[bytes, str]] = {
     "ico": (save(halves(), "ICO"), "ICO is not supported"),
     "postscript": (save(halves(), "EPS"), "PostScript is not supported"),
     "pdf": (b"%PDF-1.7\n", "PDF is not supported"),
-    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIC is not supported"),
-    "avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(200), "AVIF is not supported"),
+    "no-heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "a damaged HEIC or AVIF"),
+    "no-avif": (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(200), "a damaged HEIC or AVIF"),
+    "film": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(200), "or a film"),
+    "truncated-heic": (_HEIC[:-100], "damaged HEIC|cannot be decoded"),
+    "truncated-avif": (_AVIF[:-100], "damaged HEIC|cannot be decoded"),
+    "heic-bomb": (larger(_HEIC), "too large: 30000x30000"),
+    "avif-bomb": (larger(_AVIF), "too large: 30000x30000"),
 }
 
 

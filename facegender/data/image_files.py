@@ -5,15 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+    {
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg"),
+        *(".png", ".tif", ".tiff", ".webp"),
+    }
 )
-
-
-# Photos that people have and that are not decoded. They count as images, so that each is named.
-UNSUPPORTED_SUFFIXES = frozenset({".avif", ".heic", ".heif"})
-
-
-PHOTO_SUFFIXES = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
 
 
 def find_images(directory: Path) -> list[PurePosixPath]:
@@ -37,4 +33,4 @@ def walk_images(directory: Path) -> Iterator[PurePosixPath]:
 def is_photo(relative: PurePosixPath) -> bool:
     """Return whether a path below a folder names a photo, by its suffix; no litter is one."""
     litter = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
-    return not litter and relative.suffix.lower() in PHOTO_SUFFIXES
+    return not litter and relative.suffix.lower() in IMAGE_SUFFIXES

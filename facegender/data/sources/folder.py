@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from facegender.data.image_files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
+from facegender.data.image_files import IMAGE_SUFFIXES
 from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
 from facegender.errors import UserError
@@ -59,7 +59,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
                 f"{relative!r} {why}" for relative, why in list(left_out.items())[:10]
             )
             _log.warning("Left out %d item(s) of %s: %s", len(left_out), source.name, shown)
-        if not any(path.suffix.lower() in PHOTO_SUFFIXES for path in target.rglob("*")):
+        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in target.rglob("*")):
             raise UserError(
                 f"{str(source)!r} holds no images. Put them in one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
@@ -70,7 +70,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
 def _wanted(path: PurePosixPath) -> bool:
     """Whether a file, relative to the source, is data: an image or a table of metadata."""
     litter = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not litter and path.suffix.lower() in PHOTO_SUFFIXES | {".csv"}
+    return not litter and path.suffix.lower() in IMAGE_SUFFIXES | {".csv"}
 
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
