@@ -41,6 +41,7 @@ _DAMAGE = (
     IndexError,
     OverflowError,
 )
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # how gzip, bzip2 and xz begin
 _SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
 _REPACK = "Pack the images again without it, or ask the author of the archive."
 
@@ -226,10 +227,26 @@ def _write(member: _Member, path: Path) -> None:
 
 def _is_zip(archive: Path) -> bool:
     with archive.open("rb") as file:
-        start = file.read(2)
+        start = file.read(tarfile.BLOCKSIZE)
     if not start:
         raise _DamagedError("it is empty")
-    return start == b"PK" or zipfile.is_zipfile(archive)
+    if start.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\10")):
+        return True
+    if start.startswith(_COMPRESSED) or _is_tar(start):
+        # Its end may look like a zip: that of a tar whose last file is one.
+        return False
+    return zipfile.is_zipfile(archive)  # after a program that unpacks it
+
+
+def _is_tar(start: bytes) -> bool:
+    """Return whether a block is the header of a tar's first file; v7 tars have no mark."""
+    if start[257:262] == b"ustar":
+        return True
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True  # the checksum is right
 
 
 def _open_zip(archive: Path) -> Generator[_Member, None, None]:
@@ -287,21 +304,18 @@ def _tar_kind(info: tarfile.TarInfo) -> str:
 
 def _decompress(archive: Path) -> IO[bytes]:
     with archive.open("rb") as file:
-        start = file.read(512)
-    if start.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(archive))
-    if start.startswith(b"BZh"):
-        return cast(IO[bytes], bz2.open(archive))
-    if start.startswith(b"\xfd7zXZ\0"):
-        return cast(IO[bytes], lzma.open(archive))
-    if start[257:262] != b"ustar" and archive.suffix in _SUFFIXES:
+        start = file.read(tarfile.BLOCKSIZE)
+    for mark, module in zip(_COMPRESSED, (gzip, bz2, lzma), strict=True):
+        if start.startswith(mark):
+            return cast(IO[bytes], module.open(archive))
+    if _is_tar(start):
+        return archive.open("rb")
+    if archive.suffix in _SUFFIXES:
         raise _DamagedError("its bytes are not those of an archive")
-    if start[257:262] != b"ustar":
-        raise _RefusedError(
-            "it is not an archive of a known kind",
-            "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
-        )
-    return archive.open("rb")
+    raise _RefusedError(
+        "it is not an archive of a known kind",
+        "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
+    )
 
 
 class _Stream(io.RawIOBase):
