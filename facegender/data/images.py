@@ -17,6 +17,7 @@ from PIL import (
     ImageOps,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
@@ -27,7 +28,7 @@ MAX_PIXELS = 100_000_000
 # Pictures past this are reduced before they are converted, or each conversion is another copy.
 _LARGE_PIXELS = 16_000_000
 # Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "HEIF", "AVIF")
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "HEIF", "AVIF")
 # How files begin that people take for photos, and that are not read.
 _UNSUPPORTED = (
     (0, b"<svg", "SVG"),

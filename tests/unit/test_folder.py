@@ -11,9 +11,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.data.image_files import find_images
+from facegender.data.images import decode_image
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.folder import copy_folder
 from facegender.errors import UserError
+from tests.bad_images import GOOD
 from tests.conftest import WITH_PERMISSIONS
 from tests.unit.test_raw import fill, read
 from tools.compose_params import ROOT
@@ -34,6 +36,7 @@ LITTER = {
     "Training/male/Thumbs.db": "x",
     "README.md": "x",
 }
+OTHERS = {"*.md": "1 file(s) that are neither images nor CSV"}
 
 
 @pytest.fixture
@@ -76,6 +79,7 @@ def test_links_inside_are_followed_and_others_are_named(tmp_path, source, caplog
         left_out = copy_folder(source, tmp_path / "target", LIMITS)
     # The circle is met twice: below Training/male and below men.
     assert sorted(left_out) == [
+        "*.md",
         "Training/itself.jpg",
         "Training/male/circle",
         "Training/male/outside.jpg",
@@ -84,7 +88,7 @@ def test_links_inside_are_followed_and_others_are_named(tmp_path, source, caplog
         "men/outside.jpg",
         "outside",
     ]
-    assert "Left out 7 item(s) of source: 'Training/itself.jpg' is a link" in caplog.text
+    assert "'Training/itself.jpg' is a link" in caplog.text
     male = {"1.jpg": "a", "again.jpg": "a"}
     assert read(tmp_path / "target") == WANTED | {
         f"{folder}/{name}": content
@@ -103,11 +107,10 @@ def test_folders_that_link_to_one_another_end(tmp_path, source):
     assert read(tmp_path / "target") == WANTED
 
 
-def test_a_link_to_a_folder_is_a_source(tmp_path, source, caplog):
+def test_a_link_to_a_folder_is_a_source(tmp_path, source):
     (tmp_path / "link").symlink_to(source)
-    copy_folder(tmp_path / "link", tmp_path / "target", LIMITS)
+    assert copy_folder(tmp_path / "link", tmp_path / "target", LIMITS) == OTHERS
     assert read(tmp_path / "target") == WANTED
-    assert caplog.text == ""
 
 
 def test_a_pipe_is_left_out_and_named(tmp_path, source):
@@ -115,7 +118,7 @@ def test_a_pipe_is_left_out_and_named(tmp_path, source):
     (source / "folder.jpg" / "men").mkdir(parents=True)
     (source / "folder.jpg" / "men" / "5.jpg").write_text("e")
     left_out = copy_folder(source, tmp_path / "target", LIMITS)
-    assert left_out == {"pipe.jpg": "is a pipe or device"}
+    assert left_out == OTHERS | {"pipe.jpg": "is a pipe or device"}
     assert read(tmp_path / "target") == WANTED | {"folder.jpg/men/5.jpg": "e"}
 
 
@@ -140,6 +143,44 @@ def test_photos_that_are_not_decoded_are_taken_along_to_be_named(tmp_path, sourc
     copy_folder(source, tmp_path / "target", LIMITS)
     assert "men/phone.HEIC" in read(tmp_path / "target")
     assert PurePosixPath("men/phone.HEIC") in find_images(tmp_path / "target")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_vanishes(tmp_path, source, packed):
+    begin = {
+        "women/1": GOOD["jpeg"],
+        "women/2.jpg_large": GOOD["grey"],
+        "men/3.pgm": b"P5 1 1 255 \xff",
+        "men/4.photo": b"P5 1 1 255 \xff",
+        "men/5.unknown": GOOD["animated-gif"],
+    }
+    more = {
+        "notes.TXT": b"BM text",
+        "women/x.txt": b"",
+        "more.zip": b"PK",
+        "none": b"-",
+        "empty": b"",
+    }
+    for name, content in (begin | more).items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(content)
+    if packed:
+        source = Path(shutil.make_archive(str(tmp_path / "faces"), "zip", source))
+    assert copy_folder(source, tmp_path / "target", LIMITS) == OTHERS | {
+        "*": "2 file(s) that are neither images nor CSV",
+        "*.txt": "2 file(s) that are neither images nor CSV",
+        "more.zip": "is an archive within the data, and stays packed: unpack it where it lies",
+    }
+    found = [str(path) for path in find_images(tmp_path / "target")]
+    assert found == sorted([*begin, *(name for name in WANTED if not name.endswith("csv"))])
+    for name in begin:
+        decode_image(tmp_path / "target" / name, 8)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(os, "scandir", refuse("test")(os.scandir))
+    with pytest.raises(UserError, match=r"Cannot read the folder '.*/dataset/test': Permission"):
+        find_images(source)
 
 
 def test_a_missing_source_is_named(tmp_path):
@@ -202,7 +243,7 @@ def test_a_file_and_a_folder_that_may_not_be_read_are_left_out_and_named(
     monkeypatch.setattr("os.scandir", refuse("test")(os.scandir))
     monkeypatch.setattr("shutil.copyfile", refuse("1.jpg")(shutil.copyfile))
     left_out = copy_folder(source, tmp_path / "target", LIMITS)
-    assert left_out == {
+    assert left_out == OTHERS | {
         "Training/male/1.jpg": "cannot be read: permission denied",
         "dataset/test": "cannot be read: permission denied",
     }
@@ -226,7 +267,7 @@ def test_permissions_of_the_disk_do_the_same(tmp_path, source):
         text=True,
         check=True,
     )
-    assert done.stdout == "Training/male/1.jpg\n"
+    assert done.stdout == "*.md Training/male/1.jpg\n"
 
 
 def test_a_source_that_may_not_be_read_at_all_is_an_error(tmp_path, source, monkeypatch):

@@ -3,27 +3,32 @@
 import logging
 import os
 import shutil
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from facegender.data.image_files import IMAGE_SUFFIXES
+from facegender.data.image_files import IMAGE_SUFFIXES, find_images, kind_of_file
 from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
 from facegender.errors import UserError
 
 _UNREADABLE = "cannot be read: permission denied"
+_PACKED = "is an archive within the data, and stays packed: unpack it where it lies"
+_UNUSED = "{} file(s) that are neither images nor CSV"
 _log = logging.getLogger(__name__)
 
 
 def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
     """Copy the images and metadata CSVs of a directory or archive, keeping their places.
 
-    Hidden files and the litter of operating systems are left out. A symbolic link is followed
-    if it leads to somewhere else inside `source`. What else cannot be copied is left out, named in
-    a warning and returned: links that lead out, round in a circle or nowhere, pipes and devices,
-    and what this user may not read.
+    An image is known by its ending or, where that says nothing, by its first bytes. Hidden files
+    and the litter of operating systems are left out. A symbolic link is followed if it leads to
+    somewhere else inside `source`. What else is not copied is named in a warning and returned:
+    links that lead out, round in a circle or nowhere, pipes and devices, archives within the data,
+    and what this user may not read. Files that are neither images nor CSV are counted by ending.
 
     Args:
         source: a directory, or a zip or tar archive.
@@ -31,7 +36,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         limits: what the archive, or the directory, may hold.
 
     Returns:
-        The reason for each thing left out, by its path in `source`.
+        The reason for each thing left out, by its path in `source` or, as `*.txt`, its ending.
 
     Raises:
         UserError: `source` is missing, holds no image, exceeds the limits, or cannot be read.
@@ -53,13 +58,14 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         if source.is_dir():
             left_out = _copy_tree(source, target, limits)
         else:
-            extract_archive(source, target, limits, keep=_wanted)
+            extract_archive(source, target, limits)
+            left_out = _remove_unused(target)
         if left_out:
             shown = "; ".join(
                 f"{relative!r} {why}" for relative, why in list(left_out.items())[:10]
             )
             _log.warning("Left out %d item(s) of %s: %s", len(left_out), source.name, shown)
-        if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in target.rglob("*")):
+        if not find_images(target):
             raise UserError(
                 f"{str(source)!r} holds no images. Put them in one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
@@ -67,10 +73,24 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         return left_out
 
 
-def _wanted(path: PurePosixPath) -> bool:
-    """Whether a file, relative to the source, is data: an image or a table of metadata."""
-    litter = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not litter and path.suffix.lower() in IMAGE_SUFFIXES | {".csv"}
+def _remove_unused(directory: Path) -> dict[str, str]:
+    """Remove what is neither an image nor a CSV from unpacked data; return what, and why."""
+    left_out: dict[str, str] = {}
+    others: Counter[str] = Counter()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        relative = PurePosixPath(path.relative_to(directory).as_posix())
+        kind = kind_of_file(relative, path)
+        if kind == "archive":
+            left_out[str(relative)] = _PACKED
+        elif kind == "other":
+            others[relative.suffix.lower()] += 1
+        if kind not in {"image", "table"}:
+            path.unlink()
+    return dict(sorted((left_out | _count(others)).items()))
+
+
+def _count(others: Mapping[str, int]) -> dict[str, str]:
+    return {f"*{suffix}": _UNUSED.format(count) for suffix, count in others.items()}
 
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
@@ -94,7 +114,7 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
             f"Cannot copy {str(error.filename or relative)!r}: {error.strerror}. Check its "
             "permissions, and that the disk has room."
         ) from error
-    return dict(sorted(scan.left_out.items()))
+    return dict(sorted((scan.left_out | _count(scan.others)).items()))
 
 
 @dataclass
@@ -105,6 +125,7 @@ class _Scan:
     limits: ArchiveLimits
     files: list[tuple[PurePosixPath, Path]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)  # files left out, by ending
     total_bytes: int = 0
 
     def walk(self, folder: Path, relative: PurePosixPath, above: tuple[Path, ...]) -> None:
@@ -128,11 +149,10 @@ class _Scan:
                 )
             elif entry.is_dir():
                 self.walk(path, inner, above)
-            elif _wanted(inner):
-                if entry.is_file():
-                    self._add(inner, path)
-                else:
-                    self.left_out[str(inner)] = "is a pipe or device"
+            elif entry.is_file():
+                self._add_wanted(inner, path)
+            else:
+                self.left_out[str(inner)] = "is a pipe or device"
 
     def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:
         try:
@@ -140,6 +160,19 @@ class _Scan:
         except (OSError, RuntimeError):  # leads nowhere, or to itself
             return False
         return real.is_relative_to(self.root) and real not in above
+
+    def _add_wanted(self, relative: PurePosixPath, path: Path) -> None:
+        try:
+            kind = kind_of_file(relative, path)
+        except PermissionError:
+            self.left_out[str(relative)] = _UNREADABLE
+            return
+        if kind in {"image", "table"}:
+            self._add(relative, path)
+        elif kind == "archive":
+            self.left_out[str(relative)] = _PACKED
+        elif kind == "other":
+            self.others[relative.suffix.lower()] += 1
 
     def _add(self, relative: PurePosixPath, path: Path) -> None:
         self.files.append((relative, path))
