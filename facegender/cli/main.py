@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from facegender.runtime.entry_points import run_command
+from facegender.runtime.user_settings import restart_without_early_settings
 
 # Each command: the function that adds its arguments, and its line in `facegender --help`. Only the
 # module of the command that runs is imported.
@@ -30,6 +31,7 @@ _SIGPIPE_EXIT_CODE = 128 + 13
 
 def main() -> None:
     """Run the command line; the entry point of the installed command."""
+    restart_without_early_settings()
     _replace_closed_streams()
     # Text that the terminal cannot show is escaped.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
