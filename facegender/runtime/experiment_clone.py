@@ -1,7 +1,7 @@
 """One DVC experiment in a clone of its own, because DVC's experiments share one stash in a clone.
 
 Of two `dvc exp run --temp` in one clone, one may run what the other has queued: parameters and name
-stay together, but the process, its output, exit code and environment belong to the other experiment.
+stay together, but the process, its output, exit code and environment are the other experiment's.
 Clones share git's objects and DVC's cache with the repository, so that making one is cheap, and an
 experiment that has finished is fetched as DVC does it, by its ref.
 """
@@ -43,9 +43,10 @@ def take_snapshot(root: Path) -> Snapshot:
     """
     from dvc.repo import Repo
 
-    head = git(root, "rev-parse", "HEAD").strip()
-    changed = git(root, *_NOBODY, "stash", "create").strip()
-    with Repo(str(root)) as repo:
+    # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        head = git(root, "rev-parse", "HEAD").strip()
+        changed = git(root, *_NOBODY, "stash", "create").strip()
         return Snapshot(root, head, changed or head, Path(repo.cache.local.path))
 
 
@@ -59,7 +60,7 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
     Raises:
         UserError: git refused.
     """
-    from dvc.config import Config
+    from dvc.config import Config, merge
 
     root = snapshot.root
     git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(target))
@@ -74,8 +75,7 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
     # Read and written by DVC, because paths are relative to the file.
     local = Config(str(root / ".dvc")).load_one("local")
     with Config(str(target / ".dvc")).edit("local") as config:
-        config.merge(local)
-        config.setdefault("cache", {})["dir"] = str(snapshot.cache)
+        merge(config, {**local, "cache": {**local["cache"], "dir": str(snapshot.cache)}})
 
 
 def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
@@ -89,9 +89,8 @@ def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
     Returns:
         The experiment's commit, or None if the clone does not have it.
     """
-    for line in git(clone, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").split(
-        "\n"
-    ):
+    refs = git(clone, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    for line in refs.splitlines():
         commit, _, ref = line.partition(" ")
         if ref.endswith(f"/{name}"):
             options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")

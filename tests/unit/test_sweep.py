@@ -74,6 +74,14 @@ def test_a_missing_grid_or_no_jobs_is_a_clear_error(tmp_path: Path) -> None:
         _run(["sweep", "--jobs", "0"])
 
 
+@pytest.mark.parametrize("name", ["a/b", "", "-x", "a..b", "a b", ".a", "a.", "a.lock/", "ä"])
+def test_a_name_that_git_refuses_is_a_usage_error(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _run(["sweep", f"--name={name}"])
+    assert stop.value.code == 2
+    assert "is not a name" in capsys.readouterr().err
+
+
 def test_the_end_of_a_long_log_is_kept() -> None:
     kept = KeptOutput()
     for number in range(KEPT_CHARACTERS // 100 + 50):
