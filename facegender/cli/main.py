@@ -15,6 +15,10 @@ COMMANDS = {
     "gate": ("gate:add_gate", "refuse a model that is worse than the previous one"),
     "report": ("report:add_report", "write one page of results, compared with a commit"),
     "sweep": ("sweep:add_sweep", "run a grid of parameters as DVC experiments, in one MLflow run"),
+    "seeds": (
+        "seeds:add_seeds",
+        "train with several seeds, and print how far chance moves results",
+    ),
     "relocate": ("maintenance:add_relocate", "fix MLflow's paths after moving the folder"),
     "verify": ("maintenance:add_verify", "find and remove damaged data and models"),
     "worker": ("worker:add_worker", "join the training of worker 0, as a worker of TF_CONFIG"),

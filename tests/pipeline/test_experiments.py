@@ -23,7 +23,7 @@ from mlflow.entities import Run
 
 from facegender.params import Params, flatten
 from facegender.runtime.dvc_context import input_tags
-from tests.pipeline.conftest import EPOCHS, HOST, Clone, copy_of, served, write_grid
+from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +173,24 @@ def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
         told = {key: str(value) for key, value in params.items()}
         assert len(told) > 50
         assert told.items() <= run.data.params.items()
+
+
+def test_seeds_show_how_far_chance_moves_the_results(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    words = [word for item in (*SMALL, "train.epochs=3") for word in ("-S", item)]
+    printed = clone.run("facegender", "seeds", "2", "--name", "seeds", "--jobs", "2", *words).stdout
+    every = runs(clone)
+    parent = every["seeds"]
+    accuracies = [every[f"seeds-{n}"].data.metrics["test_accuracy"] for n in (1, 2)]
+    assert [every[f"seeds-{n}"].data.params["train.seed"] for n in (1, 2)] == ["42", "43"]
+    assert every["seeds-1"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    found = parent.data.metrics
+    assert found["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    assert found["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert sum(value for key, value in found.items() if key.startswith("gate_")) == 2
+    assert "2 seeds, test split of" in printed
+    assert "not the parameters of params.yaml" not in printed
+    assert "no verdict" not in printed
 
 
 @pytest.mark.campaign  # in short: test_store.py, where a stage is stopped
