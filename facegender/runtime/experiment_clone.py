@@ -46,6 +46,8 @@ def take_snapshot(root: Path) -> Snapshot:
     # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         head = git(root, "rev-parse", "HEAD").strip()
+        # Looks at files whose time alone is new, for which `stash create` fails without a word.
+        git(root, "status", "--porcelain")
         changed = git(root, *_NOBODY, "stash", "create").strip()
         return Snapshot(root, head, changed or head, Path(repo.cache.local.path))
 

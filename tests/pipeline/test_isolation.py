@@ -1,6 +1,7 @@
 """Experiments that run at the same time stay apart, whatever DVC's timing is."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from facegender.runtime.experiment_clone import experiments, file_of, git
+from facegender.runtime.experiment_clone import experiments, file_of, git, take_snapshot
 from facegender.runtime.sweep import grid_points, run_points
 from tests.pipeline.conftest import Clone
 
@@ -76,6 +77,13 @@ def repository(tmp_path: Path) -> Clone:
     (clone.root / "files" / "new").touch()
     clone.run("git", "add", "files/new")
     return clone
+
+
+def test_files_whose_time_alone_is_new_are_no_change(repository: Clone) -> None:
+    repository.run("git", "reset", "--quiet", "--hard")
+    os.utime(repository.root / "stage.py", (1, 1))
+    snapshot = take_snapshot(repository.root)
+    assert snapshot.changed == snapshot.head
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.campaign)])
