@@ -7,6 +7,7 @@ experiment that has finished is fetched as DVC does it, by its ref.
 """
 
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,15 +66,21 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
     from dvc.config import Config, merge
 
     root = snapshot.root
-    git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(target))
+    # Not `git clone --shared`, which shares nothing if the repository is shallow.
+    git(root, "init", "--quiet", "--template=", str(target))
+    objects, shallow = (
+        root / git(root, "rev-parse", "--git-path", name).strip() for name in ("objects", "shallow")
+    )
+    (target / ".git" / "objects" / "info").mkdir(exist_ok=True)
+    (target / ".git" / "objects" / "info" / "alternates").write_text(f"{objects.resolve()}\n")
+    if shallow.is_file():
+        shutil.copy(shallow, target / ".git" / "shallow")
     git(target, "checkout", "--quiet", "--detach", snapshot.head)
     git(target, "read-tree", "--reset", "-u", snapshot.changed)
-    # What git does not clone: who commits, and where the code comes from.
+    # Who commits, and where the code comes from.
     for name in ("user.name", "user.email", "remote.origin.url"):
         if value := git(root, "config", "--default", "", name).strip():
             git(target, "config", name, value)
-        elif name.startswith("remote"):
-            git(target, "remote", "remove", "origin")
     # Read and written by DVC, because paths are relative to the file.
     local = Config(str(root / ".dvc")).load_one("local")
     with Config(str(target / ".dvc")).edit("local") as config:

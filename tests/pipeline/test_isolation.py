@@ -86,6 +86,21 @@ def test_files_whose_time_alone_is_new_are_no_change(repository: Clone) -> None:
     assert snapshot.changed == snapshot.head
 
 
+def test_a_shallow_clone_can_sweep(repository: Clone, tmp_path: Path) -> None:
+    repository.run("git", "commit", "--quiet", "--all", "--message", "second")
+    shallow = Clone(tmp_path / "shallow")
+    address = repository.root.as_uri()
+    repository.run("git", "clone", "--quiet", "--depth", "1", address, str(shallow.root))
+    for name in ("name", "email"):
+        shallow.run("git", "config", f"user.{name}", "test")
+    (shallow.root / "files" / "kept").unlink()
+    (ended,) = run_points(shallow.root, grid_points({"x": [1]}, "sweep"), 1, shallow.environment())
+    assert ended.commit is not None, ended.output
+    found = json.loads(file_of(shallow.root, ended.commit, "out.json"))
+    assert (found["x"], found["files"]) == (1, ["new"])
+    assert experiments(shallow.root) == {"sweep-1"}
+
+
 @pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.campaign)])
 def test_experiments_are_not_mixed_up_by_delays(
     repository: Clone, tmp_path: Path, count: int
