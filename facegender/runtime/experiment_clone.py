@@ -50,7 +50,7 @@ def take_snapshot(root: Path) -> Snapshot:
         # Looks at files whose time alone is new, for which `stash create` fails without a word.
         git(root, "status", "--porcelain")
         changed = git(root, *_NOBODY, "stash", "create").strip()
-        return Snapshot(root, head, changed or head, Path(repo.cache.local.path))
+        return Snapshot(root, head, changed or head, Path(repo.cache.local_cache_dir))
 
 
 def make_clone(snapshot: Snapshot, target: Path) -> None:

@@ -43,6 +43,13 @@ from facegender.tracking.connection import short_error
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+# DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
+_RUN = """
+import sys
+from dvc.cli import main
+main(["checkout", "--quiet", "--allow-missing"])
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,7 @@ def _start(
     overrides = (word for override in point.overrides for word in ("-S", override))
     with (place / "log").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "exp", "run", "--name", point.name, *overrides],
+            [sys.executable, "-c", _RUN, "exp", "run", "--name", point.name, *overrides],
             cwd=place / "clone",
             env={
                 **environment,

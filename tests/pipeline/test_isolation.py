@@ -20,7 +20,7 @@ STAGE = """
 import json, os, sys, time, yaml
 from pathlib import Path
 params = yaml.safe_load(Path("params.yaml").read_text())
-name = os.environ["DVC_EXP_NAME"]
+name = os.environ.get("DVC_EXP_NAME")
 print("ran", name, params["x"], flush=True)
 found = {"name": name, "root": os.environ.get("FACEGENDER_ROOT"), "changed": params["changed"]}
 found |= {"x": params["x"], "files": sorted(path.name for path in Path("files").iterdir())}
@@ -29,12 +29,13 @@ sys.exit(params["x"] % 4 == 2)
 """
 PIPELINE = {
     "stages": {
+        "base": {"cmd": "echo base ran | tee base.txt", "deps": ["base.in"], "outs": ["base.txt"]},
         "one": {
             "cmd": "python stage.py",
-            "deps": ["stage.py", "files"],
+            "deps": ["stage.py", "files", "base.txt"],
             "params": ["x", "changed"],
             "metrics": [{"out.json": {"cache": False}}],
-        }
+        },
     }
 }
 # Delays where DVC's experiments of one clone take each other's: before and after each use of the
@@ -63,6 +64,7 @@ def repository(tmp_path: Path) -> Clone:
     clone = Clone(tmp_path / "repository")
     (clone.root / "files").mkdir(parents=True)
     (clone.root / "stage.py").write_text(STAGE)
+    (clone.root / "base.in").touch()
     (clone.root / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
     (clone.root / "params.yaml").write_text("changed: false\nx: 0\n")
     for name in ("kept", "deleted"):
@@ -71,6 +73,7 @@ def repository(tmp_path: Path) -> Clone:
     clone.run("git", "config", "user.name", "test")
     clone.run("git", "config", "user.email", "test@localhost")
     clone.run("dvc", "init", "--quiet")
+    clone.run("dvc", "repro")
     clone.commit("start")
     (clone.root / "params.yaml").write_text("changed: true\nx: 0\n")
     (clone.root / "files" / "deleted").unlink()
@@ -133,6 +136,7 @@ def test_experiments_are_not_mixed_up_by_delays(
         x, name = one.point.values["x"], one.point.name
         ran = [line for line in one.output.splitlines() if line.startswith("ran ")]
         assert ran == [f"ran {name} {x}"], one.output
+        assert "base ran" not in one.output  # its result is in the cache, which clones share
         assert (one.code != 0) == (one.commit is None) == (x % 4 == 2)
         if one.commit is not None:
             assert json.loads(file_of(repository.root, one.commit, "out.json")) == {
