@@ -1,6 +1,6 @@
 """Every way to run the pipeline logs to one store, which DVC and MLflow tell alike.
 
-The sweep's experiments are `dvc exp run --temp`, started at the same time.
+The sweep's experiments run in clones, started at the same time.
 """
 
 import http.client
@@ -156,7 +156,7 @@ def test_a_failed_experiment_stops_nothing_and_leaves_its_log(swept: Clone) -> N
     assert "sweep-4  train.epochs=-1  FAILED: " in printed
     assert printed.count("validation loss 0.") == 3
     assert "locked" not in printed
-    assert list((swept.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+    assert list((swept.root / ".dvc/tmp").glob("sweep-*")) == []
 
 
 def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
@@ -217,7 +217,7 @@ def test_a_sweep_that_is_stopped_stops_its_experiments(reproduced: Clone, tmp_pa
     assert process.returncode == 143, output
     every = runs(clone)
     assert [every[name].info.status for name in ("stopped", "stopped-1")] == ["FAILED"] * 2
-    assert list((clone.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+    assert list((clone.root / ".dvc/tmp").glob("sweep-*")) == []
 
 
 def metrics(clone: Clone, name: str) -> dict[str, float]:
