@@ -32,7 +32,7 @@ $(PIP) --no-deps --no-build-isolation --editable .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-scale repro report gate ci sweep test test-fast test-scale campaign matrix fuzz lint audit format params deps lock ui serve bench verify-reproducible clean
+.PHONY: help install install-scale repro report gate ci sweep seeds test test-fast test-scale campaign matrix fuzz lint audit format params deps lock ui serve bench verify-reproducible clean clean-cache
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -120,6 +120,9 @@ lock: $(INSTALLED) ## pin the newest versions that pyproject.toml allows, with h
 sweep: $(INSTALLED) ## run the grid of conf/sweep.yaml as experiments (GRID=file JOBS=n)
 	facegender sweep $(GRID) --jobs $(or $(JOBS),1)
 
+seeds: $(INSTALLED) ## train with N=5 seeds, and print how far chance moves the results (JOBS=n)
+	facegender seeds $(or $(N),5) --jobs $(or $(JOBS),1) $(SEEDS)
+
 ui: $(INSTALLED) ## MLflow's pages, for this machine only, on port 5000 or PORT=n
 	@python -m tools.ui $(if $(PORT),--port $(PORT))
 
@@ -139,5 +142,9 @@ bench: $(INSTALLED) ## measure speed and memory, as ratios within one run
 	python -m bench.determinism
 	python -m bench.pipeline_overhead
 
-clean: ## remove the pipeline's outputs; keep the environment and MLflow's runs
-	rm -rf data/raw data/splits data/processed models .dvc/cache .dvc/tmp
+clean: ## remove the pipeline's outputs; `dvc checkout` brings them back from DVC's cache
+	rm -rf data/raw data/splits data/processed models
+	rm -rf .dvc/tmp/facegender .dvc/tmp/kaggle .dvc/tmp/sweep-*
+
+clean-cache: $(INSTALLED) ## remove from DVC's cache what the work tree does not use (asks first)
+	dvc gc --workspace

@@ -24,6 +24,7 @@ from bench.clones import clone_head, run
 from bench.outputs import differences, output_digests
 from facegender.runtime.dvc_context import pipeline_paths
 from facegender.runtime.entry_points import run_command
+from facegender.runtime.user_settings import KEEP
 
 SET_UPS = {
     "2 threads": {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"},
@@ -66,7 +67,7 @@ def compare_set_ups(folder: Path, overrides: list[str]) -> int:
     print(f"{'':<22}" + "".join(f"{name:>12}" for name in METRICS) + "  max |dP(male)|, flipped")
     expected: pd.DataFrame | None = None
     for number, (name, env) in enumerate(SET_UPS.items()):
-        clone = reproduce(folder / str(number), overrides, **env)
+        clone = reproduce(folder / str(number), overrides, **{KEEP: "1"}, **env)
         paths = pipeline_paths((clone / "dvc.yaml").read_text())
         metrics = json.loads((clone / paths["test_metrics"]).read_text())
         said = pd.read_csv(clone / paths["predictions"])

@@ -16,6 +16,8 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from facegender.runtime.user_settings import KEEP
+
 OPTIONAL = ("chromium", "google-chrome", "java", "initdb", "psql", "postgres")
 SET_UPS: Mapping[str, Mapping[str, str]] = {
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -36,7 +38,7 @@ def main(command: list[str]) -> int:
             start = time.monotonic()
             done = subprocess.run(
                 command,
-                env={**os.environ, **env},
+                env={**os.environ, KEEP: "1", **env},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from facegender.runtime.entry_points import run_command
+from facegender.runtime.user_settings import restart_without_early_settings
 
 # Each command: the function that adds its arguments, and its line in `facegender --help`. Only the
 # module of the command that runs is imported.
@@ -14,6 +15,10 @@ COMMANDS = {
     "gate": ("gate:add_gate", "refuse a model that is worse than the previous one"),
     "report": ("report:add_report", "write one page of results, compared with a commit"),
     "sweep": ("sweep:add_sweep", "run a grid of parameters as DVC experiments, in one MLflow run"),
+    "seeds": (
+        "seeds:add_seeds",
+        "train with several seeds, and print how far chance moves results",
+    ),
     "relocate": ("maintenance:add_relocate", "fix MLflow's paths after moving the folder"),
     "verify": ("maintenance:add_verify", "find and remove damaged data and models"),
     "worker": ("worker:add_worker", "join the training of worker 0, as a worker of TF_CONFIG"),
@@ -30,6 +35,7 @@ _SIGPIPE_EXIT_CODE = 128 + 13
 
 def main() -> None:
     """Run the command line; the entry point of the installed command."""
+    restart_without_early_settings()
     _replace_closed_streams()
     # Text that the terminal cannot show is escaped.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -22,8 +23,21 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="experiments to run at the same time (default: 1)"
     )
-    parser.add_argument("--name", help="name of the sweep (default: sweep- and a random number)")
+    parser.add_argument(
+        "--name",
+        type=experiment_name,
+        help="name of the sweep (default: sweep- and a random number)",
+    )
     parser.set_defaults(run=sweep)
+
+
+def experiment_name(text: str) -> str:
+    """Return the text if git and DVC take it as the beginning of an experiment's name."""
+    if not re.fullmatch(r"\w(?:[\w.-]*[\w-])?", text, re.ASCII) or ".." in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name of letters, digits, `-`, `_` and single dots between them"
+        )
+    return text
 
 
 def sweep(args: argparse.Namespace) -> int:

@@ -2,15 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from facegender.labels import LABELS, NAMES
+
+# Imported in functions: its import fails if MPLBACKEND names a backend that is not installed, and
+# `user_settings` corrects that after the imports of a stage.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: distinct for colour-blind readers.
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -35,6 +39,8 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
         metric: `loss` or `accuracy`.
         path: PNG to write.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(6, 3.6)
     axes.plot(history["epoch"], history[metric], "o-", ms=3, color=_BLUE, label="training")
     axes.plot(
@@ -102,7 +108,7 @@ def precision_recall_curve(table: pd.DataFrame, average: float | None, path: Pat
 
 def reliability_diagram(table: pd.DataFrame, ece: float, path: Path) -> None:
     """Draw the share labelled male against P(male), and the images per bin below it."""
-    figure = Figure(figsize=(4.4, 4.8), layout="constrained")
+    figure = _new_figure(4.4, 4.8)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 1], [0, 1], color=_GREY, lw=1, ls=":", label="perfect")
     axes.plot(
@@ -175,7 +181,7 @@ def face_grid(
     """
     columns = 5
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows + 0.5), layout="constrained")
+    figure = _new_figure(1.7 * columns, 2.0 * rows + 0.5)
     figure.suptitle(title, fontsize=11)
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.set_axis_off()
@@ -203,12 +209,20 @@ def most_confident_errors(
     return wrong[np.argsort(doubt, kind="stable")][:count]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    # Figure, because pyplot keeps global state.
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    figure = _new_figure(width, height)
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _new_figure(width: float, height: float) -> "Figure":
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcdefaults()  # not the user's matplotlibrc
+    # Figure, because pyplot keeps global state.
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
     # No metadata: it would contain Matplotlib's version.
     figure.savefig(path, dpi=90, metadata={"Software": None}, pil_kwargs={"optimize": True})

@@ -9,9 +9,10 @@ from facegender.files import file_sha256
 
 _IMAGENET_TROUBLE = (
     "The ImageNet weights of MobileNet could not be downloaded ({reason}). They come from Keras' "
-    "own server, once, and are then kept in ~/.keras/models. Without network, fetch the file on "
-    "another machine and pass its path: `-S model.weights=PATH` (a MobileNet v1 file without top, "
-    "in Keras' layout, of the same alpha). To train from scratch: `-S model.weights=none`."
+    "own server, once, and are then kept in ~/.keras/facegender/models. Without network, fetch the "
+    "file on another machine and pass its path: `-S model.weights=PATH` (a MobileNet v1 file "
+    "without top, in Keras' layout, of the same alpha). To train from scratch: "
+    "`-S model.weights=none`."
 )
 
 

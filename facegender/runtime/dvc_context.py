@@ -10,6 +10,8 @@ from facegender.errors import UserError
 
 # Id of a sweep's run, for the stages of its experiments.
 PARENT_RUN = "FACEGENDER_PARENT_RUN"
+# Repository of a sweep, for the stages of its experiments, which run in clones.
+ROOT = "FACEGENDER_ROOT"
 # Seconds within which all workers of a training must connect.
 WORKER_WAIT = "FACEGENDER_WORKER_WAIT"
 
@@ -18,12 +20,13 @@ def project_root() -> Path:
     """Return the root of the repository that this command belongs to.
 
     DVC runs temporary experiments in a copy under `.dvc/tmp` and sets DVC_ROOT to the repository
-    itself. Outside DVC the root is the nearest parent folder with a `.dvc` directory.
+    itself; a sweep runs them in clones and sets FACEGENDER_ROOT. Outside both the root is the
+    nearest parent folder with a `.dvc` directory.
 
     Raises:
         UserError: no parent folder has one.
     """
-    if root := os.environ.get("DVC_ROOT"):
+    if root := os.environ.get(ROOT) or os.environ.get("DVC_ROOT"):
         return Path(root)
     here = Path.cwd()
     for folder in (here, *here.parents):

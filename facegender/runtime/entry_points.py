@@ -23,6 +23,7 @@ from facegender.runtime.redaction import (
     secrets_of,
     without_credentials,
 )
+from facegender.runtime.user_settings import drop_user_settings, restart_without_early_settings
 
 _KEPT = "`dvc repro` continues: finished stages are kept, and so are epochs of a training"
 _python_shows = warnings.showwarning
@@ -51,6 +52,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     # takes an eighth of their import time.
     gc.set_threshold(50_000)
     move_tracking_credentials(os.environ)
+    dropped = drop_user_settings(os.environ)
     # Hide TensorFlow's notes on its build; its errors still arrive as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.showwarning = _show_warning
@@ -68,6 +70,8 @@ def run_command(main: Callable[[], int | None]) -> None:
     handler.setFormatter(SanitizingFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("facegender").setLevel(logging.INFO)
+    if dropped:
+        _log.info("not used, because results must not depend on them: %s", ", ".join(dropped))
     try:
         sys.exit(main())
     except UserError as error:
@@ -116,6 +120,7 @@ def run_stage(main: Callable[[], None]) -> None:
 
     DVC removes the folder of a failed temporary experiment with everything that it printed.
     """
+    restart_without_early_settings()
     output = keep_output()
 
     def guarded() -> None:

@@ -29,12 +29,12 @@ class KeptOutput:
         """Keep a piece of text, and drop what is too old."""
         self._parts.append(text)
         self._length += len(text)
-        while self._length > KEPT_CHARACTERS:
+        while self._length - len(self._parts[0]) >= KEPT_CHARACTERS:
             self._length -= len(self._parts.popleft())
 
     def text(self) -> str:
         """Return the kept text."""
-        return "".join(self._parts)
+        return "".join(self._parts)[-KEPT_CHARACTERS:]
 
 
 class _Tee:

@@ -8,18 +8,44 @@ from urllib.parse import unquote, urlsplit
 
 _BLANK = "***"
 _SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|CONNECTION_STRING|(?:^|_|API)KEY(?:_|$)", re.IGNORECASE
+    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|CONNECTION_STRING|(?:^|_|API)KEY(?:_|$)"
+    r"|(?:^|_)(?:PASS|PAT)(?:_|$)|_PWD$",
+    re.IGNORECASE,
 )
 _SHORTEST_SECRET = 6  # characters; blanking a shorter value would garble the text
+# Names in addresses, in quotes and before an equals sign. `key` alone is not secret in the latter.
+_IN_ADDRESS = re.compile(r"(?i)token|key|secret|sig|passw|credential")
+_IN_TEXT = re.compile(
+    r"(?i)token(?!s|iz)|secret|passw|passphrase|credential|signature|(?:api|access|private)_?key"
+    r"|(?:^|_)(?:pass|pwd|pat)$"
+)
+# Each takes time in proportion to the text: what repeats starts at a fixed sign and stays within a
+# word or a pair of quotes. Groups: name, what stands between, value.
 _PATTERNS = (
     # https://user:password@host
-    re.compile(r"(?<=://)[^/\s\"]+(?=@)"),
+    (None, re.compile(r"(?<=://)()()([^/\s\"]+)(?=@)")),
     # https://host/file?X-Goog-Signature=...
-    re.compile(
-        r"(?i)(?<=[?&])([\w.-]*(?:token|key|secret|sig|password|credential)[\w.-]*=)[^&\s\"']+"
+    (_IN_ADDRESS, re.compile(r"(?<=[?&])([\w.-]+)(=)([^&\s\"']+)")),
+    # {"access_token": "..."}, also within a quoted text, where quotes have a backslash
+    (
+        _IN_TEXT,
+        re.compile(
+            r"(?<=[\"'])([\w.-]+)(\\*[\"']\s{0,9}:\s{0,9}(?P<quote>\\*[\"']))"
+            r"((?:\\.|[^\\\n])*?)(?=(?P=quote))"
+        ),
+    ),
+    # password='...' of libpq; DB_PASS=... of a shell
+    (
+        _IN_TEXT,
+        re.compile(
+            r"(?<![\w.-])([\w.-]+)(=)('(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"|[^\s&\"',;)]+)"
+        ),
     ),
     # Authorization: Bearer ...; a digit or sign distinguishes a value from an English word.
-    re.compile(r"\b((?:Bearer|Basic)\s+)(?=\S*[\d=_~+/-])[\w.~+/=-]{6,}"),
+    (
+        None,
+        re.compile(r"\b(Bearer|Basic)(\s{1,9})(?=[\w.~+/=-]*[\d=_~+/-])([\w.~+/=-]{6,})"),
+    ),
 )
 
 
@@ -50,8 +76,15 @@ def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
     # The longest first, because one may contain another.
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, _BLANK)
-    for pattern in _PATTERNS:
-        text = pattern.sub(lambda match: (match[1] if match.re.groups else "") + _BLANK, text)
+    for names, pattern in _PATTERNS:
+
+        def blanked(match: re.Match[str], names: re.Pattern[str] | None = names) -> str:
+            name, between = match[1], match[2]
+            # PWD=/home/ada is the shell's working directory.
+            keep = names is not None and (not names.search(name) or name == "PWD")
+            return match[0] if keep else f"{name}{between}{_BLANK}"
+
+        text = pattern.sub(blanked, text)
     return text
 
 

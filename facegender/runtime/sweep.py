@@ -1,34 +1,55 @@
 """Sweeps: a grid of parameters, each point a DVC experiment, all under one MLflow run.
 
-The experiments are `dvc exp run --temp`, not DVC's queue. Its workers keep the environment of the
-process that started them, so they cannot receive the sweep's run, and `dvc exp run --run-all` hangs
-when a worker dies (docs/experiments.md).
+Each experiment is a `dvc exp run` in a clone of its own (`experiment_clone`), not one of DVC's
+queue. Its workers keep the environment of the process that started them, so they cannot receive the
+sweep's run, and `dvc exp run --run-all` hangs when a worker dies (docs/experiments.md).
 """
 
 import io
 import itertools
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow.exceptions import MlflowException
+from requests import RequestException
 
 from facegender.errors import UserError
-from facegender.runtime.dvc_context import PARENT_RUN, pipeline_paths
+from facegender.runtime.dvc_context import PARENT_RUN, ROOT, pipeline_paths
+from facegender.runtime.experiment_clone import (
+    Snapshot,
+    experiments,
+    fetch_experiment,
+    file_of,
+    make_clone,
+    take_snapshot,
+)
 from facegender.runtime.redaction import secrets_of, without_credentials
 from facegender.tracking import log, runs
+from facegender.tracking.connection import short_error
 
+_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+# DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
+_RUN = """
+import sys
+from dvc.cli import main
+main(["checkout", "--quiet", "--allow-missing"])
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,25 @@ def grid_points(grid: Mapping[str, Sequence[Any]], name: str) -> list[Point]:
     ]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """An experiment that has ended.
+
+    Attributes:
+        point: the experiment.
+        code: exit code of DVC.
+        output: what DVC and the stages printed.
+        commit: the experiment's commit, or None if it failed.
+        judged: exit code of the command that judged it, or None.
+    """
+
+    point: Point
+    code: int
+    output: str
+    commit: str | None
+    judged: int | None
+
+
 def run_sweep(
     root: Path,
     grid: Mapping[str, Sequence[Any]],
@@ -87,6 +127,8 @@ def run_sweep(
     name: str,
     jobs: int,
     environment: Mapping[str, str],
+    judge: Sequence[str] = (),
+    summarize: Callable[[Sequence[Ended]], Mapping[str, float]] | None = None,
 ) -> int:
     """Run a grid's experiments, print each one's result, and mark the best.
 
@@ -100,15 +142,27 @@ def run_sweep(
         jobs: number of experiments at the same time.
         environment: variables for the experiments, copied before connecting, because MLflow then
             sets some of its own.
+        judge: command to run in an experiment's clone when it has succeeded; the empty sequence is
+            none. `{baseline}` in it is the commit from which the sweep starts.
+        summarize: called with all experiments at the end, if any succeeded; returns metrics for the
+            sweep's run.
 
     Returns:
         The number of failed experiments.
+
+    Raises:
+        UserError: the repository already has an experiment of one of the names.
     """
     points = grid_points(grid, name)
+    if taken := sorted({point.name for point in points} & experiments(root)):
+        raise UserError(
+            f"The repository already has the experiment {taken[0]}. Choose another --name, or "
+            f"remove it with `dvc exp remove {taken[0]}`."
+        )
     varied = [key for key, values in grid.items() if len(values) > 1]
     print(f"{name}: {len(points)} experiments", flush=True)
     best: tuple[float, Point, str] | None = None
-    failed = 0
+    all_ended = []
     with runs.sweep_run(name, grid) as parent:
         handed_down = {
             **environment,
@@ -116,17 +170,17 @@ def run_sweep(
             # Stages run `python`, which must be this interpreter.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}",
         }
-        with closing(_run_all(root, points, jobs, handed_down)) as ended:
-            for point, code, printed in ended:
-                output = without_credentials(printed, secrets_of(environment))
-                run_id = _run_of(root, point, parent, code, output)
+        with closing(run_points(root, points, jobs, handed_down, judge)) as ends:
+            for ended in ends:
+                all_ended.append(ended)
+                point = ended.point
+                output = without_credentials(ended.output, secrets_of(environment))
+                loss, run_id = _loss_in_mlflow(root, ended, parent, output)
                 what = ", ".join(f"{key}={point.values[key]}" for key in varied)
-                loss = None if code else runs.validation_loss(run_id)
-                if code:
-                    failed += 1
+                if ended.commit is None:
                     end = f"FAILED: {_reason(output)}"
-                elif loss is None:
-                    end = "no validation loss"
+                elif loss is None or run_id is None:
+                    end = "no validation loss in MLflow, so it is not compared"
                 else:
                     end = f"validation loss {loss:.4f}"
                     if best is None or loss < best[0]:
@@ -134,34 +188,63 @@ def run_sweep(
                 print(f"{point.name}  {what}  {end}", flush=True)
         if best is not None:
             runs.mark_best(best[2], best[1].name, best[0])
+        if summarize is not None and any(ended.commit for ended in all_ended):
+            runs.log_summary(summarize(all_ended))
     if best is not None:
         print(f"best: {best[1].name}; `dvc exp apply {best[1].name}` applies it here")
-    return failed
+    return sum(ended.commit is None for ended in all_ended)
 
 
-def _run_all(
-    root: Path, points: Sequence[Point], jobs: int, environment: Mapping[str, str]
-) -> Generator[tuple[Point, int, str], None, None]:
-    """Yield each experiment when it ends, with its exit code and output."""
+def _loss_in_mlflow(
+    root: Path, ended: Ended, parent: str, output: str
+) -> tuple[float | None, str | None]:
+    """Return an experiment's validation loss and the id of its run, or None for what is missing.
+
+    A server that fails costs the comparison: the experiment is in DVC.
+    """
+    try:
+        run_id = _run_of(root, ended, parent, output)
+        return (None if ended.commit is None else runs.validation_loss(run_id)), run_id
+    except (MlflowException, RequestException) as error:
+        _log.warning(
+            "MLflow failed (%s), so %s is not in the comparison. Its results are in DVC: "
+            "`dvc exp show`.",
+            short_error(error),
+            ended.point.name,
+        )
+        return None, None
+
+
+def run_points(
+    root: Path,
+    points: Sequence[Point],
+    jobs: int,
+    environment: Mapping[str, str],
+    judge: Sequence[str] = (),
+) -> Generator[Ended, None, None]:
+    """Run experiments, each in a clone, and yield each when it has ended and was fetched.
+
+    Arguments are those of `run_sweep`.
+    """
     # Background jobs of a shell ignore SIGINT, and experiments that inherit this cannot be stopped.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    temporary = root / ".dvc" / "tmp"
+    temporary.mkdir(exist_ok=True)
     waiting, running = list(points), dict[subprocess.Popen, tuple[Point, Path]]()
-    with tempfile.TemporaryDirectory() as folder:
+    # On the disk of DVC's cache, so that DVC can link files.
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir=temporary) as folder:
+        snapshot = take_snapshot(root)
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     point = waiting.pop(0)
-                    log = Path(folder) / point.name
-                    process = _start(root, point, log, environment)
-                    running[process] = point, log
-                    # DVC sets up experiments through one stash: of two that start at once, one may
-                    # take the other's.
-                    while process.poll() is None and not _is_set_up(log):
-                        time.sleep(_POLL_SECONDS)
+                    place = Path(folder) / point.name
+                    running[_start(snapshot, point, place, environment)] = point, place
                 time.sleep(_POLL_SECONDS)
                 for process in [one for one in running if one.poll() is not None]:
-                    point, log = running.pop(process)
-                    yield point, process.returncode, log.read_text(errors="replace")
+                    point, place = running.pop(process)
+                    yield _end(snapshot, point, place, process.returncode, environment, judge)
+                    shutil.rmtree(place)
         finally:
             # Like Ctrl-C: the stage ends, and DVC cleans up.
             for process in running:
@@ -171,16 +254,22 @@ def _run_all(
                 process.wait()
 
 
-def _start(root: Path, point: Point, log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+def _start(
+    snapshot: Snapshot, point: Point, place: Path, environment: Mapping[str, str]
+) -> subprocess.Popen:
+    place.mkdir()
+    make_clone(snapshot, place / "clone")
     overrides = (word for override in point.overrides for word in ("-S", override))
-    # DVC locks the repository while it sets up an experiment; others give up after 3 s.
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp"]
-    command += ["--name", point.name, *overrides]
-    with log.open("wb") as output:
+    with (place / "log").open("wb") as output:
         return subprocess.Popen(
-            command,
-            cwd=root,
-            env=environment,
+            [sys.executable, "-c", _RUN, "exp", "run", "--name", point.name, *overrides],
+            cwd=place / "clone",
+            env={
+                **environment,
+                ROOT: str(snapshot.root),
+                # What DVC keeps of each repository outside it, here only for as long as the clone.
+                "DVC_SITE_CACHE_DIR": str(place / "dvc"),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -188,21 +277,44 @@ def _start(root: Path, point: Point, log: Path, environment: Mapping[str, str]) 
         )
 
 
-def _is_set_up(log: Path) -> bool:
-    """Return whether DVC has reached the stages of an experiment."""
-    return re.search(r"\bstage\b", log.read_text(errors="replace"), re.IGNORECASE) is not None
+def _end(
+    snapshot: Snapshot,
+    point: Point,
+    place: Path,
+    code: int,
+    environment: Mapping[str, str],
+    judge: Sequence[str],
+) -> Ended:
+    clone, output = place / "clone", (place / "log").read_text(errors="replace")
+    commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
+    judged = None
+    if commit is not None and judge:
+        done = subprocess.run(
+            [word.format(baseline=snapshot.head) for word in judge],
+            cwd=clone,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        judged, output = done.returncode, output + done.stdout
+    return Ended(point, code, output, commit, judged)
 
 
-def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> str:
+def _run_of(root: Path, ended: Ended, parent: str, output: str) -> str:
     """Return the id of an experiment's MLflow run; log one if its stages did not.
 
     Stages log nothing if DVC cannot start them or already has their results.
     """
+    point = ended.point
     run_id = runs.find_child(parent, point.name)
     if run_id is not None:
         return run_id
     tags = {"dvc.exp_name": point.name, "mlflow.parentRunId": parent}
-    if code:
+    if ended.commit is None:
         return runs.failed_run(
             output,
             stage="dvc",
@@ -210,11 +322,10 @@ def _run_of(root: Path, point: Point, parent: str, code: int, output: str) -> st
             params=point.values,
             tags=tags,
         )
-    return _log_restored(root, point, tags)
+    return _log_restored(root, point, ended.commit, tags)
 
 
-def _log_restored(root: Path, point: Point, tags: Mapping[str, str]) -> str:
-    import dvc.api
+def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]) -> str:
     import pandas as pd
 
     from facegender.params import Params, flatten
@@ -222,7 +333,7 @@ def _log_restored(root: Path, point: Point, tags: Mapping[str, str]) -> str:
     paths = pipeline_paths((root / "dvc.yaml").read_text())
 
     def read(path: str) -> str:
-        return dvc.api.read(path, repo=str(root), rev=point.name)
+        return file_of(root, commit, path)
 
     with runs.training_run(
         name=point.name,

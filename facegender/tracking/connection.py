@@ -50,7 +50,8 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     Args:
         root: the repository. Without `uri` the store is its `mlflow.db`, with artifacts under its
             `mlruns/`: what a bare `mlflow ui` shows when started there.
-        uri: address of a tracking server (MLFLOW_TRACKING_URI), or None.
+        uri: address of a tracking server (MLFLOW_TRACKING_URI), or None. A relative path in it
+            starts at `root`, because stages of temporary experiments run elsewhere.
         required: whether a server that does not answer is an error.
 
     Returns:
@@ -62,6 +63,7 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     """
     home = store_home(root)
     own = f"sqlite:///{home / 'mlflow.db'}"
+    uri = _absolute(uri, root)
     if not required and uri not in {None, own} and (problem := _server_problem(str(uri))):
         _log.warning(
             "the MLflow server that MLFLOW_TRACKING_URI names %s, so this stage logs to mlflow.db. "
@@ -94,6 +96,18 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
             _end_dead_runs()
     mlflow.set_experiment(EXPERIMENT)
     return moved
+
+
+def _absolute(uri: str | None, root: Path) -> str | None:
+    """Return the address with an absolute path, if it is a database file's or a folder."""
+    if uri is None:
+        return None
+    scheme, separator, path = uri.partition("sqlite:///")
+    if separator and not scheme and path and not path.startswith("/"):
+        return f"sqlite:///{(root / path).resolve()}"
+    if ":" not in uri and not uri.startswith("databricks"):
+        return str(root / uri)
+    return uri
 
 
 def _create_experiment(artifacts: str | None) -> None:

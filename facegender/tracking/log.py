@@ -1,8 +1,10 @@
 """What is logged to MLflow: inputs, metrics, files and the model."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -199,23 +201,26 @@ def log_model(
     for item in logged:
         if item.status == LoggedModelStatus.READY and item.tags.get(MODEL_DIGEST) == digest:
             return item.model_id
-    return mlflow.pyfunc.log_model(
-        name=MODEL_NAME,
-        python_model=str(code / "inference" / "serving.py"),
-        artifacts={"model": str(model)},
-        code_paths=[str(code)],
-        model_config={"threshold": threshold},
-        input_example=input_example,
-        # No input schema: with one, MLflow turns every input into a table, and an array of images
-        # does not fit. `serving` checks each image itself.
-        signature=ModelSignature(
-            outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
-            params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
-        ),
-        pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
-        # MLflow adds the tags of a run to its models.
-        tags={**user_tag(), MODEL_DIGEST: digest},
-    ).model_id
+    with TemporaryDirectory() as folder:
+        # MLflow refuses links, and DVC may have linked the model from its cache.
+        copied = shutil.copy(model, folder)
+        return mlflow.pyfunc.log_model(
+            name=MODEL_NAME,
+            python_model=str(code / "inference" / "serving.py"),
+            artifacts={"model": str(copied)},
+            code_paths=[str(code)],
+            model_config={"threshold": threshold},
+            input_example=input_example,
+            # No input schema: with one, MLflow turns every input into a table, and an array of
+            # images does not fit. `serving` checks each image itself.
+            signature=ModelSignature(
+                outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
+                params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
+            ),
+            pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
+            # MLflow adds the tags of a run to its models.
+            tags={**user_tag(), MODEL_DIGEST: digest},
+        ).model_id
 
 
 def fetch_results(run_id: str, folder: Path) -> Path:

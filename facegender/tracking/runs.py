@@ -149,9 +149,9 @@ def evaluation_run(
         trained_by: id of the run that trained the model.
         model: file of the model.
         evaluation: digest of everything that decides the evaluation's result.
-        params: as in `training_run`, for a separate run.
-        manifests: as in `training_run`, for a separate run.
-        history: metrics, one row per epoch, for a separate run.
+        params: as in `training_run`; logged where they are missing.
+        manifests: as in `training_run`; logged where they are missing.
+        history: metrics, one row per epoch; logged where they are missing.
         name: as in `training_run`, for a separate run.
         tags: as in `training_run`, for a separate run.
         inputs: tags that identify the inputs, as known after training; for either run.
@@ -163,7 +163,7 @@ def evaluation_run(
     if trained is not None and trained.data.tags.get(_EVALUATION) in {None, evaluation}:
         with _open(trained) as run:
             set_tags({**inputs, _EVALUATION: evaluation})
-            _complete(run, history)
+            _complete(run, params, manifests, history)
             yield run, f"logged to MLflow run {run.info.run_id}, which trained the model"
         return
 
@@ -199,8 +199,15 @@ def evaluation_run(
 
 
 @skip_if_server_failed
-def _complete(run: Run, history: pd.DataFrame) -> None:
-    """Log the epochs that are missing because the server failed during training."""
+def _complete(
+    run: Run, params: Mapping[str, Any], manifests: Mapping[str, Path], history: pd.DataFrame
+) -> None:
+    """Log what is missing because the server failed during training."""
+    logged = {item.dataset.name for item in run.inputs.dataset_inputs} if run.inputs else set()
+    log_inputs(
+        {key: value for key, value in params.items() if key not in run.data.params},
+        {name: path for name, path in manifests.items() if name not in logged},
+    )
     steps = {point.step for point in MlflowClient().get_metric_history(run.info.run_id, "loss")}
     log_history(history[~history["epoch"].isin(steps)])
 
@@ -247,7 +254,7 @@ def _fail(run: Run, log: str, stage: str) -> str:
 def sweep_run(name: str, grid: Mapping[str, Sequence[Any]]) -> Iterator[str]:
     """Open a sweep's run, the parent of its experiments' runs, and yield its id."""
     with _open(_new_run(name, {_SWEEP: "true"})) as run:
-        mlflow.log_params({key: ", ".join(map(str, values)) for key, values in grid.items()})
+        log_inputs({key: ", ".join(map(str, values)) for key, values in grid.items()}, {})
         yield run.info.run_id
 
 
@@ -263,13 +270,26 @@ def find_child(parent: str, experiment: str) -> str | None:
 
 
 def validation_loss(run_id: str) -> float | None:
-    """Return a run's validation loss at the epoch whose weights it kept, or None."""
+    """Return a run's validation loss at the epoch whose weights it kept, or None if it is unknown.
+
+    It is unknown if a server lost the parameters or the epochs.
+    """
     losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
-    if mlflow.get_run(run_id).data.params["train.keep"] == "last":
+    keep = mlflow.get_run(run_id).data.params.get("train.keep")
+    if keep is None:
+        return None
+    if keep == "last":
         losses = losses[-1:]
     return min((loss for loss in losses if not math.isnan(loss)), default=None)
 
 
+@skip_if_server_failed
+def log_summary(metrics: Mapping[str, float]) -> None:
+    """Log metrics over all runs of the open sweep to the sweep's run."""
+    mlflow.log_metrics(dict(metrics))
+
+
+@skip_if_server_failed
 def mark_best(run_id: str, name: str, loss: float) -> None:
     """Tag the best run of the open sweep, and name it in the sweep's run."""
     MlflowClient().set_tag(run_id, _BEST, "true")

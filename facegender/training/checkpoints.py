@@ -12,7 +12,7 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -126,8 +126,9 @@ def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
     folder.mkdir(parents=True, exist_ok=True)
     oldest = time.time() - MAX_AGE_DAYS * 24 * 3600
     for path in folder.iterdir():
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another training clears, or replaces its own
+            if path.stat().st_mtime < oldest:
+                path.unlink()
     lock = FileLock(folder / f"{digest}.lock")
     try:
         lock.acquire(timeout=0)

@@ -1,6 +1,6 @@
 """Every way to run the pipeline logs to one store, which DVC and MLflow tell alike.
 
-The sweep's experiments are `dvc exp run --temp`, started at the same time.
+The sweep's experiments run in clones, started at the same time.
 """
 
 import http.client
@@ -23,7 +23,7 @@ from mlflow.entities import Run
 
 from facegender.params import Params, flatten
 from facegender.runtime.dvc_context import input_tags
-from tests.pipeline.conftest import EPOCHS, HOST, Clone, copy_of, served, write_grid
+from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,7 @@ def test_a_failed_experiment_stops_nothing_and_leaves_its_log(swept: Clone) -> N
     assert "sweep-4  train.epochs=-1  FAILED: " in printed
     assert printed.count("validation loss 0.") == 3
     assert "locked" not in printed
-    assert list((swept.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+    assert list((swept.root / ".dvc/tmp").glob("sweep-*")) == []
 
 
 def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
@@ -173,6 +173,24 @@ def test_dvc_and_mlflow_tell_the_same_numbers(swept: Clone) -> None:
         told = {key: str(value) for key, value in params.items()}
         assert len(told) > 50
         assert told.items() <= run.data.params.items()
+
+
+def test_seeds_show_how_far_chance_moves_the_results(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    words = [word for item in (*SMALL, "train.epochs=3") for word in ("-S", item)]
+    printed = clone.run("facegender", "seeds", "2", "--name", "seeds", "--jobs", "2", *words).stdout
+    every = runs(clone)
+    parent = every["seeds"]
+    accuracies = [every[f"seeds-{n}"].data.metrics["test_accuracy"] for n in (1, 2)]
+    assert [every[f"seeds-{n}"].data.params["train.seed"] for n in (1, 2)] == ["42", "43"]
+    assert every["seeds-1"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    found = parent.data.metrics
+    assert found["test_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    assert found["test_accuracy_sd"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert sum(value for key, value in found.items() if key.startswith("gate_")) == 2
+    assert "2 seeds, test split of" in printed
+    assert "not the parameters of params.yaml" not in printed
+    assert "no verdict" not in printed
 
 
 @pytest.mark.campaign  # in short: test_store.py, where a stage is stopped
@@ -199,7 +217,7 @@ def test_a_sweep_that_is_stopped_stops_its_experiments(reproduced: Clone, tmp_pa
     assert process.returncode == 143, output
     every = runs(clone)
     assert [every[name].info.status for name in ("stopped", "stopped-1")] == ["FAILED"] * 2
-    assert list((clone.root / ".dvc/tmp/exps/standalone").glob("tmp*")) == []
+    assert list((clone.root / ".dvc/tmp").glob("sweep-*")) == []
 
 
 def metrics(clone: Clone, name: str) -> dict[str, float]:

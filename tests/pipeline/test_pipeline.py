@@ -299,6 +299,21 @@ def test_dvcs_own_commands_work_plainly(
     assert done.stdout.strip()
 
 
+def test_dvc_shows_every_picture_of_two_commits(reproduced: Clone, tmp_path: Path) -> None:
+    clone = copy_of(reproduced, tmp_path)
+    pictures = sorted(
+        path.relative_to(clone.root).as_posix() for path in (clone.root / "metrics").rglob("*.png")
+    )
+    command = ("dvc", "plots", "diff", "HEAD", "--json", "--out", "plots-shown")
+    found = json.loads(clone.run(*command).stdout)["data"]
+    shown = {
+        name: sorted(one["revisions"][0] for one in plots)
+        for name, plots in found.items()
+        if plots[0]["type"] == "image"
+    }
+    assert shown == {picture: ["HEAD", "workspace"] for picture in pictures}
+
+
 def test_a_bad_parameter_stops_the_pipeline_with_one_paragraph(
     reproduced: Clone, tmp_path: Path
 ) -> None:

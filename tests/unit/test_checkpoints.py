@@ -186,6 +186,8 @@ def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.npz"
         Checkpoint(path).write({}, {})
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - days * 86400))
+    # Listed and then gone, because another training cleared it in between.
+    (tmp_path / "gone.npz").symlink_to("cleared")
     with open_checkpoint(tmp_path, "other"):
         pass
     assert not (tmp_path / "old.npz").exists()

@@ -29,13 +29,28 @@ SECRET = "canary-value"
         "AWS_SESSION_TOKEN",
         "AZURE_STORAGE_CONNECTION_STRING",
         "SOME_APIKEY",
+        "DB_PASS",
+        "DATABASE_PWD",
+        "GITHUB_PAT",
     ],
 )
 def test_values_of_secret_variables_are_blanked(name: str) -> None:
     assert without_credentials(f"a {SECRET}!", secrets_of({name: SECRET})) == "a ***!"
 
 
-@pytest.mark.parametrize("name", ["KEYBOARD_LAYOUT", "MONKEY", "HOME", "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KEYBOARD_LAYOUT",
+        "MONKEY",
+        "HOME",
+        "MLFLOW_TRACKING_URI",
+        "PWD",
+        "OLDPWD",
+        "PATH",
+        "COMPASS",
+    ],
+)
 def test_values_of_other_variables_are_not(name: str) -> None:
     assert secrets_of({name: SECRET}) == []
 
@@ -68,6 +83,12 @@ def test_a_secret_within_another_leaves_no_rest() -> None:
         ),
         ("{'Authorization': 'Bearer abc.def1'}", "{'Authorization': 'Bearer ***'}"),
         ("Authorization: Basic YWRhOnB3", "Authorization: Basic ***"),
+        ('{"access_token": "a b\\"c", "n": "1"}', '{"access_token": "***", "n": "1"}'),
+        (r'"{\"access_token\": \"abc\"}"', r'"{\"access_token\": \"***\"}"'),
+        ("{'client_secret' : 'abc'}", "{'client_secret' : '***'}"),
+        ("host=h password=abc user=ada", "host=h password=*** user=ada"),
+        ("host=h password='a b\\'c' user=ada", "host=h password=*** user=ada"),
+        ("DB_PASS=abc; DB_PWD=d GH_PAT=e", "DB_PASS=***; DB_PWD=*** GH_PAT=***"),
     ],
 )
 def test_addresses_and_headers_are_blanked(text: str, expected: str) -> None:
@@ -81,11 +102,23 @@ def test_addresses_and_headers_are_blanked(text: str, expected: str) -> None:
         "write to ada@example.org, see https://example.org/",
         "Basic knowledge is enough; the Bearer knows",
         "https://host/page?width=3&height=4",
+        "max_tokens=5 key=value monkey='x' PWD=/home/ada",
+        '{"tokens": "5", "keyboard": "de"}',
         "",
     ],
 )
 def test_plain_text_stays_as_it_is(text: str) -> None:
     assert without_credentials(text) == text
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["token", "?token", "://a", "'token':", "'token':'", '"token":\\"', "a=", "a='", "Bearer "],
+)
+def test_the_time_grows_with_the_text_and_not_with_its_square(unit: str) -> None:
+    """The square of so long a text would take a quarter of an hour."""
+    long = without_credentials("?" + unit * (300_000 // len(unit)))
+    assert len(long) > 0
 
 
 @pytest.mark.parametrize(

@@ -319,8 +319,8 @@ def test_a_verbose_client_writes_what_it_gets(setting, monkeypatch, capfd):
 
 
 def test_a_complete_archive_that_was_not_unpacked_is_not_fetched_again(setting):
-    limits = dataclasses.replace(LIMITS, max_total_bytes=1000)
-    assert "max_total_bytes" in setting.fail(limits=limits)
+    limits = dataclasses.replace(LIMITS, max_files=1)
+    assert "max_files" in setting.fail(limits=limits)
     setting.server.faults["storage"] = [Fault(cut=0)]  # a second download would fail
     assert setting.download(attempts=1).archive_sha256 == digest(FACES)
     assert read(setting.target) == FILES
@@ -328,8 +328,15 @@ def test_a_complete_archive_that_was_not_unpacked_is_not_fetched_again(setting):
 
 def test_a_complete_archive_of_another_version_is_not_taken(setting):
     # The client takes a file that is as new and as large for what it was asked for.
-    setting.fail(version=2, limits=dataclasses.replace(LIMITS, max_total_bytes=1000))
+    setting.fail(version=2, limits=dataclasses.replace(LIMITS, max_files=1))
     assert setting.download(version=1).archive_sha256 == digest(OLD_FACES)
+
+
+def test_an_archive_above_the_limit_is_not_downloaded(setting):
+    message = setting.fail(limits=dataclasses.replace(LIMITS, max_total_bytes=len(FACES) - 1))
+    assert f"has {len(FACES):,} bytes" in message
+    assert "archive.max_gigabytes" in message
+    assert list(setting.cache.rglob("*.zip*")) == []
 
 
 def test_a_server_that_cannot_resume_starts_over(setting):
@@ -412,15 +419,17 @@ def test_a_full_disk_is_named(setting, monkeypatch):
 def test_two_downloads_at_once_take_turns(setting):
     with source._locked(setting.cache):
         script = (
-            "import sys; from pathlib import Path; from facegender.data.sources import kaggle\n"
-            "print('ready', flush=True)\n"
+            "import logging, sys; from pathlib import Path\n"
+            "from facegender.data.sources import kaggle\n"
+            "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s')\n"
             "with kaggle._locked(Path(sys.argv[1])): print('locked', flush=True)\n"
         )
         other = subprocess.Popen(
             [sys.executable, "-c", script, str(setting.cache)], stdout=subprocess.PIPE, text=True
         )
         assert other.stdout is not None
-        assert other.stdout.readline() == "ready\n"
+        told = other.stdout.readline()
+        assert told.startswith(f"waiting for process {os.getpid()} on {socket.gethostname()}, ")
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(0.2)
     assert other.communicate()[0] == "locked\n"

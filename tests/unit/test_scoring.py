@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -243,6 +244,41 @@ def test_all_forms_of_an_s3_address_are_one_folder(scheme: str, slash: str) -> N
     storage = storage_of(f"{scheme}://bucket/photos{slash}")
     assert storage.url == "s3://bucket/photos"
     assert storage.address("a.jpg") == f"{scheme}://bucket/photos/a.jpg"
+
+
+def test_parquet_on_s3_is_read_and_resumed_under_any_form_of_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs")
+    moto = pytest.importorskip("moto.server")
+    monkeypatch.setattr(
+        storage_module, "_filesystem", lru_cache(storage_module._filesystem.__wrapped__)
+    )
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        storage_module._filesystem("s3").mkdir("bucket")
+        stored = storage_of("s3://bucket/in")
+        contents = [b"a", b"b", None]
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"path": ["1", "2", "3"], "bytes": contents}), buffer)
+        stored.write("deep/photos.parquet", buffer.getvalue())
+        stored.write("_temporary/photos.parquet", b"not to be read")
+        job = prepare("s3a://bucket/in/", tmp_path / "out", part_images=2)
+        assert (job.table, job.images, job.parts) == (True, 3, 2)
+        assert prepare("s3://bucket/in", tmp_path / "out", part_images=2) == job
+        target = storage_of(str(tmp_path / "out"))
+        rows = [row for part in (0, 1) for row in parquet.table_rows(*plan.read_part(target, part))]
+    finally:
+        server.stop()
+    assert [name for name, _ in rows] == ["1", "2", "3"]
+    assert [image for _, image in rows[:2]] == [b"a", b"b"]
+    assert isinstance(rows[2][1], InvalidImage)
 
 
 @pytest.mark.parametrize(

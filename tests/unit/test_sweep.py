@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 from facegender.cli.main import _run
+from facegender.cli.seeds import spread_of
 from facegender.errors import UserError
 from facegender.params import load_params
 from facegender.runtime.dvc_context import input_tags
@@ -74,12 +76,38 @@ def test_a_missing_grid_or_no_jobs_is_a_clear_error(tmp_path: Path) -> None:
         _run(["sweep", "--jobs", "0"])
 
 
+def test_the_spread_over_seeds_is_that_of_a_sample() -> None:
+    found = spread_of([{"accuracy": 0.9, "ece": 0.1}, {"accuracy": 0.95, "ece": None}])
+    assert found == {
+        "accuracy": {
+            "mean": pytest.approx(0.925),
+            "sd": pytest.approx(0.05 / 2**0.5),
+            "least": 0.9,
+            "most": 0.95,
+        }
+    }
+    assert math.isnan(spread_of([{"loss": 1.0}])["loss"]["sd"])
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "-x", "a..b", "a b", ".a", "a.", "a.lock/", "ä"])
+def test_a_name_that_git_refuses_is_a_usage_error(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _run(["sweep", f"--name={name}"])
+    assert stop.value.code == 2
+    assert "is not a name" in capsys.readouterr().err
+
+
 def test_the_end_of_a_long_log_is_kept() -> None:
     kept = KeptOutput()
     for number in range(KEPT_CHARACTERS // 100 + 50):
         kept.add(f"{number:099}\n")
     assert len(kept.text()) == KEPT_CHARACTERS
     assert int(kept.text().splitlines()[-1]) == KEPT_CHARACTERS // 100 + 49
+    kept.add("x" * 2 * KEPT_CHARACTERS + "the reason")
+    assert len(kept.text()) == KEPT_CHARACTERS
+    assert kept.text().endswith("x" + "the reason")
+    kept.add("!")
+    assert kept.text().endswith("the reason!")
 
 
 def test_tags_tell_the_inputs_and_nothing_that_changes_by_itself(tmp_path: Path) -> None:

@@ -85,6 +85,63 @@ def test_a_server_that_fails_later_costs_the_log_alone(
     assert points(opened.info.run_id) == [(1, 0.5), (2, 0.4), (3, 0.3)]
 
 
+def test_parameters_and_datasets_that_an_outage_lost_are_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.connect(tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("no answer")
+
+    manifests = {"train": tmp_path / "train.csv", "validation": tmp_path / "validation.csv"}
+    for path in manifests.values():
+        path.write_text("path,label,sha256\na.png,0,1\n")
+    settings = {"train.keep": "best", "train.seed": 42}
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "log_input", fail)
+        patch.setattr(mlflow, "log_params", fail)
+        patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
+        with runs.training_run(
+            name="test", params=settings, tags={}, manifests=manifests
+        ) as opened:
+            pass
+    run_id = opened.info.run_id
+    mlflow.MlflowClient().log_metric(run_id, "val_loss", 0.5)
+    assert runs.validation_loss(run_id) is None  # a sweep that meets it goes on
+    with runs.evaluation_run(
+        run_id,
+        model=tmp_path / "absent",
+        evaluation="e",
+        params=settings,
+        manifests=manifests,
+        history=pd.DataFrame({"epoch": []}),
+        name="test",
+        tags={},
+        inputs={},
+    ):
+        pass
+    sent = mlflow.get_run(run_id)
+    assert sent.data.params == {"train.keep": "best", "train.seed": "42"}
+    assert sorted(item.dataset.name for item in sent.inputs.dataset_inputs) == [*manifests]
+    assert runs.validation_loss(run_id) == 0.5
+
+
+@pytest.mark.parametrize("written", ["sqlite:///other.db", "sqlite:///mlflow.db", "folder/runs"])
+def test_a_relative_address_starts_at_the_repository_wherever_a_stage_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    root, experiment = tmp_path / "root", tmp_path / "root/.dvc/tmp/experiment"
+    experiment.mkdir(parents=True)
+    monkeypatch.chdir(experiment)
+    monkeypatch.setattr(connection, "_server_problem", lambda _: None)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    connection.connect(root, written)
+    path = written.removeprefix("sqlite:///")
+    assert mlflow.get_tracking_uri().removeprefix("sqlite:///") == str(root / path)
+    assert (root / path).exists()
+    assert list(experiment.iterdir()) == []
+
+
 def test_a_local_store_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,10 +12,11 @@ import logging
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ import urllib3
 from facegender.data.sources.archive import ArchiveLimits, DamagedArchive, extract_archive
 from facegender.data.sources.raw_directory import clear_directory
 from facegender.errors import UserError
-from facegender.files import file_sha256
+from facegender.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
@@ -124,7 +125,7 @@ def download_kaggle(
     damaged = 0
     with _locked(cache):
         for attempt in range(1, attempts + 1):
-            got = _fetch(slug, version, folder, timeout)
+            got = _fetch(slug, version, folder, timeout, limits.max_total_bytes)
             if not isinstance(got, _Failure):
                 version, archive = got
                 try:
@@ -165,15 +166,17 @@ def _title(slug: str, version: int | None) -> str:
 
 
 def _fetch(
-    slug: str, version: int | None, folder: Path, timeout: float
+    slug: str, version: int | None, folder: Path, timeout: float, max_bytes: int
 ) -> tuple[int | None, Path] | _Failure:
     """Make the dataset's archive complete in `folder`; return its version and its path.
+
+    An archive of more than `max_bytes` is refused before its first byte.
 
     A failure is returned, not raised: the client's exceptions may hold a token or a signed URL
     and must not become the context of ours.
     """
     try:
-        client = _sign_in(timeout)
+        client = _sign_in(timeout, max_bytes)
         if version is None:
             with _silence():
                 status = client.dataset_status(slug, format="json(current_version_number)")
@@ -201,7 +204,7 @@ def _fetch(
         return _explain(error, slug, version)
 
 
-def _sign_in(timeout: float) -> "KaggleApi":
+def _sign_in(timeout: float, max_bytes: int) -> "KaggleApi":
     """Return a client that has found credentials, retries nothing and waits `timeout` seconds.
 
     Raises:
@@ -211,7 +214,7 @@ def _sign_in(timeout: float) -> "KaggleApi":
     trouble, advice = _NO_CREDENTIALS, _GET_TOKEN
     with _silence(), _private_files():
         try:
-            client = _make_client(timeout)
+            client = _make_client(timeout, max_bytes)
         except OSError:
             trouble = _NO_CONFIG_DIRECTORY
             advice = "Set KAGGLE_CONFIG_DIR to a directory that can be written."
@@ -231,7 +234,7 @@ def _sign_in(timeout: float) -> "KaggleApi":
     raise UserError(f"{trouble} {advice}")
 
 
-def _make_client(timeout: float) -> "KaggleApi":
+def _make_client(timeout: float, max_bytes: int) -> "KaggleApi":
     with _no_requests():
         from kaggle.api.kaggle_api_extended import KaggleApi
 
@@ -248,9 +251,16 @@ def _make_client(timeout: float) -> "KaggleApi":
                 http._session.mount(scheme, _Adapter(timeout))
             return client
 
-        def download_file(self, *args: Any, **kwargs: Any) -> None:
+        def download_file(self, response: Any, *args: Any, **kwargs: Any) -> None:
+            size = int(response.headers.get("Content-Length") or 0)
+            if size > max_bytes:
+                raise UserError(
+                    f"Nothing was downloaded: Kaggle's archive has {size:,} bytes, and what it "
+                    f"holds may have {max_bytes:,}. Raise archive.max_gigabytes if there is room "
+                    "for three times its size, or choose another dataset."
+                )
             # Its own retries use the same signed URL for minutes; ours get a new one.
-            super().download_file(*args, **kwargs, max_retries=0, timeout=timeout)
+            super().download_file(response, *args, **kwargs, max_retries=0, timeout=timeout)
 
     return Client()
 
@@ -407,14 +417,29 @@ def _retry_after(response: requests.Response) -> float | None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Wait until no other process downloads to `directory`: parallel experiments share it."""
+    """Wait until no other process downloads to `directory`: parallel experiments share it.
+
+    Whoever waits is told for which process.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return
+    owner = directory / "owner"
     descriptor = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = "another process"
+            with suppress(FileNotFoundError):  # it has just ended
+                who = owner.read_text(encoding="utf-8")
+            _log.info("waiting for %s, which downloads to %s", who, directory)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}")
+        try:
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
     finally:
         os.close(descriptor)  # which unlocks

@@ -1,0 +1,151 @@
+"""`facegender seeds`."""
+
+import argparse
+import json
+import os
+import secrets
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from facegender.cli.arguments import setting, whole_number
+from facegender.cli.sweep import experiment_name
+from facegender.runtime.dvc_context import pipeline_paths, project_root, tracking_uri
+
+if TYPE_CHECKING:
+    from facegender.runtime.sweep import Ended
+
+SEED = "train.seed"
+_METRICS = ("accuracy", "f1", "roc_auc", "loss", "ece")
+# Exit codes of `facegender gate`; any other is "no verdict".
+_VERDICTS = {0: "pass", 1: "worse"}
+_GATE = "from facegender.cli.main import main; main()"
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.description = (
+        "Train the recipe of conf/ with several seeds, as DVC experiments under one MLflow run. "
+        "Print mean and standard deviation of the test metrics, and how often the gate passes. "
+        "The interval of a single run does not include the chance of training; this does. Exit "
+        "code 1 if an experiment failed."
+    )
+    parser.add_argument("count", type=whole_number, metavar="N", help="number of seeds")
+    parser.add_argument("--first", type=int, default=42, help="first seed (default: 42)")
+    parser.add_argument(
+        "--set",
+        "-S",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="parameter to set in all experiments, as in `dvc exp run -S`",
+    )
+    parser.add_argument(
+        "--jobs", type=whole_number, default=1, help="experiments at the same time (default: 1)"
+    )
+    parser.add_argument(
+        "--name",
+        type=experiment_name,
+        help="name of the run in MLflow (default: seeds- and a random number)",
+    )
+    parser.set_defaults(run=seeds)
+
+
+def seeds(args: argparse.Namespace) -> int:
+    """Run the experiments and print what varies."""
+    from facegender.runtime.sweep import run_sweep
+    from facegender.tracking import connection
+
+    root, environment = project_root(), dict(os.environ)
+    name = args.name or f"seeds-{secrets.token_hex(3)}"
+    fixed = {key: yaml.safe_load(value) for key, value in args.set}
+    connection.connect(root, tracking_uri())
+    failed = run_sweep(
+        root,
+        {**{key: [value] for key, value in fixed.items()}, SEED: list(_range(args))},
+        name=name,
+        jobs=args.jobs,
+        environment=environment,
+        judge=(sys.executable, "-c", _GATE, "gate", "--baseline", "{baseline}"),
+        summarize=lambda ended: _summarize(root, ended, set(fixed)),
+    )
+    return int(failed > 0)
+
+
+def _range(args: argparse.Namespace) -> range:
+    return range(args.first, args.first + args.count)
+
+
+def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[str, float]:
+    """Print the spread of the test metrics and of the gate's verdict; return it as metrics."""
+    from facegender.runtime.experiment_clone import file_of
+
+    commits = [one.commit for one in ended if one.commit is not None]
+    paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
+    results = [json.loads(file_of(root, commit, paths["test_metrics"])) for commit in commits]
+    different = _differences(
+        yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")),
+        yaml.safe_load(file_of(root, commits[0], "params.yaml")),
+    )
+    if unexpected := sorted(different - fixed - {SEED}):
+        print(
+            f"not the parameters of params.yaml: {', '.join(unexpected)}. Experiments start from "
+            "conf/; set others with -S."
+        )
+    judged = [one for one in ended if one.judged is not None]
+    verdicts = Counter(_VERDICTS.get(one.judged or 0, "no verdict") for one in judged)
+    spread = spread_of(results)
+    print(f"{len(results)} seeds, test split of {results[0]['n']} images:")
+    print(f"{'':<10}{'mean':>8}{'sd':>8}{'least':>8}{'most':>8}")
+    for metric, numbers in spread.items():
+        print(f"{metric:<10}" + "".join(f"{number:>8.4f}" for number in numbers.values()))
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    print(f"gate, against the commit that the seeds start from: {told}")
+    for one in judged:
+        if one.judged not in _VERDICTS:
+            print(f"no verdict on {one.point.name}: {one.output.strip().splitlines()[-1]}")
+    logged = {
+        f"test_{metric}_{kind}": number
+        for metric, numbers in spread.items()
+        for kind, number in numbers.items()
+    }
+    return logged | {f"gate_{key.replace(' ', '_')}": count for key, count in verdicts.items()}
+
+
+def spread_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation (n - 1), least and most of each test metric.
+
+    Args:
+        results: metrics of each run; a metric that one of them lacks is left out. The standard
+            deviation of a single run is NaN.
+    """
+    found = {}
+    for metric in _METRICS:
+        values = [result.get(metric) for result in results]
+        numbers = [value for value in values if value is not None]
+        if len(numbers) == len(results):
+            found[metric] = {
+                "mean": statistics.fmean(numbers),
+                "sd": statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
+                "least": min(numbers),
+                "most": max(numbers),
+            }
+    return found
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Return the dotted names of the parameters in which two files differ."""
+    found: set[str] = set()
+    for key in {*first, *second}:
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= _differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            found.add(prefix + key)
+    return found

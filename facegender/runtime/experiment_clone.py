@@ -1,0 +1,137 @@
+"""One DVC experiment in a clone of its own, because DVC's experiments share one stash in a clone.
+
+Of two `dvc exp run --temp` in one clone, one may run what the other has queued: parameters and name
+stay together, but the process, its output, exit code and environment are the other experiment's.
+Clones share git's objects and DVC's cache with the repository, so that making one is cheap, and an
+experiment that has finished is fetched as DVC does it, by its ref.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from facegender.errors import UserError
+
+# Git's hooks are for people: one that `dvc install` sets up would check out data in each clone.
+_GIT = ("git", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
+_NOBODY = ("-c", "user.name=facegender", "-c", "user.email=facegender@localhost")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a repository from which experiments start.
+
+    Attributes:
+        root: the repository.
+        head: the commit.
+        changed: commit whose tree has the uncommitted changes of tracked files, or `head`.
+        cache: DVC's cache.
+    """
+
+    root: Path
+    head: str
+    changed: str
+    cache: Path
+
+
+def take_snapshot(root: Path) -> Snapshot:
+    """Return the present state of a repository, and change nothing in it.
+
+    Raises:
+        UserError: git refused.
+    """
+    from dvc.repo import Repo
+
+    # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        head = git(root, "rev-parse", "HEAD").strip()
+        # Looks at files whose time alone is new, for which `stash create` fails without a word.
+        git(root, "status", "--porcelain")
+        changed = git(root, *_NOBODY, "stash", "create").strip()
+        return Snapshot(root, head, changed or head, Path(repo.cache.local_cache_dir))
+
+
+def make_clone(snapshot: Snapshot, target: Path) -> None:
+    """Clone a repository with its uncommitted changes, sharing DVC's cache and settings.
+
+    Args:
+        snapshot: the state to clone.
+        target: the new folder.
+
+    Raises:
+        UserError: git refused.
+    """
+    from dvc.config import Config, merge
+
+    root = snapshot.root
+    # Not `git clone --shared`, which shares nothing if the repository is shallow.
+    git(root, "init", "--quiet", "--template=", str(target))
+    objects, shallow = (
+        root / git(root, "rev-parse", "--git-path", name).strip() for name in ("objects", "shallow")
+    )
+    (target / ".git" / "objects" / "info").mkdir(exist_ok=True)
+    (target / ".git" / "objects" / "info" / "alternates").write_text(f"{objects.resolve()}\n")
+    if shallow.is_file():
+        shutil.copy(shallow, target / ".git" / "shallow")
+    git(target, "checkout", "--quiet", "--detach", snapshot.head)
+    git(target, "read-tree", "--reset", "-u", snapshot.changed)
+    # Who commits, and where the code comes from.
+    for name in ("user.name", "user.email", "remote.origin.url"):
+        if value := git(root, "config", "--default", "", name).strip():
+            git(target, "config", name, value)
+    # Read and written by DVC, because paths are relative to the file.
+    local = Config(str(root / ".dvc")).load_one("local")
+    with Config(str(target / ".dvc")).edit("local") as config:
+        merge(config, {**local, "cache": {**local["cache"], "dir": str(snapshot.cache)}})
+
+
+def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
+    """Fetch an experiment from a clone into the repository.
+
+    Args:
+        root: the repository.
+        clone: the clone in which the experiment ran.
+        name: name of the experiment.
+
+    Returns:
+        The experiment's commit, or None if the clone does not have it.
+    """
+    refs = git(clone, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    for line in refs.splitlines():
+        commit, _, ref = line.partition(" ")
+        if ref.endswith(f"/{name}"):
+            options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
+            git(root, "fetch", *options, str(clone), f"{ref}:{ref}")
+            return commit
+    return None
+
+
+def experiments(root: Path) -> set[str]:
+    """Return the names of a repository's experiments that start at its HEAD."""
+    head = git(root, "rev-parse", "HEAD").strip()
+    folder = f"refs/exps/{head[:2]}/{head[2:]}/"
+    refs = git(root, "for-each-ref", "--format=%(refname)", folder).split()
+    return {ref.removeprefix(folder) for ref in refs}
+
+
+def file_of(root: Path, commit: str, path: str) -> str:
+    """Return the text of a tracked file in a commit."""
+    return git(root, "show", f"{commit}:{path}")
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run git in a folder and return what it printed.
+
+    Raises:
+        UserError: git failed; the message has its reason.
+    """
+    # A hook or another git may have set these, for another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    done = subprocess.run(
+        [*_GIT, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"git {' '.join(words[:2])} failed: {done.stderr.strip()}")
+    return done.stdout
