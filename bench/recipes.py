@@ -214,10 +214,10 @@ def bootstrap(groups: pd.Series, seed: int) -> list[np.ndarray]:
     return [np.concatenate([members[index] for index in draw]) for draw in draws]
 
 
-def figure(of: Callable[[Any], float], samples: list[np.ndarray]) -> str:
+def figure(of: Callable[[Any], float], samples: list[np.ndarray], form: str = ".4f") -> str:
     """Return a figure of all rows, and its 95 % interval."""
     low, high = np.percentile([of(at) for at in samples], [2.5, 97.5])
-    return f"{of(slice(None)):.4f} ({low:.4f} to {high:.4f})"
+    return f"{of(slice(None)):{form}} ({low:{form}} to {high:{form}})"
 
 
 def right(table: pd.DataFrame) -> np.ndarray:
@@ -248,7 +248,7 @@ def compare(table: pd.DataFrame, first: pd.DataFrame, seed: int) -> None:
         "log loss": lambda at: float(loss[at].mean()),
         "accuracy": lambda at: float(correct[at].mean()),
     }
-    words = [f"{metric} {figure(of, samples)}" for metric, of in differences.items()]
+    words = [f"{metric} {figure(of, samples, '+.4f')}" for metric, of in differences.items()]
     print(f"  less the first: {', '.join(words)}", flush=True)
 
 
