@@ -1,9 +1,10 @@
 """How much decoding costs `facegender predict`, and how long the command takes to start.
 
 Prints images per second of the runtime alone on batches in memory and of `predict` on a folder of
-JPEGs, alternating in one process, and their ratio; of Keras' forward pass; and the CPU time of
-whole processes, less that of `python -c pass` run just before. The model is MobileNet 1.0 for 224
-pixels with random weights, and the pictures are drawn, unless others are named.
+JPEGs, alternating in one process, and their ratio; of Keras' forward pass; of one thread by the
+size of batches, in CPU time; and the CPU time of whole processes, less that of `python -c pass` run
+just before. The model is MobileNet 1.0 for 224 pixels with random weights, and the pictures are
+drawn, unless others are named.
 
     python -m bench.predict
 """
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,8 @@ from facegender.data.sources.sample import CLASSES, draw_attributes, render
 from facegender.inference.export import convert, median_seconds
 from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
-from facegender.inference.prediction import BATCH_SIZE, predict_images
-from facegender.inference.predictor import Predictor
+from facegender.inference.prediction import predict_images
+from facegender.inference.predictor import BATCH_SIZE, Predictor
 from facegender.model.network import build_network
 from facegender.model.saved_model import load_model, save_model
 from facegender.runtime.entry_points import run_command
@@ -42,13 +44,18 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="a folder, in place of drawn JPEGs")
     parser.add_argument("--count", type=int, default=256, help="JPEGs to draw")
     parser.add_argument("--side", type=int, default=224, help="pixels a side of drawn JPEGs")
+    parser.add_argument(
+        "--flip", action="store_true", help="random weights: predict as recipe best"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         images = args.images or draw_jpegs(Path(folder) / "images", args.count, args.side)
         paths = [images / path for path in find_images(images)]
-        keras_model = load_model(args.model or random_model(Path(folder) / "model.keras"))
+        keras_model = load_model(
+            args.model or random_model(Path(folder) / "model.keras", args.flip)
+        )
         size = keras_predictor(keras_model).size
         pixels = np.stack([decode_image(path, size) for path in paths[:32]])
         (Path(folder) / ".dvc").mkdir()
@@ -56,7 +63,25 @@ def main() -> None:
         exported.parent.mkdir()
         exported.write_bytes(convert(keras_model, pixels)[0])
         compare(exported, keras_predictor(keras_model), paths, pixels, args.rounds)
+        compare_batches(exported, pixels, args.rounds)
         compare_starts(Path(folder), paths[0].absolute())
+
+
+def compare_batches(exported: Path, pixels: np.ndarray, rounds: int) -> None:
+    """Print the images a second of CPU time of one thread, by size of batch."""
+    batches = {size: pixels[:size] for size in (1, 2, 4, 8, 16, len(pixels)) if size <= len(pixels)}
+    predictors = {size: load_litert(exported) for size in batches}
+    rates: dict[int, list[float]] = {size: [] for size in batches}
+    for _ in range(rounds + 1):
+        for size, batch in batches.items():
+            start = time.thread_time()
+            passes = math.ceil(len(pixels) / size)
+            for _ in range(passes):
+                predictors[size].predict(batch)
+            rates[size].append(passes * size / (time.thread_time() - start))
+    for size, (_, *values) in rates.items():  # the first round warms up
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        print(f"one thread, batches of {size:<2} {statistics.median(values):8.1f} ({spread})")
 
 
 def compare(
@@ -123,7 +148,7 @@ def draw_jpegs(folder: Path, count: int, side: int) -> Path:
     return folder
 
 
-def random_model(path: Path) -> Path:
+def random_model(path: Path, flip: bool) -> Path:
     """Save an untrained MobileNet of the study's size, and return its path."""
     network = build_network(
         image_size=224,
@@ -133,6 +158,7 @@ def random_model(path: Path) -> Path:
         batch_norm="train",
         batch_norm_momentum=0.9,
         seed=1,
+        test_time_flip=flip,
     )
     save_model(network.inference(), path)
     return path

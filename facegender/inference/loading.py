@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facegender.errors import UserError
-from facegender.inference.prediction import BATCH_SIZE
-from facegender.inference.predictor import Predictor
+from facegender.inference.predictor import BATCH_SIZE, Predictor
 
 if TYPE_CHECKING:
     import keras

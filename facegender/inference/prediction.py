@@ -13,10 +13,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from facegender.data.images import InvalidImage, decode_image
-from facegender.inference.predictor import Predictor, label_of
-
-# Small, so that the outputs of a layer stay in a core's cache.
-BATCH_SIZE = 4
+from facegender.inference.predictor import BATCH_SIZE, Predictor, label_of
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import numpy as np
 from facegender.labels import NAMES
 
 UNCERTAIN = "uncertain"
+# Images predicted at a time. Small, so that the outputs of a layer stay in a core's cache.
+BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,7 @@ from PIL import Image
 
 from facegender.data.images import InvalidImage, decode_image
 from facegender.inference.litert import load_litert
-from facegender.inference.predictor import label_of
-
-# Images predicted at a time. Only the memory for the layers' outputs grows with it.
-_BATCH_SIZE = 32
+from facegender.inference.predictor import BATCH_SIZE, label_of
 
 
 class BadInput(MlflowException):
@@ -80,8 +77,8 @@ class FaceGender(PythonModel):
         with self._one_at_a_time:
             probabilities = np.concatenate(
                 [
-                    self._predictor.predict(np.stack(images[start : start + _BATCH_SIZE]))
-                    for start in range(0, len(images), _BATCH_SIZE)
+                    self._predictor.predict(np.stack(images[start : start + BATCH_SIZE]))
+                    for start in range(0, len(images), BATCH_SIZE)
                 ]
             )
         labels = [

@@ -15,7 +15,7 @@ def test_committed_params_are_the_composition_of_the_defaults(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("recipe", ["quick", "paper", "best"])
+@pytest.mark.parametrize("recipe", ["quick", "paper", "fast", "best"])
 @pytest.mark.parametrize(
     "dataset", [["dataset=sample"], ["dataset=kaggle"], ["dataset=folder", "dataset.path=faces"]]
 )
@@ -23,7 +23,7 @@ def test_every_composition_is_valid(tmp_path: Path, recipe: str, dataset: list[s
     compose(tmp_path / "params.yaml", f"recipe={recipe}", *dataset)
     params = load_params(tmp_path / "params.yaml")
     assert params.dataset.source == dataset[0].split("=")[1]
-    assert params.image.size == {"quick": 96, "paper": 224, "best": 224}[recipe]
+    assert params.image.size == {"quick": 96, "paper": 224, "fast": 192, "best": 224}[recipe]
 
 
 def test_all_parameters_pass_through_json(tmp_path: Path) -> None:

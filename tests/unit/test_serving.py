@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -23,6 +24,8 @@ from mlflow.pyfunc.scoring_server import invocations
 from facegender.data import images
 from facegender.data.images import encode_png
 from facegender.inference.litert import load_litert
+from facegender.inference.predictor import Predictor
+from facegender.inference.serving import FaceGender
 from tests.conftest import Exported
 from tests.unit.conftest import Store
 from tools.compose_params import ROOT
@@ -37,6 +40,28 @@ def model(filled: Store) -> PyFuncModel:
         filter_string=f"source_run_id = '{filled.runs['good']}'", output_format="list"
     )
     return mlflow.pyfunc.load_model(logged.model_uri)
+
+
+def test_images_are_predicted_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def predict(batch: np.ndarray) -> np.ndarray:
+        sizes.append(len(batch))
+        return batch[:, 0, 0, 0] / 255.0
+
+    monkeypatch.setattr(
+        "facegender.inference.serving.load_litert", lambda path, threads: Predictor(8, predict)
+    )
+    served = FaceGender()
+    served.load_context(
+        SimpleNamespace(artifacts={"model": str(tmp_path)}, model_config={"threshold": 0.5})
+    )
+    levels = np.arange(0, 250, 25, dtype=np.uint8)
+    answer = served.predict(None, list(np.broadcast_to(levels[:, None, None, None], (10, 8, 8, 3))))
+    assert sizes == [4, 4, 2]
+    np.testing.assert_array_equal(answer["probability"], levels / 255.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,260 @@
+"""Compare recipes on your own photos, by repeated k-fold over the training split.
+
+The pipeline's own code checks and divides the class folders. The bench then folds the training
+split (train and validation together) by groups of near duplicates. For each fold it trains every
+candidate on the other folds, with a validation split of its own, and judges it on the fold that was
+held out. A candidate is a list of changes as after `-S`; the first one is what the others are
+compared with, image by image. The test split stays untouched, until --test has the first candidate
+and the one with the lowest log loss trained on the whole training split and judged there: once, at
+the end, because a test split that has been looked at twice has helped to choose.
+
+What the intervals say: they are of groups of near duplicates drawn again (the bootstrap), so they
+hold for other photos of the same kind. Of training they count the chance of folds and seeds only as
+far as --repeats shows it. The best of many candidates looks better than it is: believe --test.
+
+Each training runs in a process of its own and leaves its probabilities in --results, where the next
+run finds them: stop and go on as you like.
+
+    python -m bench.recipes --folder ../shared/photos --results DIR \
+      --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5 \
+      -S "recipe=best" -S "recipe=best train.epochs=12" -S "recipe=fast"
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from facegender.data import checks
+from facegender.data.labelling import build_manifest
+from facegender.data.manifest import write_table
+from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
+from facegender.errors import UserError
+from facegender.evaluation.metrics import expected_calibration_error
+from facegender.params import Params, load_params
+from facegender.runtime.entry_points import run_command
+from tools.compose_params import compose
+
+_SAMPLES = 2000  # of the bootstrap
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="class folders")
+    parser.add_argument("--results", type=Path, required=True, help="where to keep each training")
+    parser.add_argument("--weights", default="imagenet", help="imagenet, or a file (imagenet)")
+    parser.add_argument("-S", dest="candidates", action="append", help="changes; once a candidate")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=1, help="times to fold (1)")
+    parser.add_argument("--only", type=int, help="run so many folds of each repeat, and no more")
+    parser.add_argument("--test", action="store_true", help="judge on the test split, at the end")
+    parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (0)")
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.run:
+        train(args.run)
+        return
+
+    candidates = args.candidates or ["recipe=best"]
+    params = {
+        change: compose_candidate(args.results, change, args.weights) for change in candidates
+    }
+    first = params[candidates[0]]
+    if any((p.data, p.split) != (first.data, first.split) for p in params.values()):
+        raise UserError("Candidates with other data or split do not share images. Run them apart.")
+    images = divide_images(args.folder, first)
+    seen = images[images["split"] != "test"].reset_index(drop=True)
+    folds = [
+        fold
+        for repeat in range(args.repeats)
+        for fold in fold_images(seen, first, args.folds, args.seed + repeat)[: args.only]
+    ]
+    print(f"{len(seen)} images in {seen['group'].nunique()} groups, {len(folds)} trainings each")
+
+    def judge(change: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
+        pixels = decode_images(images, args.folder, args.results, params[change].image.size)
+        return pd.concat([run(args.results, params[change], part, pixels) for part in parts])
+
+    judged = {}
+    for change in candidates:
+        judged[change] = judge(change, folds).reset_index(drop=True)
+        show(change, judged[change], args.seed)
+        if change != candidates[0]:
+            compare(judged[change], judged[candidates[0]], args.seed)
+    if args.test:
+        best = min(judged, key=lambda change: float(judged[change]["loss"].mean()))
+        last = {change: judge(change, [images]) for change in dict.fromkeys([candidates[0], best])}
+        for change, rows in last.items():
+            show(f"test split, {change}", rows, args.seed)
+        if best != candidates[0]:
+            compare(last[best], last[candidates[0]], args.seed)
+
+
+def compose_candidate(folder: Path, change: str, weights: str) -> Params:
+    folder.mkdir(parents=True, exist_ok=True)
+    composed = folder / "params.yaml"
+    compose(composed, f"model.weights={weights}", *change.split())
+    return load_params(composed)
+
+
+def divide_images(folder: Path, params: Params) -> pd.DataFrame:
+    """Check and divide the images as the stage does.
+
+    Returns:
+        The manifest of all splits, with `split` and `group` (of near duplicates).
+    """
+    manifest = build_manifest(folder, **params.split.classes.model_dump())
+    splits, _ = checks.clean(manifest, folder, params.data, params.split)
+    images = pd.concat([part.assign(split=name) for name, part in splits.items()])
+    images = images.reset_index(drop=True)
+    taken = [one for one in checks.fingerprint_images(images, folder) if not isinstance(one, str)]
+    groups = checks.find_duplicate_groups(images, taken)
+    return images.assign(group=images["path"].map(groups))
+
+
+def decode_images(images: pd.DataFrame, folder: Path, results: Path, size: int) -> ProcessedSplit:
+    """Return all images decoded and resized, which is done once."""
+    processed = results / f"images-{size}-{digest(images.to_csv())}"
+    if not processed.exists():
+        with tempfile.TemporaryDirectory(dir=results) as temporary:
+            write_split(images, folder, Path(temporary) / "all", size=size, name=f"{size} pixels")
+            (Path(temporary) / "all").rename(processed)
+    return ProcessedSplit(processed)
+
+
+def fold_images(seen: pd.DataFrame, params: Params, folds: int, seed: int) -> list[pd.DataFrame]:
+    """Return, by fold, the images with their `split`: train, validation, or test if held out."""
+
+    def folded(images: pd.DataFrame, number: int) -> list[np.ndarray]:
+        folder = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
+        return [held for _, held in folder.split(images, images["label"], images["group"])]
+
+    result = []
+    for held in folded(seen, folds):
+        fold = seen.assign(split="train")
+        fold.loc[held, "split"] = "test"
+        rest = fold[fold["split"] == "train"]
+        validation = folded(rest, round(1 / params.split.validation_fraction))[0]
+        fold.loc[rest.index[validation], "split"] = "validation"
+        result.append(fold)
+    return result
+
+
+def run(results: Path, params: Params, fold: pd.DataFrame, pixels: ProcessedSplit) -> pd.DataFrame:
+    """Train on a fold in a new process, unless that was done before.
+
+    Returns:
+        The images of the fold's test split, with `probability`, `loss` and `seconds` of training.
+    """
+    used = params.model_dump_json(include={"image", "model", "train"})
+    folder = results / digest(used, fold[["sha256", "label", "split"]].to_csv())
+    if not (folder / "done.json").exists():
+        table = fold.merge(pixels.index[["path", "row"]], on="path")
+        for name, part in table.groupby("split"):
+            (folder / str(name)).mkdir(parents=True, exist_ok=True)
+            write_table(part, folder / str(name) / "index.csv")
+            link = folder / str(name) / "images.npy"
+            link.unlink(missing_ok=True)
+            link.symlink_to((pixels.directory / "images.npy").resolve())
+        (folder / "params.json").write_text(params.to_json())
+        command = [sys.executable, "-m", "bench.recipes", "--run", str(folder)]
+        subprocess.run([*command, "--folder", "-", "--results", "-"], check=True)
+    done = json.loads((folder / "done.json").read_text())
+    test = ProcessedSplit(folder / "test").index
+    probability = np.array(done["probabilities"])
+    of_label = np.where(test["label"] == 1, probability, 1 - probability)
+    return test.assign(
+        probability=probability,
+        loss=-np.log(np.clip(of_label, 1e-7, 1)),
+        training=folder.name,
+        seconds=done["seconds"],
+    )
+
+
+def train(folder: Path) -> None:
+    """Train as the stage does, and write done.json, with probabilities of the test split."""
+    from facegender.model.saved_model import predict_arrays
+    from facegender.training import train as training
+    from facegender.training.calibration import calibrate
+
+    params = Params.model_validate_json((folder / "params.json").read_text())
+    parts = {name: ProcessedSplit(folder / name) for name in ("train", "validation", "test")}
+    network = training.new_network(params)
+    start = time.perf_counter()
+    result = training.train_network(
+        network, parts["train"], parts["validation"], params.train, verbose=0
+    )
+    temperature = calibrate(network, parts["validation"]) if params.train.calibrate else 1.0
+    seconds = time.perf_counter() - start
+    model = network.inference(temperature)
+    probabilities = predict_arrays(model, parts["test"].batches(32))
+    result.history.to_csv(folder / "history.csv", index=False)
+    result.speed.to_csv(folder / "speed.csv", index=False)
+    done = {"seconds": seconds, "temperature": temperature, "probabilities": probabilities.tolist()}
+    (folder / "done.json").write_text(json.dumps(done))
+
+
+def bootstrap(groups: pd.Series, seed: int) -> list[np.ndarray]:
+    """Return the positions of rows in each sample; whole groups are drawn."""
+    members = list(groups.groupby(groups).indices.values())
+    draws = np.random.default_rng(seed).integers(0, len(members), (_SAMPLES, len(members)))
+    return [np.concatenate([members[index] for index in draw]) for draw in draws]
+
+
+def figure(of: Callable[[Any], float], samples: list[np.ndarray], form: str = ".4f") -> str:
+    """Return a figure of all rows, and its 95 % interval."""
+    low, high = np.percentile([of(at) for at in samples], [2.5, 97.5])
+    return f"{of(slice(None)):{form}} ({low:{form}} to {high:{form}})"
+
+
+def right(table: pd.DataFrame) -> np.ndarray:
+    return ((table["probability"] >= 0.5) == table["label"]).to_numpy(dtype=float)
+
+
+def show(name: str, table: pd.DataFrame, seed: int) -> None:
+    """Print a candidate's figures over all held-out images, and the seconds of its trainings."""
+    label, probability = table["label"].to_numpy(), table["probability"].to_numpy()
+    correct, loss = right(table), table["loss"].to_numpy()
+    figures = {
+        "accuracy": lambda at: float(correct[at].mean()),
+        "log loss": lambda at: float(loss[at].mean()),
+        "ece": lambda at: expected_calibration_error(label[at], probability[at]),
+    }
+    samples = bootstrap(table["group"], seed)
+    words = [f"{metric} {figure(of, samples)}" for metric, of in figures.items()]
+    seconds = table.groupby("training")["seconds"].first()
+    spread = f"({seconds.min():.0f} to {seconds.max():.0f})"
+    print(f"{name}: {', '.join(words)}, seconds {seconds.mean():.0f} {spread}", flush=True)
+
+
+def compare(table: pd.DataFrame, first: pd.DataFrame, seed: int) -> None:
+    """Print by how much a candidate differs from the first, image by image."""
+    samples = bootstrap(table["group"], seed)
+    loss, correct = (table["loss"] - first["loss"]).to_numpy(), right(table) - right(first)
+    differences = {
+        "log loss": lambda at: float(loss[at].mean()),
+        "accuracy": lambda at: float(correct[at].mean()),
+    }
+    words = [f"{metric} {figure(of, samples, '+.4f')}" for metric, of in differences.items()]
+    print(f"  less the first: {', '.join(words)}", flush=True)
+
+
+def digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    run_command(main)

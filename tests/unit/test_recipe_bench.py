@@ -1,0 +1,57 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.recipes import bootstrap, compare, fold_images, show
+from facegender.params import Params
+
+
+@pytest.fixture
+def images() -> pd.DataFrame:
+    count = 120  # pairs of near duplicates
+    return pd.DataFrame(
+        {
+            "path": [f"{index:03}.jpg" for index in range(count)],
+            "label": [index // 2 % 2 for index in range(count)],
+            "group": [str(index // 2) for index in range(count)],
+        }
+    )
+
+
+def test_each_image_is_held_out_once_and_no_group_is_divided(
+    images: pd.DataFrame, params: Params
+) -> None:
+    folds = fold_images(images, params, 4, seed=0)
+    held = pd.concat([fold[fold["split"] == "test"] for fold in folds])
+    assert sorted(held["path"]) == list(images["path"])
+    for fold in folds:
+        assert (fold.groupby("group")["split"].nunique() == 1).all()
+        # 0.15 of what is not held out is for validation.
+        assert fold["split"].value_counts().to_dict() == {"train": 76, "test": 30, "validation": 14}
+        assert fold.groupby("split")["label"].mean().between(0.4, 0.6).all()
+    assert not fold_images(images, params, 4, seed=1)[0].equals(folds[0])
+
+
+def test_the_bootstrap_draws_whole_groups(images: pd.DataFrame) -> None:
+    sample = bootstrap(images["group"], seed=0)[0]
+    drawn = images["group"].iloc[sample].value_counts()
+    assert len(sample) == 120
+    assert set(drawn % 2) == {0}
+    assert drawn.max() > 2
+
+
+def test_figures_and_differences(images: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    # Half of the males get 0.2: a third of the 90 images there is male, so the ECE is 0.15.
+    labels = images["label"].to_numpy()
+    wrong = np.arange(len(images)) % 4 == 3
+    first = images.assign(
+        probability=np.where(labels ^ wrong, 0.8, 0.2), loss=0.5, training="a", seconds=10.0
+    )
+    other = first.assign(probability=np.where(labels, 0.8, 0.2), loss=0.3)
+    show("one", first, seed=0)
+    compare(other, first, seed=0)
+    shown, compared = capsys.readouterr().out.splitlines()
+    assert shown.startswith("one: accuracy 0.7500 (0.6")
+    assert "log loss 0.5000 (0.5000 to 0.5000), ece 0.1500 (" in shown
+    assert shown.endswith("seconds 10 (10 to 10)")
+    assert "log loss -0.2000 (-0.2000 to -0.2000), accuracy +0.2500 (+0.1" in compared
