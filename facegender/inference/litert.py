@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from facegender.errors import UserError
+from facegender.inference.crop_file import read_crop
 from facegender.inference.predictor import Predictor
 from facegender.model.interpreter import open_interpreter
 
@@ -69,7 +70,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         interpreter.invoke()
         return interpreter.get_tensor(target)[:, 0].astype(np.float64)
 
-    return Predictor(shape[1], predict)
+    return Predictor(shape[1], predict, read_crop(path))
 
 
 def probe_litert(path: Path) -> None:

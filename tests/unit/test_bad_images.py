@@ -46,6 +46,16 @@ def test_it_has_a_reason(name: str, tmp_path: Path) -> None:
     assert str(tmp_path) not in str(of_path.value)
 
 
+def test_reasons_are_the_same_before_any_heic_was_read() -> None:
+    code = (
+        "from facegender.data.images import InvalidImage, decode_image\n"
+        "try: decode_image(b'?', 32)\n"
+        "except InvalidImage as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("not an image in a known format\n", "")
+
+
 def test_one_pixel_decodes_here_and_is_too_small_for_the_data_checks(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
     assert (decode_image(tmp_path / "a.png", 32) == (255, 0, 0)).all()

@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from facegender.data.images import decode_image, encode_png
 from facegender.errors import UserError
 from facegender.faces import detector
-from facegender.faces.detector import Detector
+from facegender.faces.crop import FaceCrop, cut_out
+from facegender.faces.detector import Detector, Face
 from tools.compose_params import ROOT
 
 OPTIONS = {"min_score": 0.75, "min_size": 24}
@@ -45,9 +48,9 @@ def test_a_face_is_found_at_its_place_and_size(
         expected = start + scale * getattr(alone, name)
         assert getattr(face, name) == pytest.approx(expected, abs=0.1 * scale * alone.width)
     # The eyes are side by side, in the upper half of the box.
-    x1, y1, x2, y2 = face.eyes
-    assert 0.2 * face.width < x2 - x1 < 0.6 * face.width
-    assert max(abs(y1 - y2), abs(y1 - face.top - 0.3 * face.height)) < 0.2 * face.height
+    assert 0.2 * face.width < face.other_eye_left - face.eye_left < 0.6 * face.width
+    assert abs(face.eye_top - face.top - 0.3 * face.height) < 0.2 * face.height
+    assert abs(face.tilt) < 0.2
 
 
 def test_all_faces_of_a_group_are_found_the_largest_first(
@@ -108,3 +111,59 @@ def test_finding_faces_starts_without_tensorflow() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_turned_face_is_cut_out_level() -> None:
+    """Two white eyes on black, one lower than the other."""
+    picture = Image.new("RGB", (300, 300))
+    for x, y in ((120, 120), (180, 160)):
+        picture.paste((255, 255, 255), (x - 5, y - 5, x + 5, y + 5))
+    turned = Face(90, 80, 120, 120, 0.9, 120, 120, 180, 160)
+    crop = FaceCrop(margin=0.5, align=True, min_score=0.75, min_size=24)
+
+    def eyes(align: bool) -> list[float]:
+        pixels = cut_out(picture, turned, replace(crop, align=align), 120)[:, :, 0]
+        return [float(np.argwhere(half > 128)[:, 0].mean()) for half in np.split(pixels, 2, axis=1)]
+
+    assert abs(np.subtract(*eyes(align=True))) < 1.5
+    assert eyes(align=False)[1] - eyes(align=False)[0] == pytest.approx(40 * 120 / 180, abs=1)
+
+
+def face(left: float, top: float, side: float) -> Face:
+    return Face(left, top, side, side, 0.9, left, top, left + 1, top)
+
+
+def test_the_crop_is_the_box_and_its_margin() -> None:
+    picture = Image.new("RGB", (300, 200))
+    picture.paste((255, 0, 0), (100, 50, 150, 100))
+    crop = FaceCrop(margin=1.0, align=False, min_score=0.5, min_size=8)
+    pixels = cut_out(picture, face(100, 50, 50), crop, 100)
+    red = pixels[:, :, 0] > 128
+    assert np.argwhere(red).min(0).tolist() == [25, 25]
+    assert np.argwhere(red).max(0).tolist() == [74, 74]
+    assert (
+        cut_out(picture, face(100, 50, 50), replace(crop, margin=0.0), 32)[1:-1, 1:-1, 0] > 250
+    ).all()
+
+
+def test_beyond_the_picture_its_edge_is_repeated() -> None:
+    picture = Image.new("RGB", (300, 200), (10, 200, 30))
+    crop = FaceCrop(margin=0.5, align=True, min_score=0.5, min_size=8)
+    assert (cut_out(picture, face(-20, 170, 50), crop, 32) == (10, 200, 30)).all()
+
+
+def test_a_face_that_fills_the_picture_takes_all_of_it() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    crop = FaceCrop(margin=0.25, align=False, min_score=0.5, min_size=8)
+    whole = cut_out(picture, None, crop, 32)
+    assert (cut_out(picture, face(2, 2, 46), crop, 32) == whole).all()
+    assert (whole == decode_image(encode_png(pixels), 32)).all()
+
+
+def test_a_crop_survives_its_text() -> None:
+    crop = FaceCrop(margin=0.25, align=True, min_score=0.7, min_size=24)
+    assert FaceCrop.from_json(crop.to_json()) == crop
+    for text in ("[]", "{", '{"margin": 0.2}', crop.to_json().replace("0.25", "99.0")):
+        with pytest.raises(ValueError, match=r"."):
+            FaceCrop.from_json(text)
