@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-from facegender.data.images import decode_image, decode_picture
+from facegender.data.images import InvalidImage, decode_image, decode_picture
 from facegender.faces.crop import FaceCrop, cut_out, find_faces
 from facegender.faces.detector import Face
 
@@ -41,6 +42,37 @@ def face_images(
     """
     if crop is None:
         return [(None, decode_image(source, size))]
-    picture = decode_picture(source)
+    return picture_faces(decode_picture(source), size, crop)
+
+
+def picture_faces(
+    picture: Image.Image, size: int, crop: FaceCrop
+) -> list[tuple[Face | None, np.ndarray]]:
+    """Return the faces of an upright RGB picture, each with its pixels: see `face_images`."""
     faces: list[Face | None] = [*find_faces(picture, crop)] or [None]
     return [(face, cut_out(picture, face, crop, size)) for face in faces]
+
+
+def cut_image(
+    source: bytes | Path, size: int, crop: FaceCrop | None, face: Face | None
+) -> np.ndarray:
+    """Return one image as the model takes it, with a face that is known: see `face_images`."""
+    if crop is None:
+        return decode_image(source, size)
+    return cut_out(decode_picture(source), face, crop, size)
+
+
+def locate_faces(paths: list[Path], crop: FaceCrop) -> list[list[Face]]:
+    """Return the faces of each image, the largest first; what cannot be decoded has none."""
+    found = []
+    for path in paths:
+        try:
+            found.append(find_faces(decode_picture(path), crop))
+        except InvalidImage:
+            found.append([])
+    return found
+
+
+def box_of(face: Face) -> dict[str, float]:
+    """Return the box and score of a face, by name."""
+    return {name: getattr(face, name) for name in ("left", "top", "width", "height", "score")}

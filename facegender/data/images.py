@@ -31,7 +31,7 @@ _LARGE_PIXELS = 16_000_000
 # Pictures past this are halved before faces are looked for in them.
 _FULL_PIXELS = 50_000_000
 # Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 # How files begin that people take for photos, and that are not read.
 _UNSUPPORTED = (
     (0, b"<svg", "SVG"),

@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from facegender.errors import UserError
 from facegender.faces.crop import FaceCrop, cut_out, find_faces
 from facegender.inference.crop_file import read_crop, write_crop
 from facegender.inference.litert import load_litert
+from facegender.inference.serving import FaceGender
 from facegender.model.attachment import attach
 from tests.conftest import Exported
 
@@ -151,3 +153,54 @@ def test_a_damaged_crop_is_named(exported: Exported, tmp_path: Path, text: str) 
     attach(path, "face_crop.json", text)
     with pytest.raises(UserError, match=r"does not say how faces are cut out.*dvc repro"):
         read_crop(path)
+
+
+def test_the_server_answers_for_the_largest_face_and_lists_all(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    large, small, one, *_ = answers(capsys, "--model", model, photos)
+    server = FaceGender()
+    server.load_context(
+        SimpleNamespace(artifacts={"model": str(model)}, model_config={"threshold": 0.5})
+    )
+    contents = [(photos / f"{name}.png").read_bytes() for name in ("a-two", "b-one", "c-none")]
+    answer = server.predict(None, contents)
+    assert list(answer.columns) == ["label", "probability", "faces"]
+    assert list(answer["label"]) == [large["label"], one["label"], "no face"]
+    assert answer["probability"].isna().tolist() == [False, False, True]
+    listed = [face for faces in answer["faces"] for face in faces]
+    for face, line in zip(listed, (large, small, one), strict=True):
+        assert face["probability"] == pytest.approx(line["probability"], abs=1e-6)
+        assert {key: face[key] for key in ("left", "top", "width", "height", "score", "label")} == {
+            key: line[key] for key in ("left", "top", "width", "height", "score", "label")
+        }
+    array = np.asarray(decode_picture(photos / "b-one.png"))
+    assert server.predict(None, [array])["faces"][0] == answer["faces"][1]
+    whole = server.predict(None, contents, {"whole": True})
+    assert list(whole.columns) == ["label", "probability"]
+    assert whole["probability"].notna().all()
+
+
+def test_score_has_a_row_an_image_with_its_faces(model: Path, photos: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from facegender.batch_scoring.tasks import _decode, _one_row_an_image
+
+    rows = [
+        {
+            "image": name,
+            "error": error,
+            "box": box,
+            "first": first,
+            "label": "male" if box else None,
+            "probability": 0.9 if box else None,
+        }
+        for name in ("a-two.png", "c-none.png", "d-bad.png")
+        for _, error, box, first in _decode(photos / name, 32, CROP)
+    ]
+    assert [row["first"] for row in rows] == [True, False, True, True]
+    two, none, bad = _one_row_an_image(pa.Table.from_pylist(rows)).to_pylist()
+    assert [face["probability"] for face in json.loads(two["faces"])] == [0.9, 0.9]
+    assert json.loads(two["faces"])[0]["left"] < json.loads(two["faces"])[1]["left"]
+    assert (none["label"], none["error"], none["faces"]) == ("no face", None, "[]")
+    assert bad["label"] is None
+    assert "not an image" in bad["error"]

@@ -167,3 +167,37 @@ def test_a_crop_survives_its_text() -> None:
     for text in ("[]", "{", '{"margin": 0.2}', crop.to_json().replace("0.25", "99.0")):
         with pytest.raises(ValueError, match=r"."):
             FaceCrop.from_json(text)
+
+
+def crowd(portrait: Image.Image) -> Image.Image:
+    picture = Image.new("RGB", (2500, 2000), (120, 130, 110))
+    small = portrait.resize((100, 100))
+    for number in range(500):
+        picture.paste(small, (number % 25 * 100, number // 25 * 100))
+    return picture
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["crowd", "99 megapixels"])
+def test_a_hostile_picture_takes_less_than_a_gigabyte(
+    kind: str, portrait: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / "hostile.png"
+    large = Image.new("RGB", (10_000, 9_900), (120, 130, 110))
+    large.paste(portrait.resize((3000, 3000)), (4000, 3000))
+    (crowd(portrait) if kind == "crowd" else large).save(path, compress_level=1)
+    code = (
+        "import re, sys; from pathlib import Path\n"
+        "from facegender.data.face_images import face_images\n"
+        "from facegender.faces.crop import FaceCrop\n"
+        "crop = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)\n"
+        "print(len(face_images(Path(sys.argv[1]), 224, crop)))\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found, megabytes = done.stdout.split()
+    assert float(megabytes) < 1000
+    assert int(found) == 1 if kind == "99 megapixels" else int(found) > 300
