@@ -89,6 +89,8 @@ class Checks(_Strict):
     leakage: Literal["drop", "fail"]
     exact_duplicates: Literal["drop", "keep", "fail"]
     near_duplicates: Literal["drop", "keep", "fail"]
+    no_face: Literal["drop", "keep", "fail"]
+    several_faces: Literal["drop", "keep", "fail"]
 
 
 class Data(_Strict):
@@ -101,10 +103,21 @@ class Data(_Strict):
     checks: Checks
 
 
+class Crop(_Strict):
+    """How a face is found and cut out, with `image.face: crop`."""
+
+    margin: Annotated[float, Field(ge=0, le=4, description="added to the box, as a share of it")]
+    align: bool
+    min_score: Annotated[float, Field(ge=0, le=1)]
+    min_size: Annotated[int, Field(ge=1, description="pixels of the picture")]
+
+
 class Image(_Strict):
     """The model's input."""
 
     size: Annotated[int, Field(ge=32, le=1024, description="pixels a side")]
+    face: Literal["none", "crop"]
+    crop: Crop
 
 
 class Model(_Strict):

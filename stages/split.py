@@ -3,8 +3,11 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from facegender.data import checks
+from facegender.data.face_images import crop_of
+from facegender.data.face_table import find_all_faces, missed_by_group
 from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.evaluation import plots
@@ -25,18 +28,25 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.raw])
 
     manifest = build_manifest(args.raw, **params.split.classes.model_dump())
-    splits, findings = checks.clean(manifest, args.raw, params.data, params.split)
+    crop = crop_of(params.image)
+    faces = find_all_faces(manifest, args.raw, crop) if crop else None
+    splits, findings = checks.clean(manifest, args.raw, params.data, params.split, faces)
 
     args.splits.mkdir(parents=True, exist_ok=True)
     args.plots.mkdir(parents=True, exist_ok=True)
     for name, images in splits.items():
         write_table(images, args.splits / f"{name}.csv")
     write_table(findings.table(), args.splits / "dropped.csv")
+    found: dict[str, Any] = {}
+    if faces is not None:
+        write_table(faces, args.splits / "faces.csv")
+        found = {"faces": {"missed_by_group": missed_by_group(manifest, faces)}}
     counts = {
         name: {label: int((images["label"] == value).sum()) for label, value in LABELS.items()}
         for name, images in splits.items()
     }
     summary = {"counts": counts, "balance": checks.class_balance(splits), **findings.summary()}
+    summary |= found
     (args.splits / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, count in counts.items():
         plots.class_distribution(

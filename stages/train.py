@@ -5,6 +5,8 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from facegender.data.face_images import crop_of
+from facegender.inference.crop_file import write_crop
 from facegender.params import flatten, load_params
 from facegender.runtime.dvc_context import (
     check_inputs,
@@ -87,6 +89,7 @@ def main() -> None:
         for path in (args.model, args.history):
             path.parent.mkdir(parents=True, exist_ok=True)
         save_model(network.inference(temperature), args.model)
+        write_crop(args.model, crop_of(params.image))
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
         runs.write_run_id(run, args.training_run)

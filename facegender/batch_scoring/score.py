@@ -11,6 +11,7 @@ from facegender.batch_scoring.spark_session import spark_session, wait_with_prog
 from facegender.batch_scoring.storage import storage_of
 from facegender.batch_scoring.tasks import scored_parts
 from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop
 
 _DONE = "_SUCCESS"
 
@@ -55,18 +56,20 @@ def score(
     todo = [number for number in range(job.parts) if part_name(number) not in done]
     rows: list[Any] = []
     if todo:
-        size = model_size(model)
+        size, crop = model_input(model)
         # Spark blocks a thread of its own, so that this one receives Ctrl-C.
         with ThreadPoolExecutor(1) as pool, spark_session(master, conf) as session:
-            frame = scored_parts(session, job, images, target, todo=todo, model=model, size=size)
+            frame = scored_parts(
+                session, job, images, target, todo=todo, model=model, size=size, crop=crop
+            )
             rows = wait_with_progress(pool.submit(frame.collect), session, total=len(todo))
     if _DONE not in done:
         target.write(_DONE, b"")
     return Scored(job.images, sum(row.images for row in rows), sum(row.failed for row in rows))
 
 
-def model_size(model: Path) -> int:
-    """Return the side, in pixels, of the images that a logged model takes.
+def model_input(model: Path) -> tuple[int, FaceCrop | None]:
+    """Return the side, in pixels, of the images that a logged model takes, and its `crop`.
 
     Raises:
         UserError: the model is damaged, or not one of this project.
@@ -83,4 +86,5 @@ def model_size(model: Path) -> int:
             "`facegender models` lists the registered ones."
         ) from None
     probe_litert(model / artifact)
-    return load_litert(model / artifact).size
+    predictor = load_litert(model / artifact)
+    return predictor.size, predictor.crop

@@ -30,7 +30,8 @@ BAR_FROM = 50
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
-        "Print the label and the probability of `male` for each image. The labels, female and "
+        "Print the label and the probability of `male` for each image, or for each face in it if "
+        "the model was trained with image.face: crop. The labels, female and "
         "male, record how people perceived the faces of a dataset. They are not facts about a "
         "person. Exit code 1 if an image could not be read; the others are still printed."
     )
@@ -61,6 +62,21 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         help="answer `uncertain` when the likelier label has a probability below P, from 0.5 "
         "(never) to 1",
     )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--largest", action="store_true", help="judge only the largest face of each image"
+    )
+    which.add_argument(
+        "--whole",
+        action="store_true",
+        help="judge each whole image, even if the model was trained on faces cut out of theirs",
+    )
+    parser.add_argument(
+        "--draw",
+        type=Path,
+        metavar="FOLDER",
+        help="also write each image into this folder, as PNG, with boxes and labels",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object per line")
     form.add_argument("--csv", action="store_true", help="print CSV with a header")
@@ -81,7 +97,12 @@ def predict(args: argparse.Namespace) -> int:
         sources,
         threshold=args.threshold,
         abstain_below=args.abstain_below,
+        faces="whole" if args.whole else "largest" if args.largest else "all",
     )
+    if args.draw:
+        from facegender.cli.draw import draw_predictions
+
+        predictions = draw_predictions(predictions, sources, args.draw)
     failed = 0
     if args.csv:
         # Names are data: they are UTF-8 in every locale, and other bytes are written unchanged.
@@ -123,7 +144,14 @@ def _text(prediction: "Prediction") -> str:
     image = escape_controls(prediction.image)
     if prediction.error is not None:
         return f"{image}: {escape_controls(prediction.error)}"
-    return f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  {image}"
+    if prediction.probability is None:
+        return f"{prediction.label}  {image}"
+    line = f"{prediction.label:<6}  P(male) = {prediction.probability:.4f}  "
+    if prediction.score is not None:
+        box = prediction.left, prediction.top, prediction.width, prediction.height
+        left, top, width, height = (round(value or 0) for value in box)
+        line += f"{width}x{height} at {left},{top}, score {prediction.score:.2f}  "
+    return line + image
 
 
 def _csv_line(values: Iterable[object]) -> str:

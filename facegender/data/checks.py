@@ -35,6 +35,8 @@ CHECKS = (
     "too_small",
     "extreme_shape",
     "constant",
+    "no_face",
+    "several_faces",
     "both_labels",
     "leakage",
     "exact_duplicates",
@@ -73,7 +75,7 @@ class Findings:
                 f"The check {check} finds {len(reasons)} image(s), and data.checks.{check} is "
                 f"fail: {shown}. Remove them, or set it to drop."
             )
-        done = "left out" if policy == "drop" else "kept together"
+        done = "left out" if policy == "drop" else "kept"
         _log.warning("%s: %d image(s) are %s: %s", check, len(reasons), done, shown)
         self.reasons[check] = dict(reasons)
 
@@ -86,6 +88,7 @@ class Findings:
                 "images": list(self.reasons.get(check, {}))[:_SHOWN],
             }
             for check in CHECKS
+            if check in self.policies
         }
 
     def summary(self) -> dict[str, Any]:
@@ -115,7 +118,11 @@ class Findings:
 
 
 def clean(
-    manifest: pd.DataFrame, raw: Path, data: Data, split: Split
+    manifest: pd.DataFrame,
+    raw: Path,
+    data: Data,
+    split: Split,
+    faces: pd.DataFrame | None = None,
 ) -> tuple[dict[str, pd.DataFrame], Findings]:
     """Check the images of a manifest, divide them and drop duplicates.
 
@@ -124,6 +131,7 @@ def clean(
         raw: directory of the raw data.
         data: the checks' limits and policies.
         split: how the images are divided.
+        faces: return value of `face_table.find_all_faces`, or None to judge whole images.
 
     Returns:
         The manifests of `train`, `validation` and `test`, and what the checks found.
@@ -132,7 +140,12 @@ def clean(
         UserError: a check whose policy is `fail` found something, too few images are left, or they
             cannot be divided.
     """
-    findings = Findings(data.checks.model_dump())
+    policies = data.checks.model_dump()
+    if faces is None:
+        policies = {
+            name: policies[name] for name in policies if not name.endswith(("face", "faces"))
+        }
+    findings = Findings(policies)
     manifest, fingerprints = check_images(
         manifest,
         fingerprint_images(manifest, raw),
@@ -140,6 +153,10 @@ def clean(
         min_side=data.min_side,
         max_aspect_ratio=data.max_aspect_ratio,
     )
+    if faces is not None:
+        kept = check_faces(manifest, faces, findings)
+        fingerprints = [taken for taken, keep in zip(fingerprints, kept, strict=True) if keep]
+        manifest = manifest[kept].reset_index(drop=True)
     duplicate_groups = find_duplicate_groups(manifest, fingerprints)
     known = dict(zip(manifest["path"], fingerprints, strict=True))
     manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
@@ -231,6 +248,30 @@ def check_images(
     kept = dict(images)
     rest = manifest[manifest["path"].isin(kept)].reset_index(drop=True)
     return rest, list(kept.values())
+
+
+def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings) -> pd.Series:
+    """Note the images without a face and those of several.
+
+    Args:
+        manifest: column `path` and any others.
+        faces: return value of `face_table.find_all_faces`.
+        findings: where to note what is found.
+
+    Returns:
+        By row of the manifest, whether its image stays.
+
+    Raises:
+        UserError: a check whose policy is `fail` found something.
+    """
+    counts = dict(zip(faces["path"], faces["faces"], strict=True))
+    paths = list(manifest["path"])
+    findings.add("no_face", {path: "shows no face" for path in paths if counts[path] == 0})
+    several = {path: f"shows {counts[path]} faces" for path in paths if counts[path] > 1}
+    findings.add("several_faces", several)
+    checks = [check for check in ("no_face", "several_faces") if findings.policies[check] == "drop"]
+    gone = {path for check in checks for path in findings.reasons.get(check, ())}
+    return ~manifest["path"].isin(gone)
 
 
 def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: list[Fingerprint]) -> pd.Series:

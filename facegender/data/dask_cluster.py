@@ -31,7 +31,11 @@ from facegender.files import file_sha256
 # What `joblib.delayed` makes: a function with its arguments.
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-_DECODING = ("images.py", "decode_rows.py")  # the code that decides the bytes
+# The code that decides the bytes.
+_DECODING = (
+    *("data/images.py", "data/decode_rows.py", "data/face_images.py"),
+    *("faces/crop.py", "faces/detector.py"),
+)
 _HELD = 4  # results that are here and not yet used
 _ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers
 
@@ -102,7 +106,7 @@ def _environment() -> tuple[tuple[str, str], ...]:
         ("NumPy", np.__version__),
         ("Pillow", PIL.__version__),
         ("libjpeg", str(features.version("jpg"))),
-        *((f"facegender/data/{name}", file_sha256(here / name)[:12]) for name in _DECODING),
+        *((f"facegender/{name}", file_sha256(here.parent / name)[:12]) for name in _DECODING),
     )
 
 

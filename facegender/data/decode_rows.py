@@ -5,18 +5,29 @@ decoding a thousand images.
 """
 
 import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from facegender.data.images import InvalidImage, decode_image
+from facegender.data.face_images import cut_image
+from facegender.data.images import InvalidImage
 from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop
+from facegender.faces.detector import Face
 from facegender.files import file_sha256
 
 
 def write_rows(
-    paths: list[Path], array: Path, *, offset: int, first_row: int, size: int
+    paths: list[Path],
+    array: Path,
+    *,
+    offset: int,
+    first_row: int,
+    size: int,
+    crop: FaceCrop | None = None,
+    faces: Sequence[Face | None] = (),
 ) -> tuple[int, dict[int, str]]:
     """Decode images into consecutive rows of an array on disk.
 
@@ -26,6 +37,8 @@ def write_rows(
         offset: bytes before its first row.
         first_row: row of the first of the images.
         size: pixels a side.
+        crop: how faces are cut out; None takes whole images.
+        faces: the face of each image, with `crop`.
 
     Returns:
         How many images were tried, and by row the reasons why images could not be decoded.
@@ -37,9 +50,9 @@ def write_rows(
     row_bytes = size * size * 3
     # Plain writes, not a memory map: mapped pages would count as this process's memory.
     with array.open("r+b") as file:
-        for row, path in enumerate(paths, first_row):
+        for row, (path, face) in enumerate(_with_faces(paths, faces), first_row):
             try:
-                pixels = decode_image(path, size)
+                pixels = cut_image(path, size, crop, face)
             except InvalidImage as error:
                 reasons[row] = str(error)
                 continue
@@ -49,7 +62,13 @@ def write_rows(
 
 
 def decode_rows(
-    paths: list[Path], digests: list[str], *, first_row: int, size: int
+    paths: list[Path],
+    digests: list[str],
+    *,
+    first_row: int,
+    size: int,
+    crop: FaceCrop | None = None,
+    faces: Sequence[Face | None] = (),
 ) -> tuple[int, np.ndarray, dict[int, str]]:
     """Decode images on another machine, which must see the files that this pipeline is about.
 
@@ -58,6 +77,8 @@ def decode_rows(
         digests: SHA-256 of each file.
         first_row: row of the first of the images.
         size: pixels a side.
+        crop: how faces are cut out; None takes whole images.
+        faces: the face of each image, with `crop`.
 
     Returns:
         `first_row`, the images as uint8 of shape (n, size, size, 3), and by row the reasons why
@@ -69,13 +90,19 @@ def decode_rows(
     Image.core.set_blocks_max(4)
     pixels = np.zeros((len(paths), size, size, 3), np.uint8)
     reasons = {}
-    for index, (path, digest) in enumerate(zip(paths, digests, strict=True)):
-        _check_file(path, digest)
+    for index, (path, face) in enumerate(_with_faces(paths, faces)):
+        _check_file(path, digests[index])
         try:
-            pixels[index] = decode_image(path, size)
+            pixels[index] = cut_image(path, size, crop, face)
         except InvalidImage as error:
             reasons[first_row + index] = str(error)
     return first_row, pixels, reasons
+
+
+def _with_faces(
+    paths: list[Path], faces: Sequence[Face | None]
+) -> Iterator[tuple[Path, Face | None]]:
+    return zip(paths, faces or [None] * len(paths), strict=True)
 
 
 def _check_file(path: Path, digest: str) -> None:

@@ -5,6 +5,8 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -27,8 +29,10 @@ from PIL import (
 MAX_PIXELS = 100_000_000
 # Pictures past this are reduced before they are converted, or each conversion is another copy.
 _LARGE_PIXELS = 16_000_000
+# Pictures past this are halved before faces are looked for in them.
+_FULL_PIXELS = 50_000_000
 # Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "HEIF", "AVIF")
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # How files begin that people take for photos, and that are not read.
 _UNSUPPORTED = (
     (0, b"<svg", "SVG"),
@@ -72,31 +76,58 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
     Raises:
         InvalidImage: as `decode_image` does.
     """
+    with _open(source) as image:
+        width, height = image.size
+        _draft(image, (2 * size, 2 * size))
+        # EXIF is read before conversions, some of which drop it.
+        ImageOps.exif_transpose(image, in_place=True)
+        rgb = _to_rgb(_reduced(_to_8_bits(image), 4 * size))
+        pixels = rgb.resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(pixels), width, height
+
+
+def decode_picture(source: bytes | Path) -> Image.Image:
+    """Decode an image upright and in RGB, at its own size, as faces are looked for in it.
+
+    A picture of more than 50 million pixels is halved, or it would take a gigabyte.
+
+    Raises:
+        InvalidImage: as `decode_image` does.
+    """
+    with _open(source) as image:
+        if image.width * image.height > _FULL_PIXELS:
+            _draft(image, (image.width // 2, image.height // 2))
+        ImageOps.exif_transpose(image, in_place=True)
+        upright = _to_8_bits(image)
+        if upright.width * upright.height > _FULL_PIXELS:
+            upright = _averaged(upright, 2)
+        rgb = _to_rgb(upright)
+        rgb.load()  # before the file is closed
+        return rgb
+
+
+@contextmanager
+def _open(source: bytes | Path) -> Iterator[Image.Image]:
+    """Open an image that is within the limits; whatever fails inside is an InvalidImage."""
     try:
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
             # A pipe would be waited for, a device has no end.
             raise InvalidImage("not a plain file")
         file = source if isinstance(source, Path) else io.BytesIO(source)
+        formats = _FORMATS
         if _start(source)[4:8] == b"ftyp":
+            formats = ("HEIF", "AVIF")
             _register_heic_and_avif()
             _check_coded_size(source)
         with warnings.catch_warnings():
             # Pillow only warns between its limit and twice that; the check below is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(file, formats=formats)
         with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InvalidImage(f"too large: {width}x{height} pixels")
-            # Lets JPEG decode at a fraction of its size, never below twice what is asked for. HEIC
-            # would take its thumbnail, which may be of anything.
-            if image.format != "HEIF":
-                image.draft("RGB", (2 * size, 2 * size))
-            # EXIF is read before conversions, some of which drop it.
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(_reduced(_to_8_bits(image), 4 * size))
-            pixels = rgb.resize((size, size), Image.Resampling.BICUBIC)
-            return np.asarray(pixels), width, height
+            yield image
     except InvalidImage:
         raise
     except UnidentifiedImageError:
@@ -108,6 +139,15 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
     # Decoders of damaged files raise what they like; each means that this file cannot be read.
     except Exception as error:
         raise InvalidImage(f"cannot be decoded: {_reason(error)}") from error
+
+
+def _draft(image: Image.Image, size: tuple[int, int]) -> None:
+    """Let JPEG decode at a fraction of its size, never below `size`.
+
+    HEIC would take its thumbnail, which may be of anything.
+    """
+    if image.format != "HEIF":
+        image.draft("RGB", size)
 
 
 def _start(source: bytes | Path) -> bytes:
@@ -159,6 +199,10 @@ def _reduced(image: Image.Image, least: int) -> Image.Image:
     factor = min(image.size) // least
     if image.width * image.height <= _LARGE_PIXELS or factor < 2:
         return image
+    return _averaged(image, factor)
+
+
+def _averaged(image: Image.Image, factor: int) -> Image.Image:
     if image.mode in {"1", "P", "PA"}:
         # Numbers of colours have no average.
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")

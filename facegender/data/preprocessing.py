@@ -3,7 +3,7 @@
 Or on all cores of a Dask cluster, which makes the same bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import joblib
@@ -14,6 +14,8 @@ from tqdm import tqdm
 from facegender.data.decode_rows import decode_rows, write_rows
 from facegender.data.manifest import write_table
 from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop
+from facegender.faces.detector import Face
 
 _CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
 _CHUNK_BYTES = 16_000_000  # of rows that a task on a cluster returns
@@ -32,6 +34,8 @@ def write_split(
     jobs: int = -1,
     scheduler: str | None = None,
     patience: float = 300,
+    crop: FaceCrop | None = None,
+    faces: Mapping[str, Face | None] | None = None,
 ) -> list[dict[str, str]]:
     """Decode and resize the images of a manifest into the new directory `target`.
 
@@ -47,6 +51,8 @@ def write_split(
         jobs: processes; -1 for one a core.
         scheduler: address of a Dask cluster that does it, instead of processes of this machine.
         patience: seconds without sign of life after which a cluster is given up.
+        crop: how faces are cut out; None takes whole images.
+        faces: the face of each image by its path, with `crop`.
 
     Returns:
         For each image that could not be decoded, its `path` and the `reason`, in order.
@@ -61,8 +67,11 @@ def write_split(
     offset = array.offset
     del array
 
+    cuts = [faces[path] for path in manifest["path"]] if faces and crop else []
     progress = (
-        _on_this_machine(manifest, raw, array_path, offset=offset, size=size, jobs=jobs)
+        _on_this_machine(
+            manifest, raw, array_path, offset=offset, size=size, jobs=jobs, crop=crop, faces=cuts
+        )
         if scheduler is None
         else _on_cluster(
             manifest,
@@ -72,6 +81,8 @@ def write_split(
             size=size,
             scheduler=scheduler,
             patience=patience,
+            crop=crop,
+            faces=cuts,
         )
     )
     reasons: dict[int, str] = {}
@@ -88,7 +99,15 @@ def write_split(
 
 
 def _on_this_machine(
-    manifest: pd.DataFrame, raw: Path, array: Path, *, offset: int, size: int, jobs: int
+    manifest: pd.DataFrame,
+    raw: Path,
+    array: Path,
+    *,
+    offset: int,
+    size: int,
+    jobs: int,
+    crop: FaceCrop | None,
+    faces: list[Face | None],
 ) -> _Progress:
     """Have processes write rows of the array straight to disk."""
     tasks = (
@@ -98,6 +117,8 @@ def _on_this_machine(
             offset=offset,
             first_row=start,
             size=size,
+            crop=crop,
+            faces=faces[start : start + _CHUNK],
         )
         for start in range(0, len(manifest), _CHUNK)
     )
@@ -113,6 +134,8 @@ def _on_cluster(
     size: int,
     scheduler: str,
     patience: float,
+    crop: FaceCrop | None,
+    faces: list[Face | None],
 ) -> _Progress:
     """Write rows that workers on other machines return.
 
@@ -137,6 +160,8 @@ def _on_cluster(
             list(manifest["sha256"].iloc[start : start + chunk]),
             first_row=start,
             size=size,
+            crop=crop,
+            faces=faces[start : start + chunk],
         )
         for start in range(0, len(manifest), chunk)
     )

@@ -1,17 +1,16 @@
 """Run a `.tflite` model with LiteRT, which starts in a fraction of a second."""
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from facegender.errors import UserError
+from facegender.inference.crop_file import read_crop
 from facegender.inference.predictor import Predictor
+from facegender.model.interpreter import open_interpreter
 
 _REMEDY = "`dvc repro` builds the model, `dvc pull` fetches it from a remote."
 _PROBE_SECONDS = 60
@@ -28,9 +27,6 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     Raises:
         UserError: the file is missing, damaged, or another kind of model.
     """
-    # Imported here because a Keras model does not need this runtime.
-    from ai_edge_litert.interpreter import Interpreter
-
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -38,13 +34,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
             f"Cannot read the model {path.name}: {error.strerror}. {_REMEDY}"
         ) from error
     try:
-        with _silent():
-            interpreter = Interpreter(
-                # The runtime takes empty content for a missing argument.
-                model_content=content or b"\0",
-                num_threads=threads,
-            )
-            interpreter.allocate_tensors()
+        interpreter = open_interpreter(content, threads=threads)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"The model {path.name} is damaged or not a LiteRT model: "
@@ -80,7 +70,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         interpreter.invoke()
         return interpreter.get_tensor(target)[:, 0].astype(np.float64)
 
-    return Predictor(shape[1], predict)
+    return Predictor(shape[1], predict, read_crop(path))
 
 
 def probe_litert(path: Path) -> None:
@@ -113,23 +103,6 @@ def probe_litert(path: Path) -> None:
 def _probe(path: Path) -> None:
     predictor = load_litert(path)
     predictor.predict(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Discard what C++ code writes to standard error; its errors also arrive as exceptions.
-
-    The runtime prints a line about its delegate, which cannot be switched off.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 if __name__ == "__main__":

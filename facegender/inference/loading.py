@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop
+from facegender.inference.crop_file import read_crop
 from facegender.inference.predictor import BATCH_SIZE, Predictor
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ def image_size(model: keras.Model) -> int:
     return int(model.input_shape[1])
 
 
-def keras_predictor(model: keras.Model) -> Predictor:
-    """Return a Keras model as a predictor."""
+def keras_predictor(model: keras.Model, crop: FaceCrop | None = None) -> Predictor:
+    """Return a Keras model as a predictor; `crop` is that of `Predictor`."""
     from facegender.model.saved_model import predict_arrays
 
-    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]))
+    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]), crop)
 
 
 def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor]:
@@ -50,5 +52,5 @@ def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor
         from facegender.model.saved_model import load_model
 
         # Once, because TensorFlow uses all cores by itself.
-        return [keras_predictor(load_model(path))]
+        return [keras_predictor(load_model(path), read_crop(path))]
     raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")

@@ -5,28 +5,45 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import astuple, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal
 
 import numpy as np
 
-from facegender.data.images import InvalidImage, decode_image
-from facegender.inference.predictor import BATCH_SIZE, Predictor, label_of
+from facegender.data.face_images import face_images
+from facegender.data.images import InvalidImage
+from facegender.faces.detector import Face
+from facegender.inference.predictor import BATCH_SIZE, NO_FACE, Predictor, label_of
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image, or the reason why it could not be read, in `error`.
+    """The prediction for one face of an image, or why the image could not be read, in `error`.
 
-    The label is `female`, `male`, or `uncertain` if the caller asked to abstain.
+    The label is `female`, `male`, or `uncertain` if the caller asked to abstain. If the model
+    judges faces and the image has none, it is `no face`, without a probability.
+
+    Attributes:
+        left: left edge of the face's box, in pixels of the upright image; None if it was judged
+            whole, as `top`, `width`, `height` and `score` are.
+        top: upper edge of the box.
+        width: width of the box.
+        height: height of the box.
+        score: confidence of the face detector, from 0 to 1.
     """
 
     image: str
     label: str | None
     probability: float | None
     error: str | None = None
+    left: float | None = None
+    top: float | None = None
+    width: float | None = None
+    height: float | None = None
+    score: float | None = None
 
 
 def predict_images(
@@ -36,8 +53,9 @@ def predict_images(
     threshold: float = 0.5,
     abstain_below: float = 0.5,
     batch_size: int = BATCH_SIZE,
+    faces: Literal["all", "largest", "whole"] = "all",
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each image, in order.
+    """Yield a prediction for each image, in order; for a model of faces, one for each face.
 
     Each predictor has a thread, which decodes and predicts a batch at a time. At most two batches
     per predictor are ahead of the caller, so memory does not grow with the number of images.
@@ -48,6 +66,7 @@ def predict_images(
         threshold: same as in `label_of`.
         abstain_below: same as in `label_of`.
         batch_size: images in a batch.
+        faces: which faces of an image to judge, the largest first; or the whole image instead.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
     for predictor in predictors:
@@ -56,7 +75,7 @@ def predict_images(
     def work(batch: Sequence[tuple[str, bytes | Path]]) -> list[Prediction]:
         predictor = idle.get()
         try:
-            return _predict_batch(predictor, batch, threshold, abstain_below)
+            return _predict_batch(predictor, batch, threshold, abstain_below, faces)
         finally:
             idle.put(predictor)
 
@@ -75,23 +94,40 @@ def _predict_batch(
     batch: Sequence[tuple[str, bytes | Path]],
     threshold: float,
     abstain_below: float,
+    faces: str,
 ) -> list[Prediction]:
-    decoded = [_decode(source, predictor.size) for _, source in batch]
-    good = [item for item in decoded if isinstance(item, np.ndarray)]
-    probabilities = iter(predictor.predict(np.stack(good)) if good else [])
-    predictions = []
-    for (name, _), item in zip(batch, decoded, strict=True):
-        if isinstance(item, str):
-            predictions.append(Prediction(name, None, None, item))
+    crop = None if faces == "whole" else predictor.crop
+    predictions: list[Prediction] = []
+    pixels: list[np.ndarray] = []
+    for name, source in batch:
+        try:
+            found = face_images(source, predictor.size, crop)
+        except InvalidImage as error:
+            predictions.append(Prediction(name, None, None, str(error)))
             continue
-        probability = float(next(probabilities))
-        label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
-        predictions.append(Prediction(name, label, probability))
-    return predictions
+        for face, image in found[:1] if faces == "largest" else found:
+            if crop and not face:
+                predictions.append(Prediction(name, NO_FACE, None))
+                continue
+            predictions.append(Prediction(name, None, None, None, *_box(face)))
+            pixels.append(image)
+    # As few at a time as usual, because an image may have hundreds of faces.
+    chunks = (pixels[start : start + len(batch)] for start in range(0, len(pixels), len(batch)))
+    probabilities = chain.from_iterable(predictor.predict(np.stack(chunk)) for chunk in chunks)
+    return [
+        item
+        if item.error is not None or item.label == NO_FACE
+        else _labelled(item, float(next(probabilities)), threshold, abstain_below)
+        for item in predictions
+    ]
 
 
-def _decode(source: bytes | Path, size: int) -> np.ndarray | str:
-    try:
-        return decode_image(source, size)
-    except InvalidImage as error:
-        return str(error)
+def _box(face: Face | None) -> tuple[float | None, ...]:
+    return astuple(face)[:5] if face else (None,) * 5
+
+
+def _labelled(
+    item: Prediction, probability: float, threshold: float, abstain_below: float
+) -> Prediction:
+    label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
+    return replace(item, label=label, probability=probability)

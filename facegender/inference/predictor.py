@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from facegender.faces.crop import FaceCrop
 from facegender.labels import NAMES
 
 UNCERTAIN = "uncertain"
+NO_FACE = "no face"
 # Images predicted at a time. Small, so that the outputs of a layer stay in a core's cache.
 BATCH_SIZE = 4
 
@@ -19,10 +21,12 @@ class Predictor:
     Attributes:
         size: side, in pixels, of the images it takes.
         predict: function from uint8 (n, size, size, 3) to P(male), float64 (n,); not thread-safe.
+        crop: how faces are cut out of a picture; None if it judges whole pictures.
     """
 
     size: int
     predict: Callable[[np.ndarray], np.ndarray]
+    crop: FaceCrop | None = None
 
 
 def label_of(probability: float, *, threshold: float, abstain_below: float) -> str:

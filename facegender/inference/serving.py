@@ -2,7 +2,9 @@
 
 Input: the bytes of image files, their base64 text, or uint8 RGB arrays; one image, a list or an
 array of them, or a DataFrame with one column. Output: a DataFrame with a row for each image:
-`label` (female or male, as perceived, or uncertain) and `probability` (of the label male).
+`label` (female or male, as perceived, or uncertain) and `probability` (of the label male). A model
+that judges faces answers for the largest one, `no face` if there is none, and adds `faces`: a list
+with the box, score, label and probability of each.
 """
 
 import base64
@@ -21,9 +23,12 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 from PIL import Image
 
-from facegender.data.images import InvalidImage, decode_image
+from facegender.data.face_images import box_of, face_images, picture_faces
+from facegender.data.images import InvalidImage
+from facegender.faces.crop import FaceCrop
+from facegender.faces.detector import Face
 from facegender.inference.litert import load_litert
-from facegender.inference.predictor import BATCH_SIZE, label_of
+from facegender.inference.predictor import BATCH_SIZE, NO_FACE, label_of
 
 
 class BadInput(MlflowException):
@@ -61,7 +66,8 @@ class FaceGender(PythonModel):
         Args:
             context: MLflow's context, unused.
             model_input: images in any form that the module's docstring lists.
-            params: `abstain_below`, same as in `predictor.label_of`.
+            params: `abstain_below`, same as in `predictor.label_of`; `whole`, whether to judge
+                whole pictures, as if they were cut out already.
 
         Raises:
             BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
@@ -73,19 +79,36 @@ class FaceGender(PythonModel):
         if not items:
             raise BadInput("There is no image in the input.")
         size = self._predictor.size
-        images = [_to_array(item, size, index) for index, item in enumerate(items)]
+        crop = None if (params or {}).get("whole") else self._predictor.crop
+        # For each picture its faces, with their pixels.
+        found = [_to_faces(item, size, crop, index) for index, item in enumerate(items)]
+        images = [pixels for faces in found for face, pixels in faces if face or not crop]
         with self._one_at_a_time:
-            probabilities = np.concatenate(
+            probabilities = iter(
                 [
-                    self._predictor.predict(np.stack(images[start : start + BATCH_SIZE]))
+                    float(probability)
                     for start in range(0, len(images), BATCH_SIZE)
+                    for probability in self._predictor.predict(
+                        np.stack(images[start : start + BATCH_SIZE])
+                    )
                 ]
             )
-        labels = [
-            label_of(probability, threshold=self._threshold, abstain_below=abstain_below)
-            for probability in probabilities
-        ]
-        return pd.DataFrame({"label": labels, "probability": probabilities})
+
+        def answer(face: Face | None) -> dict[str, Any]:
+            if crop and not face:
+                return {"label": NO_FACE, "probability": None}
+            probability = next(probabilities)
+            label = label_of(probability, threshold=self._threshold, abstain_below=abstain_below)
+            return {"label": label, "probability": probability}
+
+        rows = []
+        for faces in found:
+            answers = [(face, answer(face)) for face, _ in faces]
+            row = dict(answers[0][1])
+            if crop:
+                row["faces"] = [box_of(face) | judged for face, judged in answers if face]
+            rows.append(row)
+        return pd.DataFrame(rows)
 
 
 def _items(model_input: Any) -> list[Any]:
@@ -111,15 +134,17 @@ def _only_field(record: Mapping) -> Any:
     return next(iter(record.values()))
 
 
-def _to_array(item: Any, size: int, index: int) -> np.ndarray:
-    """Return one image as uint8 (size, size, 3)."""
+def _to_faces(
+    item: Any, size: int, crop: FaceCrop | None, index: int
+) -> list[tuple[Face | None, np.ndarray]]:
+    """Return the faces of one image, or with None the whole of it, as uint8 (size, size, 3)."""
     if isinstance(item, np.ndarray) and item.ndim == 0:
         item = item.item()  # MLflow turns the text of a record into this
     try:
         if isinstance(item, str):
             item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap
         if isinstance(item, bytes):
-            return decode_image(item, size)
+            return face_images(item, size, crop)
         array = np.asarray(item)
         if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
             raise InvalidImage(
@@ -129,10 +154,12 @@ def _to_array(item: Any, size: int, index: int) -> np.ndarray:
         if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
             raise InvalidImage("an array holds whole numbers from 0 to 255")
         pixels = array.astype(np.uint8)
+        if crop:
+            return picture_faces(Image.fromarray(pixels), size, crop)
         if pixels.shape[:2] != (size, size):
             resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
             pixels = np.asarray(resized)
-        return pixels
+        return [(None, pixels)]
     except binascii.Error as error:
         raise BadInput(f"Image {index}: not base64 text: {error}") from None
     except (InvalidImage, ValueError) as error:

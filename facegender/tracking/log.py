@@ -29,7 +29,7 @@ MODEL_NAME = "model"
 MODEL_DIGEST = "facegender.model_sha256"
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
 # What `serving` imports; not TensorFlow.
-_SERVING_PACKAGES = ("ai-edge-litert", "mlflow", "numpy", "pandas", "pillow")
+_SERVING_PACKAGES = ("ai-edge-litert", "mlflow", "numpy", "pandas", "pillow", "pillow-heif")
 
 
 def package_versions() -> dict[str, str]:
@@ -175,6 +175,7 @@ def log_model(
     code: Path,
     threshold: float,
     input_example: Any,
+    packages: Sequence[str] = (),
 ) -> str:
     """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
@@ -186,6 +187,7 @@ def log_model(
         code: directory of the package.
         threshold: P(male) from which the label is `male`.
         input_example: input that `serving` accepts, shown with the model.
+        packages: packages that it needs beyond those of every model.
 
     Returns:
         The id of the logged model.
@@ -215,9 +217,16 @@ def log_model(
             # images does not fit. `serving` checks each image itself.
             signature=ModelSignature(
                 outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
-                params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
+                params=ParamSchema(
+                    [
+                        ParamSpec("abstain_below", "double", 0.5),
+                        ParamSpec("whole", "boolean", False),
+                    ]
+                ),
             ),
-            pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
+            pip_requirements=[
+                f"{package}=={version(package)}" for package in (*_SERVING_PACKAGES, *packages)
+            ],
             # MLflow adds the tags of a run to its models.
             tags={**user_tag(), MODEL_DIGEST: digest},
         ).model_id

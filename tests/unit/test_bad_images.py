@@ -17,7 +17,7 @@ from facegender.data.decode_rows import write_rows
 from facegender.data.fingerprints import Fingerprint, take_fingerprints
 from facegender.data.images import InvalidImage, decode_image
 from facegender.errors import UserError
-from facegender.inference.serving import _to_array
+from facegender.inference.serving import _to_faces
 from tests.bad_images import BAD, GOOD, fill
 from tests.conftest import WITH_PERMISSIONS, Exported
 from tools.compose_params import ROOT
@@ -44,6 +44,16 @@ def test_it_has_a_reason(name: str, tmp_path: Path) -> None:
     assert str(of_path.value) == str(of_bytes.value)
     assert "\n" not in str(of_path.value)
     assert str(tmp_path) not in str(of_path.value)
+
+
+def test_reasons_are_the_same_before_any_heic_was_read() -> None:
+    code = (
+        "from facegender.data.images import InvalidImage, decode_image\n"
+        "try: decode_image(b'?', 32)\n"
+        "except InvalidImage as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("not an image in a known format\n", "")
 
 
 def test_one_pixel_decodes_here_and_is_too_small_for_the_data_checks(tmp_path: Path) -> None:
@@ -74,11 +84,13 @@ def test_preprocess_decodes_and_refuses_the_same(tmp_path: Path) -> None:
 def test_the_server_decodes_and_refuses_the_same() -> None:
     for content in GOOD.values():
         for item in (content, base64.b64encode(content).decode()):
-            np.testing.assert_array_equal(_to_array(item, 32, 0), decode_image(content, 32))
+            np.testing.assert_array_equal(
+                _to_faces(item, 32, None, 0)[0][1], decode_image(content, 32)
+            )
     for name, (content, reason) in BAD.items():
         for item in (content, base64.b64encode(content).decode()):
             with pytest.raises(MlflowException, match=f"Image 7: .*({reason})") as caught:
-                _to_array(item, 32, 7)
+                _to_faces(item, 32, None, 7)
             assert caught.value.error_code == "INVALID_PARAMETER_VALUE", name
 
 

@@ -156,7 +156,7 @@ def test_parquet_must_have_one_column_of_bytes(tmp_path: Path) -> None:
 
 def test_the_model_sees_the_pixels_that_predict_sees() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
-    content, error = tasks._decode(encode_png(pixels), 32)
+    ((content, error, _, _),) = tasks._decode(encode_png(pixels), 32, None)
     assert error is None
     expected = decode_image(encode_png(pixels), 32)
     np.testing.assert_array_equal(decode_image(content, 32), expected)

@@ -1,0 +1,62 @@
+"""Photos with a box around each face, and its label."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from facegender.data.images import decode_picture
+from facegender.errors import UserError
+from facegender.inference.prediction import Prediction
+
+_COLOURS = {"female": "#d95f02", "male": "#1b6ca8"}
+
+
+def draw_predictions(
+    predictions: Iterable[Prediction], sources: Sequence[tuple[str, bytes | Path]], folder: Path
+) -> Iterator[Prediction]:
+    """Pass predictions on, and write each image with its faces into a folder, as NNNN-name.png.
+
+    Args:
+        predictions: predictions, those of an image together, in the order of `sources`.
+        sources: names, each with the bytes or the path of an image.
+        folder: folder to make, or to write into.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    numbered = enumerate(sources, 1)
+    for name, group in groupby(predictions, key=lambda prediction: prediction.image):
+        faces = list(group)
+        number, source = next((n, item) for n, (known, item) in numbered if known == name)
+        if faces[0].error is None:
+            picture = decode_picture(source)
+            for face in reversed(faces):  # the largest on top
+                _draw(picture, face)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                picture.save(folder / f"{number:04}-{Path(name).stem}.png")
+            except OSError as error:
+                raise UserError(f"Cannot write into {folder}: {error.strerror}.") from error
+        yield from faces
+
+
+def _draw(picture: Image.Image, face: Prediction) -> None:
+    pen = ImageDraw.Draw(picture)
+    text = f"{face.label}"
+    if face.probability is not None:
+        text += f", P(male) {face.probability:.2f}"
+    colour = _COLOURS.get(str(face.label), "#555555")
+    left, top, width, height = (
+        (face.left, face.top, face.width or 0, face.height or 0)
+        if face.left is not None and face.top is not None
+        else (0, 0, *picture.size)
+    )
+    stroke = max(1, max(picture.size) // 300)
+    box = (left, top, left + width, top + height)
+    pen.rectangle(box, outline=colour, width=stroke)
+    font = ImageFont.load_default(size=max(10, max(picture.size) // 40))
+    corner = max(left, 0), max(top, 0)
+    pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
+    pen.text(corner, text, fill="white", font=font)

@@ -1,0 +1,78 @@
+"""From the bytes of an image file to each of its faces, as a model takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from facegender.data.images import InvalidImage, decode_image, decode_picture
+from facegender.faces.crop import FaceCrop, cut_out, find_faces
+from facegender.faces.detector import Face
+
+if TYPE_CHECKING:
+    from facegender.params import Image as ImageParams
+
+
+def crop_of(image: ImageParams) -> FaceCrop | None:
+    """Return how faces are cut out by the parameters, or None if whole pictures are judged."""
+    return FaceCrop(**image.crop.model_dump()) if image.face == "crop" else None
+
+
+def face_images(
+    source: bytes | Path, size: int, crop: FaceCrop | None
+) -> list[tuple[Face | None, np.ndarray]]:
+    """Return the faces of an image, the largest first, each with its pixels.
+
+    Training, prediction, serving and scoring all cut out here.
+
+    Args:
+        source: the file's bytes, or its path.
+        size: side, in pixels, of the model's input.
+        crop: how faces are cut out; None takes the whole picture.
+
+    Returns:
+        Faces, in pixels of what `decode_picture` returns, with uint8 arrays of shape
+        (size, size, 3). Without a crop or a face: None, with the whole picture.
+
+    Raises:
+        InvalidImage: as `images.decode_image` does.
+    """
+    if crop is None:
+        return [(None, decode_image(source, size))]
+    return picture_faces(decode_picture(source), size, crop)
+
+
+def picture_faces(
+    picture: Image.Image, size: int, crop: FaceCrop
+) -> list[tuple[Face | None, np.ndarray]]:
+    """Return the faces of an upright RGB picture, each with its pixels: see `face_images`."""
+    faces: list[Face | None] = [*find_faces(picture, crop)] or [None]
+    return [(face, cut_out(picture, face, crop, size)) for face in faces]
+
+
+def cut_image(
+    source: bytes | Path, size: int, crop: FaceCrop | None, face: Face | None
+) -> np.ndarray:
+    """Return one image as the model takes it, with a face that is known: see `face_images`."""
+    if crop is None:
+        return decode_image(source, size)
+    return cut_out(decode_picture(source), face, crop, size)
+
+
+def locate_faces(paths: list[Path], crop: FaceCrop) -> list[list[Face]]:
+    """Return the faces of each image, the largest first; what cannot be decoded has none."""
+    found = []
+    for path in paths:
+        try:
+            found.append(find_faces(decode_picture(path), crop))
+        except InvalidImage:
+            found.append([])
+    return found
+
+
+def box_of(face: Face) -> dict[str, float]:
+    """Return the box and score of a face, by name."""
+    return {name: getattr(face, name) for name in ("left", "top", "width", "height", "score")}

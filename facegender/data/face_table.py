@@ -1,0 +1,82 @@
+"""The table of faces beside the manifests: what was found in each image of the data."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+from tqdm import tqdm
+
+from facegender.data.face_images import locate_faces
+from facegender.data.manifest import COLUMNS, read_manifest
+from facegender.faces.crop import FaceCrop
+from facegender.faces.detector import Face
+
+_CHUNK = 16  # images a task
+_BOX = [field.name for field in fields(Face)]
+
+
+def find_all_faces(
+    manifest: pd.DataFrame, raw: Path, crop: FaceCrop, *, jobs: int = -1
+) -> pd.DataFrame:
+    """Look for faces in every image, on all cores.
+
+    Args:
+        manifest: column `path` (relative to `raw`) and any others.
+        raw: directory of the raw data.
+        crop: how faces are found.
+        jobs: processes; -1 for one a core.
+
+    Returns:
+        A row for each image: `path`, `faces` (how many) and the fields of the largest `Face`,
+        which are missing if there are none. An image that cannot be decoded has no face.
+    """
+    paths = [raw / path for path in manifest["path"]]
+    tasks = (
+        joblib.delayed(locate_faces)(paths[start : start + _CHUNK], crop)
+        for start in range(0, len(paths), _CHUNK)
+    )
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(paths), desc="find faces", unit="image", mininterval=1) as bar:
+        for chunk in joblib.Parallel(jobs, return_as="generator")(tasks):
+            rows += [
+                {"faces": len(found), **(asdict(found[0]) if found else {})} for found in chunk
+            ]
+            bar.update(len(chunk))
+    table = pd.DataFrame(rows, columns=["faces", *_BOX])
+    table.insert(0, "path", manifest["path"].to_numpy())
+    return table
+
+
+def read_faces(path: Path) -> dict[str, Face | None]:
+    """Return the face of each image by its path, or None, from a table that was written as CSV."""
+    table = read_manifest(path)
+    boxes = table[_BOX].astype("Float64")
+    return {
+        name: None if row.isna().any() else Face(*map(float, row))
+        for name, (_, row) in zip(table["path"], boxes.iterrows(), strict=True)
+    }
+
+
+def missed_by_group(manifest: pd.DataFrame, faces: pd.DataFrame, *, most: int = 50) -> dict:
+    """Return how many images, and how many without a face, each group of the metadata has.
+
+    A detector that misses one group more often than another is a finding.
+
+    Args:
+        manifest: columns of a manifest; each one beyond `path` and `sha256` divides into groups.
+        faces: return value of `find_all_faces`.
+        most: values of a column beyond which it is left out, as one that names each image.
+    """
+    missed = manifest["path"].map(faces.set_index("path")["faces"]) == 0
+    counts: dict[str, Mapping[str, dict[str, int]]] = {}
+    for column in ["label", *manifest.columns.drop(COLUMNS)]:
+        groups = missed.groupby(manifest[column].astype("string"))
+        if 1 < groups.ngroups <= most:
+            counts[column] = {
+                str(name): {"images": len(group), "no_face": int(group.sum())}
+                for name, group in groups
+            }
+    return counts

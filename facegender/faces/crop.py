@@ -1,0 +1,111 @@
+"""Cut a face out of a picture as the model was trained to see it: the same wherever it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+
+from facegender.faces.detector import Detector, Face
+
+# A crop this large, as a share of the picture's shorter side, is the whole picture.
+_FILLS = 0.95
+_LOCAL = threading.local()
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """How faces are found and cut out; it travels with the model.
+
+    Attributes:
+        margin: what is added to the detector's box, as a share of it; 0.25 makes it 1.25 times as
+            wide.
+        align: whether to turn the picture until the eyes are level.
+        min_score: lowest score of a face, from 0 to 1.
+        min_size: shortest side of a face, in pixels of the picture.
+    """
+
+    margin: float
+    align: bool
+    min_score: float
+    min_size: int
+
+    def to_json(self) -> str:
+        """Return the attributes as JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> FaceCrop:
+        """Return what `to_json` wrote.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != {
+            "margin": float,
+            "align": bool,
+            "min_score": float,
+            "min_size": int,
+        }:
+            raise ValueError("not the parameters of a crop")
+        crop = cls(**values)
+        if not (0 <= crop.margin <= 4 and 0 <= crop.min_score <= 1 and crop.min_size >= 1):
+            raise ValueError("parameters of a crop out of range")
+        return crop
+
+
+def find_faces(picture: Image.Image, crop: FaceCrop) -> list[Face]:
+    """Return the faces in an upright RGB picture, the largest first. Thread-safe."""
+    if not hasattr(_LOCAL, "detector"):
+        _LOCAL.detector = Detector()
+    return _LOCAL.detector.find(picture, min_score=crop.min_score, min_size=crop.min_size)
+
+
+def cut_out(picture: Image.Image, face: Face | None, crop: FaceCrop, size: int) -> np.ndarray:
+    """Return a face as the model sees it; the whole picture if the face fills it, or is None.
+
+    Beyond the picture its edge is repeated.
+
+    Args:
+        picture: upright RGB picture that the face was found in.
+        face: the face.
+        crop: margin and alignment.
+        size: side, in pixels, of the result.
+
+    Returns:
+        uint8 array of shape (size, size, 3).
+    """
+    side = 0.0 if face is None else max(face.width, face.height) * (1 + crop.margin)
+    if face is None or side >= _FILLS * min(picture.size):
+        gap = 2.0 if min(picture.size) > 4 * size else None
+        whole = picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=gap)
+        return np.asarray(whole)
+    x, y = face.left + face.width / 2, face.top + face.height / 2
+    angle = face.tilt if crop.align else 0.0
+    # What is left of a square after it is turned, and a pixel for the filter on each side.
+    reach = math.ceil(side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))) + 2
+    left, top = round(x) - reach, round(y) - reach
+    region = _region(picture, left, top, 2 * reach)
+    x, y = x - left, y - top
+    if angle:
+        # Pillow turns counter-clockwise on the screen, where y points down.
+        region = region.rotate(math.degrees(angle), Image.Resampling.BICUBIC, center=(x, y))
+    half = side / 2
+    box = (x - half, y - half, x + half, y + half)
+    return np.asarray(region.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _region(picture: Image.Image, left: int, top: int, side: int) -> Image.Image:
+    """Return a square of a picture whose edge is repeated beyond it."""
+    right, bottom = left + side, top + side
+    inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+    region = picture.crop(inside)
+    if region.size == (side, side):
+        return region
+    beyond = ((inside[1] - top, bottom - inside[3]), (inside[0] - left, right - inside[2]), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(region), beyond, mode="edge"))

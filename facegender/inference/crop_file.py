@@ -1,0 +1,31 @@
+"""The crop of the face that a model was trained on, inside its file."""
+
+from pathlib import Path
+
+from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop
+from facegender.model.attachment import attach, attached
+
+_NAME = "face_crop.json"
+
+
+def write_crop(path: Path, crop: FaceCrop | None) -> None:
+    """Write the crop into a model's file; without one, the file stays as it is."""
+    if crop is not None:
+        attach(path, _NAME, crop.to_json())
+
+
+def read_crop(path: Path) -> FaceCrop | None:
+    """Return the crop of a model's file, or None if it judges whole pictures.
+
+    Raises:
+        UserError: the crop is damaged.
+    """
+    try:
+        text = attached(path, _NAME)
+        return None if text is None else FaceCrop.from_json(text)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"The model {path.name} does not say how faces are cut out: its {_NAME} is damaged "
+            f"({error}). `dvc repro` builds the model, `dvc pull` fetches it from a remote."
+        ) from error

@@ -1,0 +1,33 @@
+"""A small text that travels inside a model's file, as TFLite's associated files do.
+
+It is a ZIP archive behind the model, which its runtime passes over; `unzip -p` prints it. A .keras
+file is a ZIP archive itself and gets one more member.
+"""
+
+import zipfile
+from pathlib import Path
+
+_MAX_BYTES = 10_000
+
+
+def attach(path: Path, name: str, text: str) -> None:
+    """Add a text to a model's file; the same text gives the same bytes."""
+    with zipfile.ZipFile(path, "a") as archive:
+        # A member of this name has the year 1980.
+        archive.writestr(zipfile.ZipInfo(name), text)
+
+
+def attached(path: Path, name: str) -> str | None:
+    """Return a text of a model's file, or None if it has none.
+
+    Raises:
+        ValueError: the text is too long, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+            content = member.read(_MAX_BYTES + 1)
+    except (KeyError, OSError, zipfile.BadZipFile):
+        return None
+    if len(content) > _MAX_BYTES:
+        raise ValueError("too long")
+    return content.decode()

@@ -1,0 +1,206 @@
+"""A line for each face, cut out as the model's file says."""
+
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facegender.cli.main import _run
+from facegender.data.images import decode_picture
+from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop, cut_out, find_faces
+from facegender.inference.crop_file import read_crop, write_crop
+from facegender.inference.litert import load_litert
+from facegender.inference.serving import FaceGender
+from facegender.model.attachment import attach
+from tests.conftest import Exported
+
+CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24)
+
+
+@pytest.fixture(scope="module")
+def model(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model.tflite"
+    path.write_bytes(exported.float32.read_bytes())
+    write_crop(path, CROP)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of two faces, of one and of none, and one that is damaged."""
+    folder = tmp_path_factory.mktemp("photos")
+    with Image.open(shared / "faces" / "female" / "01.jpg") as picture:
+        portrait = picture.convert("RGB")
+    two = Image.new("RGB", (900, 600), (120, 130, 110))
+    two.paste(portrait.resize((500, 500)), (30, 50))
+    two.paste(portrait.resize((300, 300)), (580, 200))
+    two.save(folder / "a-two.png")
+    portrait.save(folder / "b-one.png")
+    Image.new("RGB", (300, 200), (120, 130, 110)).save(folder / "c-none.png")
+    (folder / "d-bad.png").write_bytes(b"?")
+    return folder
+
+
+def answers(capsys: pytest.CaptureFixture, *arguments: object, code: int = 1) -> list[dict]:
+    assert _run(["predict", "--json", *map(str, arguments)]) == code
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_there_is_a_line_for_each_face(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    large, small, one, none, bad = answers(capsys, "--model", model, photos)
+    assert Path(large["image"]).name == Path(small["image"]).name == "a-two.png"
+    assert large["width"] > 1.4 * small["width"]
+    assert small["left"] > 600
+    predictor = load_litert(model)
+    for answer in (large, small, one):
+        picture = decode_picture(Path(answer["image"]))
+        face = {round(face.left, 2): face for face in find_faces(picture, CROP)}[answer["left"]]
+        assert answer["score"] == face.score >= 0.75
+        pixels = cut_out(picture, face, CROP, predictor.size)
+        assert answer["probability"] == pytest.approx(predictor.predict(pixels[None])[0], abs=1e-6)
+    assert (none["label"], none["probability"], none["error"]) == ("no face", None, None)
+    assert (bad["label"], bad["left"]) == (None, None)
+    assert "not an image" in bad["error"]
+
+
+def test_the_largest_alone_and_the_whole_picture(
+    model: Path, exported: Exported, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    every = answers(capsys, "--model", model, photos)
+    largest = answers(capsys, "--model", model, "--largest", photos)
+    assert largest == [every[0], *every[2:]]
+    whole = answers(capsys, "--model", model, "--whole", photos)
+    assert whole == answers(capsys, "--model", exported.float32, photos)
+    assert [answer["label"] is None for answer in whole] == [False, False, False, True]
+
+
+def test_text_and_csv_say_where_faces_are(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [str(photos / name) for name in ("a-two.png", "c-none.png")]
+    large, small, _ = answers(capsys, "--model", model, *paths, code=0)
+    assert _run(["predict", "--model", str(model), *paths]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    place = f"{round(large['width'])}x{round(large['height'])} at {round(large['left'])},"
+    assert place in lines[0]
+    assert lines[2] == f"no face  {paths[1]}"
+    assert _run(["predict", "--csv", "--model", str(model), *paths]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert list(rows[0])[:4] == ["image", "label", "probability", "error"]
+    assert [float(rows[1][key]) for key in ("left", "score")] == [small["left"], small["score"]]
+    assert (rows[2]["label"], rows[2]["probability"], rows[2]["left"]) == ("no face", "", "")
+
+
+def test_photos_are_drawn_with_their_boxes(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    drawn = tmp_path / "drawn"
+    one = answers(capsys, "--model", model, "--draw", drawn, photos)[2]
+    names = ["0001-a-two.png", "0002-b-one.png", "0003-c-none.png"]
+    assert sorted(path.name for path in drawn.iterdir()) == names
+    before, after = decode_picture(photos / "b-one.png"), decode_picture(drawn / names[1])
+    changed = np.argwhere((np.asarray(before) != np.asarray(after)).any(2))
+    assert changed.max(0)[0] == pytest.approx(one["top"] + one["height"], abs=2)
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    command = ["predict", "--model", str(model), "--draw", str(tmp_path / "file"), str(photos)]
+    with pytest.raises(UserError, match="Cannot write into"):
+        _run(command)
+
+
+def test_the_crop_is_in_the_file_and_changes_no_probability(
+    model: Path, exported: Exported
+) -> None:
+    assert read_crop(model) == CROP
+    assert read_crop(exported.float32) is None
+    plain, cropping = load_litert(exported.float32), load_litert(model)
+    assert (plain.crop, cropping.crop) == (None, CROP)
+    np.testing.assert_array_equal(plain.predict(exported.images), cropping.predict(exported.images))
+
+
+def test_without_a_crop_the_file_stays_as_it_is(exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(exported.float32.read_bytes())
+    write_crop(path, None)
+    assert path.read_bytes() == exported.float32.read_bytes()
+
+
+def test_a_keras_file_carries_it_too(exported: Exported, tmp_path: Path) -> None:
+    from facegender.inference.loading import load_predictors
+
+    path = tmp_path / "model.keras"
+    path.write_bytes(exported.keras.read_bytes())
+    write_crop(path, CROP)
+    (predictor,) = load_predictors(path, 1, trusted=True)
+    assert predictor.crop == CROP
+
+
+@pytest.mark.parametrize("text", ["{}", "no JSON", "x" * 20_000])
+def test_a_damaged_crop_is_named(exported: Exported, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(exported.float32.read_bytes())
+    attach(path, "face_crop.json", text)
+    with pytest.raises(UserError, match=r"does not say how faces are cut out.*dvc repro"):
+        read_crop(path)
+
+
+def test_the_server_answers_for_the_largest_face_and_lists_all(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    large, small, one, *_ = answers(capsys, "--model", model, photos)
+    server = FaceGender()
+    server.load_context(
+        SimpleNamespace(artifacts={"model": str(model)}, model_config={"threshold": 0.5})
+    )
+    contents = [(photos / f"{name}.png").read_bytes() for name in ("a-two", "b-one", "c-none")]
+    answer = server.predict(None, contents)
+    assert list(answer.columns) == ["label", "probability", "faces"]
+    assert list(answer["label"]) == [large["label"], one["label"], "no face"]
+    assert answer["probability"].isna().tolist() == [False, False, True]
+    listed = [face for faces in answer["faces"] for face in faces]
+    for face, line in zip(listed, (large, small, one), strict=True):
+        assert face["probability"] == pytest.approx(line["probability"], abs=1e-6)
+        assert {key: face[key] for key in ("left", "top", "width", "height", "score", "label")} == {
+            key: line[key] for key in ("left", "top", "width", "height", "score", "label")
+        }
+    array = np.asarray(decode_picture(photos / "b-one.png"))
+    assert server.predict(None, [array])["faces"][0] == answer["faces"][1]
+    whole = server.predict(None, contents, {"whole": True})
+    assert list(whole.columns) == ["label", "probability"]
+    assert whole["probability"].notna().all()
+
+
+def test_score_has_a_row_an_image_with_its_faces(model: Path, photos: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from facegender.batch_scoring.tasks import _decode, _one_row_an_image
+
+    rows = [
+        {
+            "image": name,
+            "error": error,
+            "box": box,
+            "first": first,
+            "label": "male" if box else None,
+            "probability": 0.9 if box else None,
+        }
+        for name in ("a-two.png", "c-none.png", "d-bad.png")
+        for _, error, box, first in _decode(photos / name, 32, CROP)
+    ]
+    assert [row["first"] for row in rows] == [True, False, True, True]
+    two, none, bad = _one_row_an_image(pa.Table.from_pylist(rows)).to_pylist()
+    assert [face["probability"] for face in json.loads(two["faces"])] == [0.9, 0.9]
+    assert json.loads(two["faces"])[0]["left"] < json.loads(two["faces"])[1]["left"]
+    assert (none["label"], none["error"], none["faces"]) == ("no face", None, "[]")
+    assert bad["label"] is None
+    assert "not an image" in bad["error"]

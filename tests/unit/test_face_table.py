@@ -1,0 +1,104 @@
+"""The data's faces: found once, kept in a table, cut out as every front cuts them out."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from facegender.data.checks import CHECKS, Findings, check_faces
+from facegender.data.face_images import face_images
+from facegender.data.face_table import find_all_faces, missed_by_group, read_faces
+from facegender.data.manifest import write_table
+from facegender.data.preprocessing import write_split
+from facegender.errors import UserError
+from facegender.faces.crop import FaceCrop
+
+CROP = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)
+# Of no, one and three faces.
+COUNTS = pd.DataFrame({"path": ["a", "b", "c"], "faces": [0, 1, 3]})
+
+
+@pytest.fixture
+def raw(shared: Path, tmp_path: Path) -> Path:
+    """A portrait, the same among others, and none."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    with Image.open(shared / "faces" / "male" / "03.jpg") as picture:
+        portrait = picture.convert("RGB")
+    portrait.save(folder / "NA.png")
+    two = Image.new("RGB", (900, 600), (120, 130, 110))
+    two.paste(portrait.resize((300, 300)), (580, 200))
+    two.paste(portrait.resize((500, 500)), (30, 50))
+    two.save(folder / "b.png")
+    Image.new("RGB", (300, 200), (120, 130, 110)).save(folder / "c.png")
+    return folder
+
+
+def test_preprocess_cuts_out_what_predict_cuts_out(raw: Path, tmp_path: Path) -> None:
+    names = ["NA.png", "b.png", "c.png"]
+    manifest = pd.DataFrame({"path": names, "label": [1, 1, 0], "sha256": names})
+    table = find_all_faces(manifest, raw, CROP, jobs=1)
+    assert list(table["faces"]) == [1, 2, 0]
+    write_table(table, tmp_path / "faces.csv")
+    faces = read_faces(tmp_path / "faces.csv")
+    options = {"size": 48, "name": "train", "jobs": 1, "crop": CROP, "faces": faces}
+    assert write_split(manifest, raw, tmp_path / "part", **options) == []
+    written = np.load(tmp_path / "part" / "images.npy")
+    for name, pixels in zip(names, written, strict=True):
+        face, expected = face_images(raw / name, 48, CROP)[0]
+        assert faces[name] == face
+        np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("no_face", "several", "kept"),
+    [
+        ("keep", "keep", "abc"),
+        ("drop", "keep", "bc"),
+        ("keep", "drop", "ab"),
+        ("drop", "drop", "b"),
+    ],
+)
+def test_policies_keep_or_drop(no_face: str, several: str, kept: str) -> None:
+    findings = Findings({"no_face": no_face, "several_faces": several})
+    assert list(COUNTS["path"][check_faces(COUNTS, COUNTS, findings)]) == list(kept)
+    report = findings.report()
+    assert {check: found["images"] for check, found in report.items()} == {
+        "no_face": ["a"],
+        "several_faces": ["c"],
+    }
+    assert list(findings.table()["path"]) == [path for path in "ac" if path not in kept]
+
+
+@pytest.mark.parametrize("check", ["no_face", "several_faces"])
+def test_a_policy_can_fail(check: str) -> None:
+    findings = Findings({"no_face": "keep", "several_faces": "keep", check: "fail"})
+    with pytest.raises(UserError, match=f"The check {check} finds 1 image"):
+        check_faces(COUNTS, COUNTS, findings)
+
+
+def test_without_detection_the_report_is_silent() -> None:
+    others = {check: "drop" for check in CHECKS if check not in ("no_face", "several_faces")}
+    assert set(Findings(others).report()) == set(others)
+
+
+def test_misses_are_counted_by_group() -> None:
+    manifest = pd.DataFrame(
+        {
+            "path": ["a", "b", "c"],
+            "label": [0, 1, 1],
+            "sha256": ["x", "y", "z"],
+            "country": ["NA", "NA", None],
+            "age": ["7", "7", "7"],
+        }
+    )
+    assert missed_by_group(manifest, COUNTS) == {
+        "label": {"0": {"images": 1, "no_face": 1}, "1": {"images": 2, "no_face": 0}}
+    }
+    manifest.loc[2, "country"] = "Chad"
+    assert missed_by_group(manifest, COUNTS)["country"] == {
+        "Chad": {"images": 1, "no_face": 0},
+        "NA": {"images": 2, "no_face": 1},
+    }
