@@ -66,6 +66,7 @@ class Split(_Strict):
 
     seed: Seed
     predefined: bool
+    group_by: str | None = Field(description="column of the metadata that names the subject")
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     classes: Classes

@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 from facegender.data.fingerprints import Fingerprint, take_fingerprints
 from facegender.data.near_duplicates import find_near_duplicates
-from facegender.data.splits import find_leaks, split_at_random, split_by_folder
+from facegender.data.splits import (
+    find_leaks,
+    group_by_subject,
+    split_at_random,
+    split_by_folder,
+)
 from facegender.errors import UserError
 from facegender.labels import LABELS, NAMES
 from facegender.params import Data, Split
@@ -143,13 +148,17 @@ def clean(
     duplicate_groups = find_duplicate_groups(manifest, fingerprints)
     known = dict(zip(manifest["path"], fingerprints, strict=True))
     manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
+    subjects = (
+        group_by_subject(manifest, duplicate_groups, split.group_by) if split.group_by else None
+    )
     options: dict[str, Any] = {
         "validation_fraction": split.validation_fraction,
         "seed": split.seed,
         "duplicate_groups": duplicate_groups,
+        "subjects": subjects,
     }
     if split.predefined:
-        findings.add("leakage", find_leaks(manifest, duplicate_groups))
+        findings.add("leakage", find_leaks(manifest, duplicate_groups, subjects))
         splits = split_by_folder(manifest, **options)
     else:
         splits = split_at_random(manifest, test_fraction=split.test_fraction, **options)
