@@ -76,7 +76,8 @@ class Findings:
         if policy == "fail":
             raise UserError(
                 f"The check {check} finds {len(reasons)} image(s), and data.checks.{check} is "
-                f"fail: {shown}. Remove them, or set it to drop."
+                f"fail: {shown}. List them in the file "
+                "that data.exclude names, or set it to drop."
             )
         done = "left out" if policy == "drop" else "kept together"
         _log.warning("%s: %d image(s) are %s: %s", check, len(reasons), done, shown)

@@ -230,8 +230,6 @@ class _Units:
             unit.to_numpy()
         )
         table = by_unit.agg(pictures=("picture", "nunique"), label=("label", "mean"))
-        # A subject whose labels differ counts as what most of its images are labelled.
-        table["label"] = (table["label"] >= 0.5).astype(int)
         table["rank"] = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in table.index]
         self._table = table.sort_values("rank")
 
@@ -250,19 +248,14 @@ class _Units:
         unit = manifest["path"].map(self._unit_of)
         table = self._table[self._table.index.isin(set(unit))]
         chosen: list[str] = []
-        for name, label in LABELS.items():
-            pictures = table.loc[table["label"] == label, "pictures"]
-            left = wanted = floor(fraction * pictures.sum() + 0.5)
+        # 0 and 1 are units of one label, what lies between are subjects of both.
+        for share in ((table["label"] == 0), (table["label"] == 1), (table["label"] % 1 > 0)):
+            pictures = table.loc[share, "pictures"]
+            left = floor(fraction * pictures.sum() + 0.5)
             for key, count in (pictures[::-1] if from_end else pictures).items():
                 if count <= left:
                     chosen.append(str(key))
                     left -= count
-            if left == wanted or left + pictures.sum() == wanted:
-                raise UserError(
-                    f"Cannot divide the {pictures.sum()} distinct image(s) labelled {name}, in "
-                    f"{len(pictures)} group(s), so that each split has one. Add images, or change "
-                    "the fractions under split in params.yaml."
-                )
         within = unit.isin(set(chosen))
         return manifest[~within], manifest[within]
 

@@ -86,7 +86,7 @@ def test_identical_images_stay_together() -> None:
 
 
 def test_too_few_images_is_a_clear_error() -> None:
-    with pytest.raises(UserError, match="Cannot divide"):
+    with pytest.raises(UserError, match=r"split has no image labelled female.*Add images"):
         divide(manifest(1, 5))
 
 
@@ -189,6 +189,17 @@ def test_a_person_stays_in_one_split_and_sizes_count_images() -> None:
     assert sum(map(len, found)) == len(set.union(*found)) == 60
     assert len(parts["test"]) == pytest.approx(54, abs=4)
     assert len(parts["validation"]) == pytest.approx(19, abs=4)
+
+
+def test_persons_of_both_labels_are_divided_as_well() -> None:
+    frame = persons()
+    frame["person"] = frame["person"].str[2:]
+    subjects = group_by_subject(frame, groups_of(frame), "person")
+    parts = split_at_random(
+        frame, test_fraction=0.3, validation_fraction=0.15, seed=1, subjects=subjects
+    )
+    assert [len(parts[name]) for name in SPLITS] == [108, 18, 54]
+    assert set(parts["test"]["label"]) == {0, 1}
 
 
 def test_a_person_in_train_and_test_is_a_leak() -> None:
