@@ -1,11 +1,12 @@
 """The parameters of the pipeline as frozen types: params.yaml is parsed here and nowhere else."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from facegender.errors import UserError
 
@@ -20,11 +21,58 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class FolderLabels(_Strict):
+    """Labels from the names of folders: `split.classes`."""
+
+    kind: Literal["folders"]
+
+
+class TableLabels(_Strict):
+    """Labels from CSVs, and what the values of their column mean; other columns are metadata."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    kind: Literal["table"]
+    file: str = Field(description="name of the CSV, anywhere in the data; may hold * and ?")
+    image: str = Field(description="column that names the image")
+    label: str = Field(description="column that holds the label")
+    female: tuple[str, ...]
+    male: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+
+class FilenameLabels(_Strict):
+    """Labels from file names, and what the values mean; other named groups are metadata."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    kind: Literal["filename"]
+    pattern: str = Field(description="regular expression of the whole name, with a group `label`")
+    female: tuple[str, ...]
+    male: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+    @field_validator("pattern")
+    @classmethod
+    def _names_a_label(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        if "label" not in groups:
+            raise ValueError("needs a group (?P<label>...)")
+        return pattern
+
+
+Labels = FolderLabels | TableLabels | FilenameLabels
+
+
 class SampleDataset(_Strict):
     """Cartoon faces drawn on this machine."""
 
     source: Literal["sample"]
     input: str = Field(description="what DVC watches for a change of this source")
+    labels: Labels = Field(discriminator="kind")
     per_class: Positive
     image_size: Annotated[int, Field(ge=16)]
     seed: Seed
@@ -35,6 +83,7 @@ class KaggleDataset(_Strict):
 
     source: Literal["kaggle"]
     input: str = Field(description="what DVC watches for a change of this source")
+    labels: Labels = Field(discriminator="kind")
     slug: str
     version: Positive | None
 
@@ -44,6 +93,7 @@ class FolderDataset(_Strict):
 
     source: Literal["folder"]
     input: str = Field(description="what DVC watches for a change of this source")
+    labels: Labels = Field(discriminator="kind")
     path: str
 
 
@@ -66,6 +116,7 @@ class Split(_Strict):
 
     seed: Seed
     predefined: bool
+    group_by: str | None = Field(description="column of the metadata that names the subject")
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     classes: Classes
@@ -96,6 +147,7 @@ class Checks(_Strict):
 class Data(_Strict):
     """What the data must satisfy."""
 
+    exclude: str = Field(description="file that lists images to leave out, by path or SHA-256")
     max_invalid_fraction: Fraction
     min_side: Positive
     max_aspect_ratio: Annotated[float, Field(ge=1)]

@@ -54,7 +54,8 @@ def main() -> None:
         raise UserError(
             f"{len(invalid)} of {total} images cannot be read, more than data.max_invalid_fraction "
             f"= {params.data.max_invalid_fraction} allows: {shown}. All are listed in "
-            f"{args.metrics.name}. Repair or remove them, or raise the limit."
+            f"{args.metrics.name}. List them in the file that data.exclude names, or raise the "
+            "limit."
         )
 
 

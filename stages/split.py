@@ -5,11 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from facegender.data import checks
+from facegender.data.exclusions import read_exclusions
 from facegender.data.face_images import crop_of
 from facegender.data.face_table import find_all_faces, missed_by_group
 from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
+from facegender.data.notes import Notes
 from facegender.evaluation import plots
 from facegender.labels import LABELS
 from facegender.params import load_params
@@ -27,7 +31,15 @@ def main() -> None:
     params = load_params(args.params)
     check_inputs(args.params.with_name("dvc.lock"), [args.raw])
 
-    manifest = build_manifest(args.raw, **params.split.classes.model_dump())
+    notes = Notes()
+    manifest = build_manifest(
+        args.raw,
+        **params.split.classes.model_dump(),
+        labels=params.dataset.labels,
+        exclude=read_exclusions(Path(params.data.exclude)),
+        max_unlabelled=params.data.max_invalid_fraction,
+        notes=notes,
+    )
     crop = crop_of(params.image)
     faces = find_all_faces(manifest, args.raw, crop) if crop else None
     splits, findings = checks.clean(manifest, args.raw, params.data, params.split, faces)
@@ -36,7 +48,8 @@ def main() -> None:
     args.plots.mkdir(parents=True, exist_ok=True)
     for name, images in splits.items():
         write_table(images, args.splits / f"{name}.csv")
-    write_table(findings.table(), args.splits / "dropped.csv")
+    dropped = pd.concat([notes.table(), findings.table()], ignore_index=True)
+    write_table(dropped, args.splits / "dropped.csv")
     found: dict[str, Any] = {}
     if faces is not None:
         write_table(faces, args.splits / "faces.csv")
@@ -45,8 +58,13 @@ def main() -> None:
         name: {label: int((images["label"] == value).sum()) for label, value in LABELS.items()}
         for name, images in splits.items()
     }
-    summary = {"counts": counts, "balance": checks.class_balance(splits), **findings.summary()}
-    summary |= found
+    summary = {
+        "counts": counts,
+        "balance": checks.class_balance(splits),
+        **notes.summary(),
+        **findings.summary(),
+        **found,
+    }
     (args.splits / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, count in counts.items():
         plots.class_distribution(

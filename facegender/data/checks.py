@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 from facegender.data.fingerprints import Fingerprint, take_fingerprints
 from facegender.data.near_duplicates import find_near_duplicates
-from facegender.data.splits import find_leaks, split_at_random, split_by_folder
+from facegender.data.splits import (
+    find_leaks,
+    group_by_subject,
+    split_at_random,
+    split_by_folder,
+)
 from facegender.errors import UserError
 from facegender.labels import LABELS, NAMES
 from facegender.params import Data, Split
@@ -73,7 +78,8 @@ class Findings:
         if policy == "fail":
             raise UserError(
                 f"The check {check} finds {len(reasons)} image(s), and data.checks.{check} is "
-                f"fail: {shown}. Remove them, or set it to drop."
+                f"fail: {shown}. List them in the file "
+                "that data.exclude names, or set it to drop."
             )
         done = "left out" if policy == "drop" else "kept"
         _log.warning("%s: %d image(s) are %s: %s", check, len(reasons), done, shown)
@@ -160,13 +166,17 @@ def clean(
     duplicate_groups = find_duplicate_groups(manifest, fingerprints)
     known = dict(zip(manifest["path"], fingerprints, strict=True))
     manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
+    subjects = (
+        group_by_subject(manifest, duplicate_groups, split.group_by) if split.group_by else None
+    )
     options: dict[str, Any] = {
         "validation_fraction": split.validation_fraction,
         "seed": split.seed,
         "duplicate_groups": duplicate_groups,
+        "subjects": subjects,
     }
     if split.predefined:
-        findings.add("leakage", find_leaks(manifest, duplicate_groups))
+        findings.add("leakage", find_leaks(manifest, duplicate_groups, subjects))
         splits = split_by_folder(manifest, **options)
     else:
         splits = split_at_random(manifest, test_fraction=split.test_fraction, **options)

@@ -1,21 +1,24 @@
-"""Labels from folder names, and metadata from CSV files beside the images."""
+"""Labels from folder names, and the manifest of the raw data."""
 
-import csv
-import logging
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from facegender.data.exclusions import (
+    digest_if_readable,
+    exclude_digests,
+    exclude_paths,
+    refuse_unmatched,
+)
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images
-from facegender.data.manifest import COLUMNS, SPLIT_FOLDERS
+from facegender.data.label_sources import label_by_name, label_by_table, meanings
+from facegender.data.manifest import SPLIT_FOLDERS
+from facegender.data.metadata import read_metadata
+from facegender.data.notes import Notes
 from facegender.errors import UserError
-from facegender.files import file_sha256
 from facegender.labels import LABELS
-
-# Columns that this project gives its own meaning, in manifests and predictions.
-_OURS = {*COLUMNS, "row", "probability", "predicted"}
-_log = logging.getLogger(__name__)
+from facegender.params import FilenameLabels, Labels, TableLabels
 
 
 def label_images(
@@ -40,18 +43,9 @@ def label_images(
         A frame with the columns `path` (str) and `label` (int), in the order of `paths`.
 
     Raises:
-        UserError: an image lies below no known folder, or below folders of both classes; or a class
-            has no images.
+        UserError: an image lies below no known folder, or below folders of both classes.
     """
-    meaning: dict[str, int | None] = {}
-    for names, label in ((female, 0), (male, 1), (ignore, None)):
-        for name in names:
-            if meaning.setdefault(name.casefold(), label) != label:
-                raise UserError(
-                    f"The folder name {name!r} is listed under two classes: see split.classes in "
-                    "params.yaml."
-                )
-
+    meaning = meanings(female, male, ignore, "split.classes", "folder name")
     shared = _shared_folders(paths)
     rows: list[tuple[str, int]] = []
     unknown: dict[str, int] = {}
@@ -75,8 +69,9 @@ def label_images(
     if "." in unknown and len(unknown) == 1:
         raise UserError(
             f"Cannot tell the class of {unknown['.']} image(s): they are in no subfolder, and "
-            "labels come from folder names. Sort the images into class folders (female/, "
-            "male/); docs/kaggle.md shows the layouts that work."
+            "labels come from folder names. If labels are in a table or in the file names, "
+            "use dataset=table, filename, celeba, fairface or utkface; else sort the images into "
+            "class folders (female/, male/). docs/kaggle.md shows each."
         )
     if unknown:
         listed = ", ".join(
@@ -90,13 +85,6 @@ def label_images(
             "leave it out with `-S 'split.classes.ignore=[unknown]'`."
         )
     frame = pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
-    for name, label in LABELS.items():
-        if not (frame["label"] == label).any():
-            raise UserError(
-                f"No image is labelled {name}: of {len(paths)} image file(s) found, "
-                f"{len(frame)} lie in folders of the other class. Check the data, or the folder "
-                "names under split.classes in params.yaml."
-            )
     return frame
 
 
@@ -128,122 +116,65 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
     return found
 
 
-def read_metadata(directory: Path, images: Sequence[PurePosixPath]) -> pd.DataFrame:
-    """Collect the columns of every CSV under `directory` that has a `file` column.
-
-    Each `file` is a path relative to its CSV; backslashes separate folders, too. Every value is
-    text, and only an empty cell is missing. A CSV that cannot be parsed is named and skipped; rows
-    that match no image are counted. A column named like one of ours gets the prefix `metadata_`.
-
-    Args:
-        directory: the raw data.
-        images: all images, relative to `directory`.
-
-    Returns:
-        A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
-
-    Raises:
-        UserError: two rows say different things of one image, or a CSV cannot be opened.
-    """
-    known = {str(path) for path in images}
-    tables = []
-    for source in sorted(directory.rglob("*.csv")):
-        name = source.relative_to(directory).as_posix()
-        try:
-            table = _read_csv(source)
-        except OSError as error:
-            raise UserError(f"Cannot read the metadata file {name}: {error.strerror}.") from error
-        except (ValueError, csv.Error) as error:
-            _log.warning("%s is skipped: %s", name, error)
-            continue
-        parent = PurePosixPath(source.parent.relative_to(directory).as_posix())
-        table.index = pd.Index(
-            [_image_path(parent, file, known) for file in table.pop("file")], dtype=str, name="path"
-        )
-        matched = table.index.isin(known)
-        if not matched.all():
-            _log.warning(
-                "%s: %d of %d rows match no image; the first is %r, and an image is %r",
-                name,
-                (~matched).sum(),
-                len(table),
-                table.index[~matched][0],
-                next(iter(sorted(known)), None),
-            )
-        tables.append(table[matched])
-    if not tables:
-        return pd.DataFrame(index=pd.Index([], name="path"))
-    metadata = pd.concat(tables)
-    metadata = metadata[~metadata.reset_index().duplicated().to_numpy()]
-    if metadata.index.has_duplicates:
-        twice = metadata.index[metadata.index.duplicated()].unique()[:5]
-        raise UserError(
-            f"The metadata describes the same file more than once: {', '.join(twice)}. Keep one "
-            "row for each file."
-        )
-    return metadata
-
-
-def _read_csv(source: Path) -> pd.DataFrame:
-    """Return the rows that name a file, all as text, with the columns' names made unique.
-
-    Raises:
-        ValueError: the CSV has no column `file`, a longer row than its header, or is not UTF-8.
-        csv.Error: the CSV cannot be parsed.
-    """
-    with source.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(file), [])
-    if "file" not in header:
-        raise ValueError("it has no `file` column")
-    names: list[str] = []
-    for number, name in enumerate(header, 1):
-        free = name.strip() or f"column_{number}"
-        if free in _OURS:
-            free = f"metadata_{free}"
-        names.append(f"{free}.{number}" if free in names else free)
-    rows = []
-    with source.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        next(reader)
-        for row in reader:
-            if any(row[len(names) :]):
-                raise ValueError(f"line {reader.line_num} has more cells than the header")
-            rows.append(dict(zip(names, row, strict=False)))
-    table = pd.DataFrame(rows, columns=names, dtype="string").replace("", pd.NA)
-    unnamed = [name for name, given in zip(names, header, strict=True) if not given.strip()]
-    empty = [name for name in unnamed if table[name].isna().all()]
-    return table[table["file"].notna()].drop(columns=empty)
-
-
-def _image_path(parent: PurePosixPath, file: str, known: Container[str]) -> str:
-    path = str(parent / file)
-    return path if path in known else str(parent / file.replace("\\", "/"))
-
-
 def build_manifest(
-    directory: Path, *, female: Sequence[str], male: Sequence[str], ignore: Sequence[str]
+    directory: Path,
+    *,
+    female: Sequence[str],
+    male: Sequence[str],
+    ignore: Sequence[str],
+    labels: Labels | None = None,
+    exclude: Sequence[str] = (),
+    max_unlabelled: float = 0,
+    notes: Notes | None = None,
 ) -> pd.DataFrame:
     """Return the manifest of the raw data in `directory`, sorted by path.
 
     The digest of a file that cannot be read is empty; the data checks name it with the reason.
 
+    Args:
+        directory: raw data.
+        female: folder names that mean female.
+        male: folder names that mean male.
+        ignore: folder names whose images are left out.
+        labels: where labels come from; None for folders.
+        exclude: paths below `directory`, or SHA-256 digests, of images to leave out.
+        max_unlabelled: share of the images that may be without label, by table or file name.
+        notes: where to note what is left out.
+
     Raises:
-        UserError: there is no image, or as `label_images` and `read_metadata` do.
+        UserError: no image, or none of a class, is left; an excluded path does not exist; or as
+            `label_images`, `label_by_table`, `label_by_name` and `read_metadata` do.
     """
-    paths = find_images(directory)
-    if not paths:
+    notes = Notes() if notes is None else notes
+    found = find_images(directory)
+    if not found:
         raise UserError(
             f"{directory.name}/ holds no images. Put them in one folder for each class "
             f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    manifest = label_images(paths, female=female, male=male, ignore=ignore)
-    manifest["sha256"] = [_digest(directory / path) for path in manifest["path"]]
-    metadata = read_metadata(directory, paths)
-    return manifest.join(metadata, on="path")
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError:
-        return ""
+    paths = exclude_paths(found, exclude, notes)
+    tables: list[Path] = []
+    if isinstance(labels, TableLabels):
+        manifest, tables = label_by_table(directory, paths, labels, notes)
+    elif isinstance(labels, FilenameLabels):
+        manifest = label_by_name(paths, labels, notes)
+    else:
+        manifest = label_images(paths, female=female, male=male, ignore=ignore)
+    notes.ignored = len(paths) - len(manifest) - len(notes.unlabelled)
+    notes.limit_unlabelled(max_unlabelled, len(paths))
+    for name, label in LABELS.items():
+        if not (manifest["label"] == label).any():
+            raise UserError(
+                f"No image is labelled {name}: of {len(found)} image file(s) found, "
+                f"{len(manifest)} are labelled as the other class, {notes.ignored} are ignored and "
+                f"{len(notes.excluded)} excluded. Check the data, and what means each class: "
+                "split.classes for folders, else dataset.labels, in params.yaml."
+            )
+    manifest.insert(
+        2, "sha256", [digest_if_readable(directory / path) for path in manifest["path"]]
+    )
+    manifest = exclude_digests(manifest, directory, exclude, notes)
+    refuse_unmatched(exclude, notes)
+    metadata = read_metadata(directory, found, notes, skip=tables)
+    taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
+    return manifest.join(metadata.rename(columns=taken), on="path")

@@ -1,10 +1,12 @@
 """Dividing a manifest into train, validation and test splits."""
 
+import hashlib
 import logging
+from math import floor
 from pathlib import PurePosixPath
 
+import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from facegender.data.manifest import SPLIT_FOLDERS, SPLITS
 from facegender.errors import UserError
@@ -20,11 +22,14 @@ def split_at_random(
     validation_fraction: float,
     seed: int,
     duplicate_groups: pd.Series | None = None,
+    subjects: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest at random, stratified by label.
 
     The unit is the distinct picture: files that show the same one go to the same split. The result
-    depends on the images and the seed only, not on file names or their order on disk.
+    depends on the images and the seed only, not on file names or their order on disk. The units of
+    each label are ranked by a hash of seed and unit; the first are the test split, the last the
+    validation split. One more image thus moves at most one other into or out of either.
 
     Args:
         manifest: columns `path`, `label`, `sha256` and any others.
@@ -33,6 +38,8 @@ def split_at_random(
         seed: source of chance.
         duplicate_groups: by path, the group of files that show the same picture
             (`checks.find_duplicate_groups`); without it, files with the same bytes form a group.
+        subjects: by path, the group of files that must stay together (`group_by_subject`); without
+            it, the files of a duplicate group.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
@@ -40,8 +47,9 @@ def split_at_random(
     Raises:
         UserError: there are too few images of a class to have one in each split.
     """
-    rest, test = _divide(manifest, test_fraction, seed, duplicate_groups)
-    train, validation = _divide(rest, validation_fraction, seed, duplicate_groups)
+    units = _Units(manifest, seed, duplicate_groups, subjects)
+    rest, test = units.divide(manifest, test_fraction)
+    train, validation = units.divide(rest, validation_fraction, from_end=True)
     return _checked({"train": train, "validation": validation, "test": test})
 
 
@@ -51,6 +59,7 @@ def split_by_folder(
     validation_fraction: float,
     seed: int,
     duplicate_groups: pd.Series | None = None,
+    subjects: pd.Series | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest by the dataset's own train and test folders.
 
@@ -63,6 +72,7 @@ def split_by_folder(
         validation_fraction: share of the training pictures, if there is no validation folder.
         seed: source of chance.
         duplicate_groups: as for `split_at_random`.
+        subjects: as for `split_at_random`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
@@ -73,18 +83,23 @@ def split_by_folder(
     """
     if "test" not in set(manifest["path"].map(_folder_split)):
         _log.warning("the dataset has no test folder: its validation folder is the test split")
-    leaks = find_leaks(manifest, duplicate_groups)
+    leaks = find_leaks(manifest, duplicate_groups, subjects)
     rest = manifest[~manifest["path"].isin(leaks)]
     split = _folder_splits(manifest)[rest.index]
     splits = {name: rest[split == name] for name in SPLITS}
     if splits["validation"].empty:
-        splits["train"], splits["validation"] = _divide(
-            splits["train"], validation_fraction, seed, duplicate_groups
+        units = _Units(splits["train"], seed, duplicate_groups, subjects)
+        splits["train"], splits["validation"] = units.divide(
+            splits["train"], validation_fraction, from_end=True
         )
     return _checked(splits)
 
 
-def find_leaks(manifest: pd.DataFrame, duplicate_groups: pd.Series | None = None) -> dict[str, str]:
+def find_leaks(
+    manifest: pd.DataFrame,
+    duplicate_groups: pd.Series | None = None,
+    subjects: pd.Series | None = None,
+) -> dict[str, str]:
     """Name the images that also occur in a later split of the dataset's own division.
 
     Train comes before validation, and that before test: what is judged on is kept.
@@ -92,28 +107,81 @@ def find_leaks(manifest: pd.DataFrame, duplicate_groups: pd.Series | None = None
     Args:
         manifest: columns `path` and `sha256`, and any others.
         duplicate_groups: as for `split_at_random`.
+        subjects: as for `split_at_random`.
 
     Returns:
-        By path, in order, the later image that shows the same picture.
+        By path, in order, the later image that shows the same picture or subject.
 
     Raises:
         UserError: an image lies in none of the folders, or a split is missing.
     """
     order = _folder_splits(manifest).map(SPLITS.index)
-    unit = _units(manifest, duplicate_groups)
-    last = order.groupby(unit).transform("max")
-    kept = manifest["path"][order == last].groupby(unit[order == last]).min()
-    return {
-        path: f"is in {SPLITS[index]}, and {kept[kept_unit]!r} shows the same"
-        for path, index, kept_unit in sorted(
-            zip(
-                manifest["path"][order < last],
-                order[order < last],
-                unit[order < last],
-                strict=True,
+    leaks: dict[str, str] = {}
+    kinds = [("is of the same subject", subjects)] if subjects is not None else []
+    # A copy is the graver finding, so its words replace those about the subject.
+    for words, groups in [*kinds, ("shows the same", duplicate_groups)]:
+        unit = _groups(manifest, groups)
+        last = order.groupby(unit).transform("max")
+        kept = manifest["path"][order == last].groupby(unit[order == last]).min()
+        early = order < last
+        leaks |= {
+            path: f"is in {SPLITS[index]}, and {kept[kept_unit]!r} {words}"
+            for path, index, kept_unit in zip(
+                manifest["path"][early], order[early], unit[early], strict=True
             )
+        }
+    return dict(sorted(leaks.items()))
+
+
+def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column: str) -> pd.Series:
+    """Join the files that show the same picture or have the same subject, directly or not.
+
+    Args:
+        manifest: columns `path`, `column` and any others.
+        duplicate_groups: as for `split_at_random`.
+        column: column of the metadata that names the subject; files whose cell is empty are only
+            joined with their duplicates.
+
+    Returns:
+        By path, the name of the group: the first of its subjects, else the duplicate group.
+
+    Raises:
+        UserError: the manifest has no such column, or all of its cells are empty.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if column not in manifest or manifest[column].isna().all():
+        others = ", ".join(manifest.columns[3:]) or "none"
+        raise UserError(
+            f"split.group_by is {column}, of which the metadata has no value. Columns of the "
+            f"metadata: {others}. Put a CSV with the columns file and {column} beside the images, "
+            "or set split.group_by=null."
         )
-    }
+    subject = manifest[column]
+    if missing := int(subject.isna().sum()):
+        _log.warning(
+            "split.group_by: %d of %d image(s) have no %s, so only copies of them stay together; "
+            "the first is %r",
+            missing,
+            len(manifest),
+            column,
+            manifest["path"][subject.isna()].iloc[0],
+        )
+    pictures = _groups(manifest, duplicate_groups)
+    picture, _ = pd.factorize(pictures)
+    person, _ = pd.factorize(subject)  # -1 where missing
+    named = person >= 0
+    size = picture.max() + 1
+    ends = (picture[named], size + person[named])
+    nodes = size + person.max() + 1
+    _, joined = connected_components(coo_array((np.ones(named.sum()), ends), (nodes, nodes)), False)
+    component = pd.Series(joined[picture], index=manifest.index)
+    name = subject.groupby(component).transform("min")
+    name = ("subject " + name.astype("string")).fillna(
+        pictures.groupby(component).transform("min").astype("string")
+    )
+    return pd.Series(name.to_numpy(dtype=str), index=pd.Index(manifest["path"]), dtype=str)
 
 
 def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
@@ -141,32 +209,55 @@ def _folder_split(path: str) -> str | None:
     return next((name for name in names if name), None)
 
 
-def _units(manifest: pd.DataFrame, duplicate_groups: pd.Series | None) -> pd.Series:
-    return (
-        manifest["sha256"] if duplicate_groups is None else manifest["path"].map(duplicate_groups)
-    )
+def _groups(manifest: pd.DataFrame, groups: pd.Series | None) -> pd.Series:
+    return manifest["sha256"] if groups is None else manifest["path"].map(groups)
 
 
-def _divide(
-    manifest: pd.DataFrame, fraction: float, seed: int, duplicate_groups: pd.Series | None
-) -> tuple[pd.DataFrame, ...]:
-    """Return the rest and the `fraction`, by distinct picture, stratified by label."""
-    unit = _units(manifest, duplicate_groups)
-    # Sorted by content, so that neither names nor the order on disk decide.
-    distinct = unit.drop_duplicates().sort_values()
-    try:
-        halves = train_test_split(
-            distinct,
-            test_size=fraction,
-            random_state=seed,
-            stratify=manifest["label"][distinct.index].to_numpy(dtype=int),
+class _Units:
+    """What goes to one split as a whole: files of one picture, or of one subject."""
+
+    def __init__(
+        self,
+        manifest: pd.DataFrame,
+        seed: int,
+        duplicate_groups: pd.Series | None,
+        subjects: pd.Series | None,
+    ) -> None:
+        picture = _groups(manifest, duplicate_groups)
+        unit = picture if subjects is None else manifest["path"].map(subjects)
+        self._unit_of = dict(zip(manifest["path"], unit, strict=True))
+        by_unit = pd.DataFrame({"picture": picture, "label": manifest["label"]}).groupby(
+            unit.to_numpy()
         )
-    except ValueError as error:
-        raise UserError(
-            f"Cannot divide {len(distinct)} distinct image(s) into splits with both classes: "
-            f"{error} Add images, or change the fractions under split in params.yaml."
-        ) from error
-    return tuple(manifest[unit.isin(half)] for half in halves)
+        table = by_unit.agg(pictures=("picture", "nunique"), label=("label", "mean"))
+        table["rank"] = [hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in table.index]
+        self._table = table.sort_values("rank")
+
+    def divide(
+        self, manifest: pd.DataFrame, fraction: float, *, from_end: bool = False
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return the rest and the `fraction`: of each label's units, the first that fit.
+
+        The number of pictures of one label does not depend on the other label.
+
+        Args:
+            manifest: images to divide; all files of a unit or none.
+            fraction: share of the distinct pictures, rounded to the nearest whole number.
+            from_end: takes the last units instead of the first.
+        """
+        unit = manifest["path"].map(self._unit_of)
+        table = self._table[self._table.index.isin(set(unit))]
+        chosen: list[str] = []
+        # 0 and 1 are units of one label, what lies between are subjects of both.
+        for share in ((table["label"] == 0), (table["label"] == 1), (table["label"] % 1 > 0)):
+            pictures = table.loc[share, "pictures"]
+            left = floor(fraction * pictures.sum() + 0.5)
+            for key, count in (pictures[::-1] if from_end else pictures).items():
+                if count <= left:
+                    chosen.append(str(key))
+                    left -= count
+        within = unit.isin(set(chosen))
+        return manifest[~within], manifest[within]
 
 
 def _checked(splits: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

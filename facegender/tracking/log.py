@@ -46,8 +46,12 @@ def log_inputs(params: Mapping[str, Any], manifests: Mapping[str, Path]) -> None
 
 def _log_datasets(manifests: Mapping[str, Path]) -> None:
     for split, path in manifests.items():
-        frame = pd.read_csv(path)
-        frame["label"] = frame["label"].map({value: name for name, value in LABELS.items()})
+        # As `facegender.data.manifest.read_manifest` reads it: NA and 007 are text.
+        frame = pd.read_csv(
+            path, dtype="string", keep_default_na=False, na_values=[""], lineterminator="\n"
+        )
+        names = {str(value): name for name, value in LABELS.items()}
+        frame["label"] = frame["label"].map(names).astype("string")
         dataset = from_pandas(
             frame,
             source=f"data/splits/{path.name}",

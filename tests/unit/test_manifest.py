@@ -3,8 +3,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.data.image_files import find_images
-from facegender.data.labelling import build_manifest, label_images, read_metadata
+from facegender.data.labelling import build_manifest, label_images
 from facegender.data.manifest import read_manifest, write_table
+from facegender.data.metadata import read_metadata
+from facegender.data.notes import Notes
 from facegender.errors import UserError
 
 ALIASES = {"female": ["female", "women"], "male": ["male", "men"], "ignore": ["unknown"]}
@@ -78,9 +80,9 @@ def test_ignored_folders_are_left_out() -> None:
     assert labels("unknown/a.jpg", "women/b.jpg", "men/c.jpg") == {"women/b.jpg": 0, "men/c.jpg": 1}
 
 
-def test_a_class_without_images_is_an_error() -> None:
-    with pytest.raises(UserError, match="No image is labelled male"):
-        labels("women/a.jpg")
+def test_a_class_without_images_is_an_error(make_images) -> None:
+    with pytest.raises(UserError, match=r"No image is labelled male: of 4.*2 are ignored"):
+        build_manifest(make_images(per_class=2), female=["female"], male=[], ignore=["male"])
 
 
 def test_one_name_for_two_classes_is_an_error() -> None:
@@ -145,7 +147,16 @@ def test_rows_that_match_no_image_are_counted_with_an_example_of_each_side(
 ) -> None:
     raw = make_images(per_class=1)
     (raw / "ages.csv").write_text("file,age\ntrain/1.jpg,31\ntrain/2.jpg,31\nmale/000.png,32\n")
-    assert build_manifest(raw, **ALIASES)["age"].fillna("-").tolist() == ["-", "32"]
+    notes = Notes()
+    assert build_manifest(raw, **ALIASES, notes=notes)["age"].fillna("-").tolist() == ["-", "32"]
+    assert notes.summary()["metadata"]["unmatched_rows"] == {
+        "ages.csv": {
+            "rows": 3,
+            "unmatched": 2,
+            "first": "train/1.jpg",
+            "an_image": "female/000.png",
+        }
+    }
     assert "ages.csv: 2 of 3 rows match no image" in caplog.text
     assert "'train/1.jpg', and an image is 'female/000.png'" in caplog.text
 
@@ -171,7 +182,10 @@ def test_a_stray_csv_is_named_and_skipped(
 ) -> None:
     raw = make_images(per_class=1)
     (raw / "stray.csv").write_bytes(content)
-    assert list(build_manifest(raw, **ALIASES).columns) == ["path", "label", "sha256"]
+    notes = Notes()
+    manifest = build_manifest(raw, **ALIASES, notes=notes)
+    assert list(manifest.columns) == ["path", "label", "sha256"]
+    assert reason in notes.summary()["metadata"]["skipped_tables"]["stray.csv"]
     assert "stray.csv is skipped" in caplog.text
     assert reason in caplog.text
 

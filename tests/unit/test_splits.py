@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from facegender.data.manifest import SPLITS
-from facegender.data.splits import find_leaks, split_at_random, split_by_folder
+from facegender.data.splits import (
+    find_leaks,
+    group_by_subject,
+    split_at_random,
+    split_by_folder,
+)
 from facegender.errors import UserError
 
 
@@ -50,6 +55,24 @@ def test_the_seed_decides() -> None:
     assert not divide(frame, 1)["test"].equals(divide(frame, 2)["test"])
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_more_image_moves_at_most_one_other(label: int) -> None:
+    frame = manifest(400, 301)
+    before = divide(frame)
+    sizes = set()
+    for number in range(40):
+        new = pd.DataFrame({"path": ["new.jpg"], "label": label, "sha256": f"new{number}"})
+        after = divide(pd.concat([new, frame], ignore_index=True))
+        sizes.add(len(after["test"]))
+        for name in ("validation", "test"):
+            old, now = set(before[name]["path"]), set(after[name]["path"])
+            assert len(old - now) <= 1
+            assert len(now - old - {"new.jpg"}) <= 1
+            assert len(old ^ (now - {"new.jpg"})) <= 1
+    # 0.3 of 401 rounds to what 0.3 of 400 does; 0.3 of 302 to one more than of 301.
+    assert sizes == {120 + 90 + label}
+
+
 def test_identical_images_stay_together() -> None:
     frame = manifest(60, 60)
     frame["sha256"] = [
@@ -63,7 +86,7 @@ def test_identical_images_stay_together() -> None:
 
 
 def test_too_few_images_is_a_clear_error() -> None:
-    with pytest.raises(UserError, match="Cannot divide"):
+    with pytest.raises(UserError, match=r"split has no image labelled female.*Add images"):
         divide(manifest(1, 5))
 
 
@@ -133,3 +156,64 @@ def test_clusters_stay_together_and_leak_nowhere() -> None:
 def test_missing_predefined_folders_are_a_clear_error(folder: str) -> None:
     with pytest.raises(UserError, match=r"split\.predefined=false"):
         predefined(manifest(5, 5, folder))
+
+
+def persons(folder: str = "") -> pd.DataFrame:
+    frame = manifest(90, 90, folder)
+    frame["person"] = [f"{row.label}-{n % 90 // 3}" for n, row in enumerate(frame.itertuples())]
+    return frame
+
+
+def groups_of(frame: pd.DataFrame) -> pd.Series:
+    return pd.Series(frame["sha256"].to_numpy(), index=frame["path"])
+
+
+def test_a_person_stays_in_one_split_and_sizes_count_images() -> None:
+    frame = persons()
+    # A picture under two names joins both; one without a name stands for itself.
+    groups = groups_of(frame)
+    groups["male/0000.jpg"] = groups["male/0005.jpg"]
+    frame.loc[frame["path"] == "female/0000.jpg", "person"] = None
+    subjects = group_by_subject(frame, groups, "person")
+    assert subjects["male/0001.jpg"] == subjects["male/0004.jpg"] == "subject 1-0"
+    assert subjects["female/0000.jpg"] == "female0000"
+    parts = split_at_random(
+        frame,
+        test_fraction=0.3,
+        validation_fraction=0.15,
+        seed=1,
+        duplicate_groups=groups,
+        subjects=subjects,
+    )
+    found = [set(part["path"].map(subjects)) for part in parts.values()]
+    assert sum(map(len, found)) == len(set.union(*found)) == 60
+    assert len(parts["test"]) == pytest.approx(54, abs=4)
+    assert len(parts["validation"]) == pytest.approx(19, abs=4)
+
+
+def test_persons_of_both_labels_are_divided_as_well() -> None:
+    frame = persons()
+    frame["person"] = frame["person"].str[2:]
+    subjects = group_by_subject(frame, groups_of(frame), "person")
+    parts = split_at_random(
+        frame, test_fraction=0.3, validation_fraction=0.15, seed=1, subjects=subjects
+    )
+    assert [len(parts[name]) for name in SPLITS] == [108, 18, 54]
+    assert set(parts["test"]["label"]) == {0, 1}
+
+
+def test_a_person_in_train_and_test_is_a_leak() -> None:
+    frame = pd.concat([persons("train/"), persons("test/").iloc[:6]], ignore_index=True)
+    frame["sha256"] = [f"image-{number}" for number in range(len(frame))]
+    groups = groups_of(frame)
+    groups["train/female/0001.jpg"] = groups["test/female/0001.jpg"]
+    leaks = find_leaks(frame, groups, group_by_subject(frame, groups, "person"))
+    assert list(leaks) == [f"train/female/000{n}.jpg" for n in range(6)]
+    assert leaks["train/female/0001.jpg"].endswith("'test/female/0001.jpg' shows the same")
+    assert leaks["train/female/0005.jpg"].endswith("'test/female/0003.jpg' is of the same subject")
+    assert len(find_leaks(frame, groups)) == 1
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(UserError, match=r"group_by is who.*metadata: person\. Put a CSV"):
+        group_by_subject(persons(), groups_of(persons()), "who")

@@ -1,3 +1,4 @@
+import json
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -212,3 +213,16 @@ def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
     assert "still lists this run as running" in caplog.text
     connection.connect(tmp_path)
     assert mlflow.get_run(ids[0]).info.status == "KILLED"
+
+
+def test_metadata_of_a_logged_dataset_stays_text(tmp_path: Path) -> None:
+    manifest = tmp_path / "train.csv"
+    manifest.write_text("path,label,sha256,id,country\na.png,0,x,007,NA\nb.png,1,y,,nan\n")
+    connection.connect(tmp_path)
+    with runs.training_run(name="n", params={}, tags={}, manifests={"train": manifest}) as run:
+        pass
+    dataset = mlflow.get_run(run.info.run_id).inputs.dataset_inputs[0].dataset
+    columns = json.loads(dataset.schema)["mlflow_colspec"]
+    assert {column["name"]: column["type"] for column in columns} == dict.fromkeys(
+        ("path", "label", "sha256", "id", "country"), "string"
+    )

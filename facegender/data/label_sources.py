@@ -1,0 +1,176 @@
+"""Labels from a table beside the images, or from their file names."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from facegender.data.metadata import one_row_each, our_name, read_csv
+from facegender.data.notes import Notes
+from facegender.errors import UserError
+from facegender.params import FilenameLabels, TableLabels
+
+
+def meanings(
+    female: Sequence[str], male: Sequence[str], ignore: Sequence[str], where: str, what: str
+) -> dict[str, int | None]:
+    """Return what each name means, by the name in lower case: 0, 1 or None to leave out.
+
+    Raises:
+        UserError: one name is listed twice with different meanings.
+    """
+    meaning: dict[str, int | None] = {}
+    for names, label in ((female, 0), (male, 1), (ignore, None)):
+        for name in names:
+            if meaning.setdefault(name.casefold(), label) != label:
+                raise UserError(
+                    f"The {what} {name!r} is listed under two classes: see {where} in params.yaml."
+                )
+    return meaning
+
+
+def label_by_table(
+    directory: Path, images: Sequence[PurePosixPath], labels: TableLabels, notes: Notes
+) -> tuple[pd.DataFrame, list[Path]]:
+    """Label images by the rows of one or more CSVs.
+
+    A row names its image by the path from its CSV or from `directory`, or by the last folders of
+    the path and the file's name, if only one image ends so.
+
+    Args:
+        directory: raw data.
+        images: images, relative to `directory`.
+        labels: which CSVs, which columns, and what their values mean.
+        notes: where to note images without row, and rows without image.
+
+    Returns:
+        A frame with the columns `path`, `label` and the other columns of the CSVs, sorted by path,
+        and the CSVs.
+
+    Raises:
+        UserError: no CSV has such a name, one cannot be read or lacks a column, a value has no
+            meaning, a row fits several images, or two rows of one image differ.
+    """
+    sources = sorted(directory.rglob(labels.file))
+    if not sources:
+        others = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*.csv"))
+        raise UserError(
+            f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
+            f"{', '.join(others[:10]) or 'none'}."
+        )
+    paths = [str(path) for path in images]
+    find = _finder(paths)
+    tables = []
+    for source in sources:
+        name = source.relative_to(directory).as_posix()
+        try:
+            table, files, given = read_csv(source, labels.image)
+            if labels.label not in given:
+                raise ValueError(f"it has no `{labels.label}` column")
+        except (OSError, ValueError, csv.Error) as error:
+            raise UserError(
+                f"Cannot take labels from {name}: {error}. dataset.labels.image and "
+                "dataset.labels.label name its columns."
+            ) from error
+        parent = PurePosixPath(source.parent.relative_to(directory).as_posix())
+        found = [find(parent, file, name) for file in files]
+        matched = pd.Series([path is not None for path in found], dtype=bool).to_numpy()
+        notes.unmatched(name, list(files[~matched]), len(files), next(iter(paths), None))
+        values = table.pop(given[labels.label]).fillna("")
+        table.insert(0, "value", values)
+        table.index = pd.Index(found, name="path")
+        tables.append(table[matched])
+    rows = one_row_each(pd.concat(tables), f"{labels.file} labels")
+    notes.unlabelled |= {path: "has no row" for path in paths if path not in rows.index}
+    rows = rows.sort_index().reset_index()
+    label = _labels(rows.pop("value"), labels, f"column {labels.label!r} of {labels.file}")
+    rows.insert(1, "label", label)
+    return _labelled(rows), sources
+
+
+def label_by_name(
+    images: Sequence[PurePosixPath], labels: FilenameLabels, notes: Notes
+) -> pd.DataFrame:
+    """Label images by the group `label` of a pattern that matches the whole file name.
+
+    Args:
+        images: images, relative to the raw data, sorted.
+        labels: the pattern, and what the values of its group mean.
+        notes: where to note images whose names do not match.
+
+    Returns:
+        A frame with the columns `path`, `label` and the other groups of the pattern.
+
+    Raises:
+        UserError: a value has no meaning.
+    """
+    pattern = re.compile(labels.pattern)
+    columns = ["path", *pattern.groupindex]
+    rows = []
+    for path in images:
+        match = pattern.fullmatch(path.name)
+        if match:
+            rows.append((str(path), *match.group(*pattern.groupindex, 0)[:-1]))
+        else:
+            notes.unlabelled[str(path)] = "does not match dataset.labels.pattern"
+    table = pd.DataFrame(rows, columns=columns, dtype="string").replace("", pd.NA)
+    table["path"] = table["path"].astype(str)
+    value = table.pop("label").fillna("")
+    table = table.rename(columns={name: our_name(name) for name in table.columns[1:]})
+    table.insert(1, "label", _labels(value, labels, "file names"))
+    return _labelled(table)
+
+
+def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:
+    """Return the labels that values mean, missing where they are to be left out.
+
+    Raises:
+        UserError: a value has no meaning.
+    """
+    meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
+    keys = values.str.strip().str.casefold()
+    unknown = Counter(values[~keys.isin(set(meaning))])
+    if unknown:
+        listed = ", ".join(f"{value!r} ({count})" for value, count in sorted(unknown.items())[:20])
+        raise UserError(
+            f"The {where} hold values without meaning: {listed}. Known are "
+            f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1): "
+            "add them to dataset.labels.female, male or ignore."
+        )
+    return keys.map(meaning).astype("Int64")
+
+
+def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows[rows["label"].notna()].reset_index(drop=True)
+    return rows.astype({"label": int})
+
+
+def _finder(paths: Sequence[str]) -> Callable[[PurePosixPath, str, str], str | None]:
+    """Return a function that finds the image that a row of a table names."""
+    known: Container[str] = set(paths)
+    # By how many of the last parts of a path, the images that end in them.
+    endings: dict[int, dict[tuple[str, ...], list[str]]] = {}
+
+    def find(parent: PurePosixPath, file: str, table: str) -> str | None:
+        name = PurePosixPath(file.strip().replace("\\", "/"))
+        for path in (str(parent / file), str(parent / name), str(name)):
+            if path in known:
+                return path
+        count = len(name.parts)
+        if count not in endings:
+            endings[count] = {}
+            for path in paths:
+                endings[count].setdefault(PurePosixPath(path).parts[-count:], []).append(path)
+        fitting = endings[count].get(name.parts, [])
+        if len(fitting) > 1:
+            raise UserError(
+                f"{table} names {file!r}, which fits {len(fitting)} images: "
+                f"{', '.join(map(repr, fitting[:5]))}. Write the folders into the table, or leave "
+                "out the other images with data.exclude."
+            )
+        return fitting[0] if fitting else None
+
+    return find

@@ -1,0 +1,196 @@
+"""Labels from tables and file names, on trees with the layouts of public datasets."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from facegender.data.labelling import build_manifest
+from facegender.data.notes import Notes
+from facegender.errors import UserError
+from facegender.params import FilenameLabels, TableLabels, load_params
+from tools.compose_params import ROOT, compose
+
+CELEBA = "image_id,5_o_Clock_Shadow,Male,Young"
+TREES = {
+    "celeba": {
+        "img_align_celeba/img_align_celeba/000001.jpg": "x",
+        "img_align_celeba/img_align_celeba/000002.jpg": "y",
+        "list_attr_celeba.csv": f"{CELEBA}\n000001.jpg,-1,-1,1\n000002.jpg,1,1,-1\n",
+        "list_eval_partition.csv": "image_id,partition\n000001.jpg,0\n000002.jpg,2\n",
+    },
+    "fairface": {
+        "train/1.jpg": "x",
+        "train/2.jpg": "y",
+        "val/1.jpg": "z",
+        "fairface_label_train.csv": "file,age,gender,race,service_test\n"
+        "train/1.jpg,50-59,Male,East Asian,True\ntrain/2.jpg,3-9,Female,Indian,False\n",
+        "fairface_label_val.csv": "file,age,gender,race,service_test\n"
+        "val/1.jpg,20-29,Female,Black,False\n",
+    },
+    "utkface": {
+        "UTKFace/26_1_0_20170116184024662.jpg.chip.jpg": "x",
+        "UTKFace/39_0_4_20170116174525125.jpg.chip.jpg": "y",
+        "UTKFace/24_0_1_20170116220224657 .jpg.chip.jpg": "z",
+    },
+}
+EXPECTED = {
+    "celeba": ([0, 1], {"5_o_Clock_Shadow": ["-1", "1"], "Young": ["1", "-1"]}),
+    "fairface": (
+        [1, 0, 0],
+        {
+            "age": ["50-59", "3-9", "20-29"],
+            "race": ["East Asian", "Indian", "Black"],
+            "service_test": ["True", "False", "False"],
+        },
+    ),
+    # Sorted by name. Unlike in most datasets, 0 is male.
+    "utkface": (
+        [1, 0, 1],
+        {
+            "age": ["24", "26", "39"],
+            "race": ["1", "0", "4"],
+            "date": ["20170116220224657", "20170116184024662", "20170116174525125"],
+        },
+    ),
+}
+
+
+def write_tree(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def label(folder: Path, labels: Any, notes: Notes | None = None, **options: Any) -> pd.DataFrame:
+    return build_manifest(
+        folder, female=["female"], male=["male"], ignore=[], labels=labels, notes=notes, **options
+    )
+
+
+TABLE = TableLabels(
+    kind="table",
+    file="labels.csv",
+    image="image",
+    label="label",
+    female=("f", "0"),
+    male=("m", "1"),
+    ignore=("?",),
+)
+NAME = FilenameLabels(
+    kind="filename",
+    pattern=r"(?P<label>.)_(?P<row>.*)\.jpg",
+    female=("f",),
+    male=("m",),
+    ignore=("x",),
+)
+
+
+@pytest.mark.parametrize("dataset", TREES)
+@pytest.mark.parametrize("above", ["", "downloaded/FairFace"])
+def test_public_datasets_are_labelled_by_their_own_files(
+    dataset: str, above: str, tmp_path: Path
+) -> None:
+    compose(tmp_path / "params.yaml", f"dataset={dataset}", "dataset.path=x")
+    labels = load_params(tmp_path / "params.yaml").dataset.labels
+    write_tree(tmp_path / "raw" / above, TREES[dataset])
+    manifest = label(tmp_path / "raw", labels)
+    expected, metadata = EXPECTED[dataset]
+    assert manifest["label"].tolist() == expected
+    assert manifest["sha256"].str.len().eq(64).all()
+    assert manifest.iloc[:, 3:].to_dict("list") == metadata
+
+
+def test_a_name_of_utkface_without_race_is_left_out_and_named(tmp_path: Path) -> None:
+    compose(tmp_path / "params.yaml", "dataset=utkface", "dataset.path=x")
+    labels = load_params(tmp_path / "params.yaml").dataset.labels
+    ambiguous = "UTKFace/61_1_20170109142408075.jpg.chip.jpg"
+    write_tree(tmp_path / "raw", {**TREES["utkface"], ambiguous: "?"})
+    notes = Notes()
+    assert len(label(tmp_path / "raw", labels, notes, max_unlabelled=0.25)) == 3
+    assert notes.summary()["unlabelled"] == {"count": 1, "images": [ambiguous]}
+    assert notes.table()["check"].tolist() == ["unlabelled"]
+    with pytest.raises(UserError, match=r"1 of 4 images have no label.*61_1_2017.*pattern"):
+        label(tmp_path / "raw", labels, max_unlabelled=0.2)
+
+
+IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1.jpg,m\n2.jpg,f\n3.jpg,X\n", r"without meaning: 'X' \(1\).*dataset\.labels\.female"),
+        ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"without meaning: '' \(1\)"),
+        ("1.jpg,m\n2.jpg,f\n", r"1 of 3 images have no label.*'b/3\.jpg' has no row"),
+        ("1.jpg,m\n2.jpg,f\n4.jpg,f\n", r"1 of 3 rows match no image, such as '4\.jpg'"),
+        ("1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n", r"labels\.csv labels the same file.*a/1\.jpg"),
+        ("1.jpg,m\n2.jpg,m\n3.jpg,?\n", r"No image is labelled female.* 1 are ignored"),
+    ],
+)
+def test_a_table_that_disagrees_with_the_images_is_an_error(
+    rows: str, message: str, tmp_path: Path
+) -> None:
+    write_tree(tmp_path, {**IMAGES, "labels.csv": "image,label\n" + rows})
+    with pytest.raises(UserError, match=message):
+        label(tmp_path, TABLE)
+
+
+def test_a_row_that_fits_two_images_is_an_error(tmp_path: Path) -> None:
+    write_tree(tmp_path, {**IMAGES, "b/1.jpg": "4", "labels.csv": "image,label\n1.jpg,m\n"})
+    with pytest.raises(UserError, match=r"names '1\.jpg', which fits 2 images: 'a/1\.jpg', 'b/1"):
+        label(tmp_path, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("other.csv", "image,label", r"no such file. CSVs found: other\.csv"),
+        ("labels.csv", "file,label", "no `image` column"),
+        ("labels.csv", "image,gender", "no `label` column"),
+    ],
+)
+def test_a_table_or_column_that_is_not_there_is_named(
+    name: str, header: str, message: str, tmp_path: Path
+) -> None:
+    write_tree(tmp_path, {**IMAGES, name: f"{header}\n1.jpg,m\n"})
+    with pytest.raises(UserError, match=message):
+        label(tmp_path, TABLE)
+
+
+def test_values_and_paths_are_read_as_people_write_them(tmp_path: Path) -> None:
+    rows = "image,label,path,age\na\\1.jpg, M ,007,\nb/3.jpg,F,NA,9\n2.jpg,?,x,8\n"
+    write_tree(tmp_path, {**IMAGES, "labels.csv": rows, "ages.csv": "file,age\na/1.jpg,30\n"})
+    manifest = label(tmp_path, TABLE).fillna("-")
+    assert manifest["path"].tolist() == ["a/1.jpg", "b/3.jpg"]
+    assert manifest["label"].tolist() == [1, 0]
+    assert manifest["metadata_path"].tolist() == ["007", "NA"]
+    assert manifest["age"].tolist() == ["-", "9"]
+    assert manifest["metadata_age"].tolist() == ["30", "-"]
+
+
+def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path) -> None:
+    write_tree(tmp_path, {name: name for name in ("F_1.jpg", "m_NA.jpg", "x_3.jpg")})
+    notes = Notes()
+    manifest = label(tmp_path, NAME, notes)
+    assert manifest["label"].tolist() == [0, 1]
+    assert manifest["metadata_row"].tolist() == ["1", "NA"]
+    assert notes.ignored == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"), [("(", "regular expression"), ("(?P<sex>.)", "group")]
+)
+def test_a_pattern_without_label_is_an_error(pattern: str, message: str, tmp_path: Path) -> None:
+    overrides = ["dataset=filename", "dataset.path=x", f"dataset.labels.pattern='{pattern}'"]
+    compose(tmp_path / "params.yaml", *overrides)
+    with pytest.raises(UserError, match=message):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_every_dataset_of_conf_is_in_the_document() -> None:
+    document = (ROOT / "docs" / "kaggle.md").read_text()
+    names = {path.stem for path in (ROOT / "conf" / "dataset").iterdir()} - {"sample"}
+    assert sorted(name for name in names if f"dataset={name}" not in document) == []
