@@ -95,6 +95,7 @@ class Data(_Strict):
     """What the data must satisfy."""
 
     max_invalid_fraction: Fraction
+    max_dropped_fraction: Fraction
     min_side: Positive
     max_aspect_ratio: Annotated[float, Field(ge=1)]
     min_per_class: Positive

@@ -25,7 +25,9 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.raw])
 
     manifest = build_manifest(args.raw, **params.split.classes.model_dump())
-    splits, findings = checks.clean(manifest, args.raw, params.data, params.split)
+    splits, findings = checks.clean(
+        manifest, args.raw, params.data, params.split, params.compute, args.splits.parent
+    )
 
     args.splits.mkdir(parents=True, exist_ok=True)
     args.plots.mkdir(parents=True, exist_ok=True)

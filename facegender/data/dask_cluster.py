@@ -31,7 +31,7 @@ from facegender.files import file_sha256
 # What `joblib.delayed` makes: a function with its arguments.
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-_DECODING = ("images.py", "decode_rows.py")  # the code that decides the bytes
+_DECODING = ("images.py", "decode_rows.py", "fingerprints.py")  # the code that decides the bytes
 _HELD = 4  # results that are here and not yet used
 _ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers
 

@@ -70,7 +70,7 @@ def decode_rows(
     pixels = np.zeros((len(paths), size, size, 3), np.uint8)
     reasons = {}
     for index, (path, digest) in enumerate(zip(paths, digests, strict=True)):
-        _check_file(path, digest)
+        check_file(path, digest)
         try:
             pixels[index] = decode_image(path, size)
         except InvalidImage as error:
@@ -78,7 +78,12 @@ def decode_rows(
     return first_row, pixels, reasons
 
 
-def _check_file(path: Path, digest: str) -> None:
+def check_file(path: Path, digest: str) -> None:
+    """Refuse a file that is not the one with this SHA-256.
+
+    Raises:
+        UserError: the file is not there, or another one is.
+    """
     try:
         problem = None if file_sha256(path) == digest else "another file is there"
     except OSError as error:

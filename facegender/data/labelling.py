@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -237,7 +238,8 @@ def build_manifest(
             f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     manifest = label_images(paths, female=female, male=male, ignore=ignore)
-    manifest["sha256"] = [_digest(directory / path) for path in manifest["path"]]
+    with ThreadPoolExecutor() as pool:
+        manifest["sha256"] = list(pool.map(_digest, [directory / p for p in manifest["path"]]))
     metadata = read_metadata(directory, paths)
     return manifest.join(metadata, on="path")
 
