@@ -11,6 +11,8 @@ from facegender.data.fingerprints import take_fingerprints
 from facegender.data.image_files import find_images
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.sources.sample import draw_sample
+from facegender.errors import UserError
+from facegender.files import file_sha256
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -199,3 +201,10 @@ def test_chains_are_one_group_whatever_the_order(cartoons: list[Path], tmp_path:
     pictures = np.concatenate([*steps, take_fingerprints(cartoons[1:2])[2]])
     assert find_near_duplicates(pictures) == [[0, 1, 2]]
     assert find_near_duplicates(pictures[::-1]) == [[1, 2, 3]]
+
+
+def test_a_worker_that_sees_another_file_refuses_it(cartoons: list[Path]) -> None:
+    digest = file_sha256(cartoons[0])
+    assert take_fingerprints(cartoons[:1], [digest])[3] == {}
+    with pytest.raises(UserError, match="another file is there"):
+        take_fingerprints(cartoons[1:2], [digest])
