@@ -1,13 +1,15 @@
-"""Measure what near duplicates cost to find, and how far different pictures are from the limits.
+"""Measure what near duplicates cost to find among drawings of the sample's kind, and how near
+different pictures come.
 
-Prints how many images are checked a second, and how long it takes to compare many hashes; then, for
-the sample and for each folder given, the nearest different pictures, as multiples of the limits in
-`facegender.data.near_duplicates`.
+Prints for each number of drawings the rates of both steps and the memory, then for the sample and
+for each folder given the pairs that are nearest to the limits, as multiples of these: below 1 a
+pair counts as one picture.
 
-    python -m bench.duplicates ../shared/faces
+    python -m bench.duplicates ../shared/faces ../shared/photos
 """
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
@@ -16,71 +18,79 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench.common import make_raw
-from facegender.data import near_duplicates as duplicates
-from facegender.data.checks import fingerprint_images
-from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from bench.common import peak_memory
+from facegender.data import alignment, similar_pictures
+from facegender.data.fingerprint_store import fingerprint_images
 from facegender.data.image_files import find_images
+from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.sources.sample import draw_sample
 from facegender.runtime.entry_points import run_command
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="*", type=Path, help="folders of different pictures")
-    parser.add_argument("--images", type=int, default=4000, help="JPEG files to check")
-    parser.add_argument("--hashes", type=int, default=60000, help="hashes to compare")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of pictures")
+    parser.add_argument(
+        "--drawings", type=int, nargs="*", default=[1500, 6000], help="how many (1500 6000)"
+    )
     args = parser.parse_args()
-
-    with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
-        raw, sample = Path(folder) / "raw", Path(folder) / "sample"
-        manifest = make_raw(raw, args.images)
-        fingerprint_images(manifest[:64], raw, jobs=args.jobs)  # starts the processes
-        start = time.perf_counter()
-        fingerprint_images(manifest, raw, jobs=args.jobs)
-        rate = len(manifest) / (time.perf_counter() - start)
-        print(f"{'checking images of 200 x 200 pixels':<44} {rate:9,.0f} images/s")
-        hashes = np.random.default_rng(0).integers(0, 2**64, (args.hashes, 5), dtype=np.uint64)
-        start = time.process_time()
-        duplicates.find_near_duplicates(hashes, np.zeros((args.hashes, 1), np.uint8))
-        seconds = time.process_time() - start
-        print(f"{f'comparing {args.hashes:,} hashes':<44} {seconds:9.1f} s of one core")
+    with tempfile.TemporaryDirectory(prefix="facegender-") as name:
+        for count in args.drawings:
+            folder = Path(name) / str(count)
+            folder.mkdir()
+            draw_sample(folder, per_class=count // 2, image_size=128, seed=0)
+            # In a process of its own, whose memory is that of this step alone.
+            step = multiprocessing.get_context("spawn").Process(target=report_cost, args=[folder])
+            step.start()
+            step.join()
+        sample = Path(name) / "sample"
         sample.mkdir()
         draw_sample(sample, per_class=600, image_size=128, seed=42)
-        for name, path in [("sample", sample), *((path.name, path) for path in args.folders)]:
-            report_distances(name, path)
+        for folder in [sample, *args.folders]:
+            report_distances(folder)
 
 
-def report_distances(name: str, folder: Path) -> None:
-    """Print how far apart the nearest pictures of a folder are."""
-    paths = [folder / path for path in find_images(folder)]
-    taken = [item for item in take_fingerprints(paths) if isinstance(item, Fingerprint)]
-    hashes = np.stack([item.hashes for item in taken])
-    thumbnails = np.stack([item.thumbnail for item in taken])
-    pairs = [pair for some in duplicates._similar_hashes(hashes) for pair in some]
-    print(f"{name}: {len(taken)} pictures, {len(pairs)} pairs have near hashes")
-    if not pairs:
-        return
-    start = time.perf_counter()
-    distances = []
-    for start_index in range(0, len(pairs), 256):
-        first, second = np.transpose(pairs[start_index : start_index + 256])
-        both = [
-            duplicates.aligned_difference(thumbnails[a], thumbnails[b])
-            for a, b in ((first, second), (second, first))
-        ]
-        distances.append(np.minimum(*both))
-    seconds = time.perf_counter() - start
-    table = pd.DataFrame(np.concatenate(distances, axis=1).T, columns=["rms", "local"])
-    # How far a pair is from counting as a duplicate: the larger of the two ratios decides.
-    table["of the limits"] = np.maximum(
-        table["rms"] / duplicates.MAX_RMS, table["local"] / duplicates.MAX_LOCAL
+def manifest_of(folder: Path) -> pd.DataFrame:
+    return pd.DataFrame({"path": [str(path) for path in find_images(folder)], "sha256": ""})
+
+
+def report_cost(folder: Path) -> None:
+    """Print what checking the pictures of a folder takes."""
+    manifest = manifest_of(folder)
+    start, used = time.perf_counter(), time.process_time()
+    fingerprints = fingerprint_images(manifest, folder, scratch=folder.parent)
+    taken = time.perf_counter()
+    used = time.process_time()
+    groups = find_near_duplicates(fingerprints.thumbnails)
+    compared, used = time.perf_counter() - taken, time.process_time() - used
+    print(
+        f"{len(manifest):,} drawings: decoded in {taken - start:.1f} s, compared in "
+        f"{compared:.1f} s ({used:.1f} s of one core), {peak_memory(os.getpid()):.0f} MB, "
+        f"{sum(map(len, groups)) - len(groups)} near duplicates"
     )
-    print(f"aligning them takes {1000 * seconds / len(pairs):.1f} ms a pair; the nearest:")
-    print(table.nsmallest(5, "of the limits").round(2).to_string(index=False))
+
+
+def report_distances(folder: Path) -> None:
+    """Print which pictures of a folder are nearest to each other."""
+    manifest = manifest_of(folder)
+    thumbnails = fingerprint_images(manifest, folder).thumbnails
+    rows = []
+    for found in similar_pictures.find_candidates(thumbnails, np.arange(len(thumbnails))):
+        rms, local = alignment.aligned_difference(
+            thumbnails[found.moved], thumbnails[found.fixed], found.matrix, found.shift
+        )
+        distance = np.maximum(rms / alignment.MAX_RMS, local / alignment.MAX_LOCAL)
+        first, second = np.sort([found.moved, found.fixed], axis=0)
+        rows.append(pd.DataFrame({"first": first, "second": second, "distance": distance}))
+    pairs = pd.concat(rows).sort_values("distance").drop_duplicates(["first", "second"])
+    print(f"{folder.name}: {len(manifest)} pictures, {len(pairs)} pairs aligned")
+    print(f"  {(pairs['distance'] <= 1).sum()} pairs count as one picture; those from 0.8 to 2:")
+    for first, second, distance in pairs.to_numpy().tolist():
+        if 0.8 <= distance < 2:
+            names = manifest["path"].iloc[[int(first), int(second)]]
+            print(f"  {distance:5.2f}  {'  '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from facegender.data import checks
+from facegender.data.fingerprint_store import fingerprint_images
 from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.data.preprocessing import write_split
@@ -120,8 +121,7 @@ def divide_images(folder: Path, params: Params) -> pd.DataFrame:
     splits, _ = checks.clean(manifest, folder, params.data, params.split)
     images = pd.concat([part.assign(split=name) for name, part in splits.items()])
     images = images.reset_index(drop=True)
-    taken = [one for one in checks.fingerprint_images(images, folder) if not isinstance(one, str)]
-    groups = checks.find_duplicate_groups(images, taken)
+    groups = checks.find_duplicate_groups(images, fingerprint_images(images, folder))
     return images.assign(group=images["path"].map(groups))
 
 

@@ -17,16 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from bench.common import make_raw
-from facegender.data import near_duplicates as duplicates
-from facegender.data.checks import fingerprint_images
+from facegender.data.fingerprint_store import fingerprint_images
+from facegender.data.labelling import build_manifest
+from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.sources.sample import draw_sample
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
 from tools.compose_params import compose
 
 PHOTOS = (60_000, 1_000_000, 100_000_000)
-_HASHES = 20_000
 _TRAINED = 128  # images
 
 
@@ -45,14 +46,9 @@ def main() -> None:
     print(f"measured on {cores} cores, core-seconds for each 1,000 images")
     for part, each in seconds.items():
         print(f"  {part:<36} {1000 * cores * each:10.2f}")
-    comparison = seconds_of_comparison()
-    print(f"  {'comparing all with all, for 1,000²':<36} {1e6 * comparison:10.4f}")
-
     rows: list[tuple[str, str, list[float], float]] = []
     for part, each in seconds.items():
         rows.append((part, "core-hours", [n * cores * each / 3600 for n in PHOTOS], args.core_hour))
-    hours = [n**2 * comparison / 3600 for n in PHOTOS]
-    rows.append(("split: comparing all with all", "core-hours", hours, args.core_hour))
     for part, size in sizes.items():
         rows.append((part, "TB", [n * size / 1e12 for n in PHOTOS], args.tb_month))
     print(f"\namount (its price at {args.core_hour} a core-hour, {args.tb_month} a TB and month)")
@@ -71,6 +67,7 @@ def measure_parts(folder: Path, images: int) -> tuple[dict[str, float], dict[str
     few = ProcessedSplit(folder / "few")
     seconds = {
         "split: checking each": seconds_of(lambda: fingerprint_images(manifest, raw)) / images,
+        "split: near duplicates": seconds_of_comparison(folder / "drawn", max(images, 2000)),
         "preprocess": seconds_of(
             lambda: write_split(manifest, raw, folder / "part", size=224, name="train")
         )
@@ -90,12 +87,13 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def seconds_of_comparison() -> float:
-    """Return the core-seconds of comparing all images, divided by their number squared."""
-    hashes = np.random.default_rng(0).integers(0, 2**64, (_HASHES, 5), dtype=np.uint64)
-    thumbnails = np.zeros((_HASHES, 1), np.uint8)  # no two random hashes are near each other
-    seconds = seconds_of(lambda: duplicates.find_near_duplicates(hashes, thumbnails))
-    return seconds / _HASHES**2
+def seconds_of_comparison(folder: Path, images: int) -> float:
+    """Return the seconds an image of looking for near duplicates among drawings of the sample."""
+    folder.mkdir()
+    draw_sample(folder, per_class=images // 2, image_size=128, seed=0)
+    manifest = build_manifest(folder, female=["female"], male=["male"], ignore=[])
+    fingerprints = fingerprint_images(manifest, folder, scratch=folder.parent)
+    return seconds_of(lambda: find_near_duplicates(fingerprints.thumbnails)) / images
 
 
 def seconds_of_training(folder: Path, part: ProcessedSplit) -> dict[str, float]:

@@ -149,6 +149,7 @@ class Data(_Strict):
 
     exclude: str = Field(description="file that lists images to leave out, by path or SHA-256")
     max_invalid_fraction: Fraction
+    max_dropped_fraction: Fraction
     min_side: Positive
     max_aspect_ratio: Annotated[float, Field(ge=1)]
     min_per_class: Positive

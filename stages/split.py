@@ -42,7 +42,9 @@ def main() -> None:
     )
     crop = crop_of(params.image)
     faces = find_all_faces(manifest, args.raw, crop) if crop else None
-    splits, findings = checks.clean(manifest, args.raw, params.data, params.split, faces)
+    splits, findings = checks.clean(
+        manifest, args.raw, params.data, params.split, faces, params.compute, args.splits.parent
+    )
 
     args.splits.mkdir(parents=True, exist_ok=True)
     args.plots.mkdir(parents=True, exist_ok=True)

@@ -6,17 +6,15 @@ counted in metrics/data.json and listed, with reasons, in data/splits/dropped.cs
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.splits import (
     find_leaks,
@@ -26,7 +24,7 @@ from facegender.data.splits import (
 )
 from facegender.errors import UserError
 from facegender.labels import LABELS, NAMES
-from facegender.params import Data, Split
+from facegender.params import Compute, Data, Split
 
 # Images by label in the study's table of its data, whose training split was not yet divided.
 STUDY_COUNTS = {
@@ -48,7 +46,6 @@ CHECKS = (
     "near_duplicates",
 )
 
-_CHUNK = 64  # images a task
 _SHOWN = 20  # names in metrics/data.json
 _log = logging.getLogger(__name__)
 
@@ -129,6 +126,8 @@ def clean(
     data: Data,
     split: Split,
     faces: pd.DataFrame | None = None,
+    compute: Compute | None = None,
+    scratch: Path | None = None,
 ) -> tuple[dict[str, pd.DataFrame], Findings]:
     """Check the images of a manifest, divide them and drop duplicates.
 
@@ -138,13 +137,15 @@ def clean(
         data: the checks' limits and policies.
         split: how the images are divided.
         faces: return value of `face_table.find_all_faces`, or None to judge whole images.
+        compute: where images are decoded; by default on all cores of this machine.
+        scratch: directory for what memory need not hold, as in `fingerprint_images`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, and what the checks found.
 
     Raises:
-        UserError: a check whose policy is `fail` found something, too few images are left, or they
-            cannot be divided.
+        UserError: a check whose policy is `fail` found something, too many images are left out or
+            too few are left, or they cannot be divided.
     """
     policies = data.checks.model_dump()
     if faces is None:
@@ -152,19 +153,23 @@ def clean(
             name: policies[name] for name in policies if not name.endswith(("face", "faces"))
         }
     findings = Findings(policies)
+    where: dict[str, Any] = (
+        {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
+    )
+    total = len(manifest)
     manifest, fingerprints = check_images(
         manifest,
-        fingerprint_images(manifest, raw),
+        fingerprint_images(manifest, raw, scratch=scratch, **where),
         findings,
         min_side=data.min_side,
         max_aspect_ratio=data.max_aspect_ratio,
     )
     if faces is not None:
         kept = check_faces(manifest, faces, findings)
-        fingerprints = [taken for taken, keep in zip(fingerprints, kept, strict=True) if keep]
+        fingerprints = fingerprints.take(np.flatnonzero(kept))
         manifest = manifest[kept].reset_index(drop=True)
     duplicate_groups = find_duplicate_groups(manifest, fingerprints)
-    known = dict(zip(manifest["path"], fingerprints, strict=True))
+    sizes = pd.Series(fingerprints.measures[:, :2].prod(1, dtype=np.int64), manifest["path"])
     manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
     subjects = (
         group_by_subject(manifest, duplicate_groups, split.group_by) if split.group_by else None
@@ -180,43 +185,19 @@ def clean(
         splits = split_by_folder(manifest, **options)
     else:
         splits = split_at_random(manifest, test_fraction=split.test_fraction, **options)
-    return drop_duplicates(splits, duplicate_groups, known, findings), findings
-
-
-def fingerprint_images(
-    manifest: pd.DataFrame, raw: Path, *, jobs: int = -1
-) -> list[Fingerprint | str]:
-    """Decode every image once, small, on all cores.
-
-    Args:
-        manifest: column `path` (relative to `raw`) and any others.
-        raw: directory of the raw data.
-        jobs: processes; -1 for one a core.
-
-    Returns:
-        For each image its fingerprint, or the reason why it has none.
-    """
-    paths = [raw / path for path in manifest["path"]]
-    tasks = (
-        joblib.delayed(take_fingerprints)(paths[start : start + _CHUNK])
-        for start in range(0, len(paths), _CHUNK)
-    )
-    taken: list[Fingerprint | str] = []
-    with tqdm(total=len(paths), desc="check", unit="image", mininterval=1) as bar:
-        for chunk in joblib.Parallel(jobs, return_as="generator")(tasks):
-            taken += chunk
-            bar.update(len(chunk))
-    return taken
+    splits = drop_duplicates(splits, duplicate_groups, sizes, findings)
+    check_dropped(splits, total, findings, max_fraction=data.max_dropped_fraction)
+    return splits, findings
 
 
 def check_images(
     manifest: pd.DataFrame,
-    fingerprints: list[Fingerprint | str],
+    fingerprints: Fingerprints,
     findings: Findings,
     *,
     min_side: int,
     max_aspect_ratio: float,
-) -> tuple[pd.DataFrame, list[Fingerprint]]:
+) -> tuple[pd.DataFrame, Fingerprints]:
     """Leave out the images that are none, or that no face can be seen in.
 
     Args:
@@ -232,32 +213,27 @@ def check_images(
     Raises:
         UserError: a check whose policy is `fail` found something.
     """
-    rows = list(zip(manifest["path"], fingerprints, strict=True))
-    findings.add("invalid", {path: taken for path, taken in rows if isinstance(taken, str)})
-    images = [(path, taken) for path, taken in rows if isinstance(taken, Fingerprint)]
-
-    def find(check: str, fault: Callable[[Fingerprint], str | None]) -> None:
-        nonlocal images
-        faults = {path: reason for path, taken in images if (reason := fault(taken))}
-        findings.add(check, faults)
-        images = [(path, taken) for path, taken in images if path not in faults]
-
-    def too_small(image: Fingerprint) -> str | None:
-        if min(image.width, image.height) >= min_side:
-            return None
-        return f"has {image.width}x{image.height} pixels, fewer than {min_side} on a side"
-
-    def extreme_shape(image: Fingerprint) -> str | None:
-        if max(image.width, image.height) <= max_aspect_ratio * min(image.width, image.height):
-            return None
-        return f"has {image.width}x{image.height} pixels, more than {max_aspect_ratio:g} to 1"
-
-    find("too_small", too_small)
-    find("extreme_shape", extreme_shape)
-    find("constant", lambda i: "has one colour" if i.contrast <= MAX_CONSTANT_CONTRAST else None)
-    kept = dict(images)
-    rest = manifest[manifest["path"].isin(kept)].reset_index(drop=True)
-    return rest, list(kept.values())
+    paths = manifest["path"].to_numpy()
+    findings.add("invalid", {paths[row]: why for row, why in fingerprints.reasons.items()})
+    left = np.ones(len(paths), bool)
+    left[list(fingerprints.reasons)] = False
+    width, height, contrast = fingerprints.measures.T
+    least, most = np.minimum(width, height), np.maximum(width, height)
+    size = "has {}x{} pixels, "
+    for check, faulty, reason in (
+        ("too_small", least < min_side, f"{size}fewer than {min_side} on a side"),
+        (
+            "extreme_shape",
+            most > max_aspect_ratio * least,
+            f"{size}more than {max_aspect_ratio:g} to 1",
+        ),
+        ("constant", contrast <= MAX_CONSTANT_CONTRAST, "has one colour"),
+    ):
+        rows = np.flatnonzero(left & faulty)
+        findings.add(check, {paths[row]: reason.format(width[row], height[row]) for row in rows})
+        left[rows] = False
+    kept = np.flatnonzero(left)
+    return manifest.iloc[kept].reset_index(drop=True), fingerprints.take(kept)
 
 
 def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings) -> pd.Series:
@@ -284,7 +260,7 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
     return ~manifest["path"].isin(gone)
 
 
-def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: list[Fingerprint]) -> pd.Series:
+def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: Fingerprints) -> pd.Series:
     """Tell which files show the same picture, byte for byte or nearly.
 
     Neither file names nor their order make a difference.
@@ -298,12 +274,8 @@ def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: list[Fingerprint
     distinct = order[first]
     digests = [manifest["sha256"].iloc[index] for index in distinct]
     group = {digest: digest for digest in digests}
-    if len(distinct):
-        for members in find_near_duplicates(
-            np.stack([fingerprints[index].hashes for index in distinct]),
-            np.stack([fingerprints[index].thumbnail for index in distinct]),
-        ):
-            group |= {digests[member]: digests[members[0]] for member in members}
+    for members in find_near_duplicates(fingerprints.thumbnails.take(distinct)):
+        group |= {digests[member]: digests[members[0]] for member in members}
     return pd.Series(
         manifest["sha256"].map(group).to_numpy(), index=pd.Index(manifest["path"]), dtype=str
     )
@@ -312,7 +284,9 @@ def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: list[Fingerprint
 def check_labels(
     manifest: pd.DataFrame, duplicate_groups: pd.Series, findings: Findings, *, min_per_class: int
 ) -> pd.DataFrame:
-    """Leave out every picture that lies under both labels, from both.
+    """Leave out the files of a picture that lies under both labels: those of the rarer label.
+
+    If both labels have as many files of the picture, all of them are left out.
 
     Args:
         manifest: columns `path`, `label` and any others.
@@ -327,12 +301,18 @@ def check_labels(
     both = manifest.groupby(group)["label"].transform("nunique") > 1
     reasons = {}
     for _, members in manifest[both].groupby(group[both]):
+        counts = {label: int((members["label"] == label).sum()) for label in NAMES}
         for label, name in NAMES.items():
-            other = members.loc[members["label"] != label, "path"].iloc[0]
+            others = members.loc[members["label"] != label, "path"]
+            if counts[label] > len(others):
+                continue
+            more = f" (as {len(others)} files are)" if counts[label] < len(others) else ""
             for path in members.loc[members["label"] == label, "path"]:
-                reasons[path] = f"is labelled {name}, and {other!r} is the same picture"
+                reasons[path] = (
+                    f"is labelled {name}, and {others.iloc[0]!r} is the same picture{more}"
+                )
     findings.add("both_labels", dict(sorted(reasons.items())))
-    rest = manifest[~both].reset_index(drop=True)
+    rest = manifest[~manifest["path"].isin(reasons)].reset_index(drop=True)
     for name, label in LABELS.items():
         left = int((rest["label"] == label).sum())
         if left < min_per_class:
@@ -348,7 +328,7 @@ def check_labels(
 def drop_duplicates(
     splits: Mapping[str, pd.DataFrame],
     duplicate_groups: pd.Series,
-    fingerprints: Mapping[str, Fingerprint],
+    sizes: pd.Series,
     findings: Findings,
 ) -> dict[str, pd.DataFrame]:
     """Keep the largest image of each group, or all where the policy is to keep.
@@ -356,7 +336,7 @@ def drop_duplicates(
     Args:
         splits: manifests, with each duplicate group in one of them.
         duplicate_groups: what `find_duplicate_groups` returned.
-        fingerprints: by path.
+        sizes: pixels of each image, by path.
         findings: where to note what is found.
 
     Raises:
@@ -365,19 +345,23 @@ def drop_duplicates(
     exact: dict[str, str] = {}
     near: dict[str, str] = {}
     for images in splits.values():
-        sizes = [fingerprints[path].width * fingerprints[path].height for path in images["path"]]
-        ranked = images.assign(size=sizes, group=images["path"].map(duplicate_groups)).sort_values(
-            ["size", "sha256", "path"], ascending=[False, True, True]
-        )
-        same_bytes = ranked.duplicated("sha256")
-        first = ranked[~same_bytes]
+        ranked = images.assign(
+            size=images["path"].map(sizes), group=images["path"].map(duplicate_groups)
+        ).sort_values(["size", "sha256", "path"], ascending=[False, True, True])
+        copies = ranked.duplicated("sha256")
+        first = ranked[~copies]
         kept = first.set_index("sha256")["path"]
-        for path, sha256 in ranked.loc[same_bytes, ["path", "sha256"]].to_numpy():
-            exact[path] = f"is a copy of {kept[sha256]!r}"
-        again = first.duplicated("group")
-        best = first[~again].set_index("group")["path"]
-        for path, group in first.loc[again, ["path", "group"]].to_numpy():
+        best = first.drop_duplicates("group").set_index("group")["path"]
+        # With its byte copies, because those show what it shows.
+        nearly = ranked["sha256"].isin(first.loc[first.duplicated("group"), "sha256"])
+        if findings.policies["exact_duplicates"] == "drop":
+            nearly &= ~copies
+        for path, group in ranked.loc[nearly, ["path", "group"]].to_numpy():
             near[path] = f"shows nearly what {best[group]!r} shows"
+        for path, sha256 in ranked.loc[copies, ["path", "sha256"]].to_numpy():
+            exact[path] = f"is a copy of {kept[sha256]!r}"
+    if findings.policies["near_duplicates"] == "drop":
+        exact = {path: reason for path, reason in exact.items() if path not in near}
     findings.add("exact_duplicates", dict(sorted(exact.items())))
     findings.add("near_duplicates", dict(sorted(near.items())))
     gone: set[str] = set()
@@ -388,6 +372,31 @@ def drop_duplicates(
         name: images[~images["path"].isin(gone)].reset_index(drop=True)
         for name, images in splits.items()
     }
+
+
+def check_dropped(
+    splits: Mapping[str, pd.DataFrame], total: int, findings: Findings, *, max_fraction: float
+) -> None:
+    """Refuse to go on when the checks leave out too much.
+
+    Args:
+        splits: manifests of what is left.
+        total: images there were.
+        findings: what the checks found.
+        max_fraction: share of the images that may be left out.
+
+    Raises:
+        UserError: more than that is left out.
+    """
+    dropped = total - sum(map(len, splits.values()))
+    if dropped > max_fraction * total:
+        counts = findings.table()["check"].value_counts(sort=False)
+        listed = ", ".join(f"{check} {count}" for check, count in counts.items())
+        raise UserError(
+            f"The checks leave out {dropped} of {total} images, more than "
+            f"data.max_dropped_fraction = {max_fraction:g} allows: {listed}. The log above names "
+            "some of each. Remove what is wrong, set the check to keep or fail, or raise the limit."
+        )
 
 
 def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:

@@ -33,7 +33,7 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 # The code that decides the bytes.
 _DECODING = (
-    *("data/images.py", "data/decode_rows.py", "data/face_images.py"),
+    *("data/images.py", "data/decode_rows.py", "data/face_images.py", "data/fingerprints.py"),
     *("faces/crop.py", "faces/detector.py"),
 )
 _HELD = 4  # results that are here and not yet used

@@ -91,7 +91,7 @@ def decode_rows(
     pixels = np.zeros((len(paths), size, size, 3), np.uint8)
     reasons = {}
     for index, (path, face) in enumerate(_with_faces(paths, faces)):
-        _check_file(path, digests[index])
+        check_file(path, digests[index])
         try:
             pixels[index] = cut_image(path, size, crop, face)
         except InvalidImage as error:
@@ -105,7 +105,12 @@ def _with_faces(
     return zip(paths, faces or [None] * len(paths), strict=True)
 
 
-def _check_file(path: Path, digest: str) -> None:
+def check_file(path: Path, digest: str) -> None:
+    """Refuse a file that is not the one with this SHA-256.
+
+    Raises:
+        UserError: the file is not there, or another one is.
+    """
     try:
         problem = None if file_sha256(path) == digest else "another file is there"
     except OSError as error:

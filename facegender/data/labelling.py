@@ -1,6 +1,7 @@
 """Labels from folder names, and the manifest of the raw data."""
 
 from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -170,9 +171,9 @@ def build_manifest(
                 f"{len(notes.excluded)} excluded. Check the data, and what means each class: "
                 "split.classes for folders, else dataset.labels, in params.yaml."
             )
-    manifest.insert(
-        2, "sha256", [digest_if_readable(directory / path) for path in manifest["path"]]
-    )
+    with ThreadPoolExecutor() as pool:
+        files = [directory / path for path in manifest["path"]]
+        manifest.insert(2, "sha256", list(pool.map(digest_if_readable, files)))
     manifest = exclude_digests(manifest, directory, exclude, notes)
     refuse_unmatched(exclude, notes)
     metadata = read_metadata(directory, found, notes, skip=tables)

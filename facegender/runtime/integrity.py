@@ -149,7 +149,12 @@ def dvc_md5(path: Path) -> str:
     files = sorted(
         (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
     )
-    entries = [{"md5": _md5(file), "relpath": name} for name, file in files]
+    # Hashing releases the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_md5, [file for _, file in files])
+        entries = [
+            {"md5": md5, "relpath": name} for (name, _), md5 in zip(files, digests, strict=True)
+        ]
     listing = json.dumps(entries, sort_keys=True).encode()
     return f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir"
 

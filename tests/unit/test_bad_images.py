@@ -14,7 +14,7 @@ from PIL import Image
 
 from facegender.cli.main import _run
 from facegender.data.decode_rows import write_rows
-from facegender.data.fingerprints import Fingerprint, take_fingerprints
+from facegender.data.fingerprints import take_fingerprints
 from facegender.data.images import InvalidImage, decode_image
 from facegender.errors import UserError
 from facegender.inference.serving import _to_faces
@@ -59,15 +59,13 @@ def test_reasons_are_the_same_before_any_heic_was_read() -> None:
 def test_one_pixel_decodes_here_and_is_too_small_for_the_data_checks(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), "red").save(tmp_path / "a.png")
     assert (decode_image(tmp_path / "a.png", 32) == (255, 0, 0)).all()
-    (taken,) = take_fingerprints([tmp_path / "a.png"])
-    assert isinstance(taken, Fingerprint)
-    assert (taken.width, taken.height) == (1, 1)
+    _, measures, _, reasons = take_fingerprints([tmp_path / "a.png"])
+    assert (measures.tolist(), reasons) == ([[1, 1, 0]], {})
 
 
 def test_split_decodes_and_refuses_the_same(tmp_path: Path) -> None:
-    taken = take_fingerprints(fill(tmp_path, GOOD | CONTENTS))
-    good = [isinstance(item, Fingerprint) for item in taken]
-    assert good == [True] * len(GOOD) + [False] * len(BAD)
+    *_, reasons = take_fingerprints(fill(tmp_path, GOOD | CONTENTS), first_row=7)
+    assert list(reasons) == [7 + len(GOOD) + index for index in range(len(BAD))]
 
 
 def test_preprocess_decodes_and_refuses_the_same(tmp_path: Path) -> None:

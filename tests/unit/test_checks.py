@@ -216,6 +216,51 @@ class TestCopies:
             run(predefined=True, leakage="fail")
 
 
+@pytest.mark.parametrize(("contrast", "kept"), [(8, False), (9, True)])
+def test_nine_levels_are_no_longer_one_colour(
+    run: Callable[..., Result], raw: Path, contrast: int, kept: bool
+) -> None:
+    pixels = np.full((64, 64, 3), 90, np.uint8)
+    pixels[:, 32:] += np.uint8(contrast)
+    Image.fromarray(pixels).save(raw / "female" / "faint.png")
+    assert ("female/faint.png" in run().all) == kept
+
+
+def test_one_wrong_copy_does_not_take_the_others_with_it(
+    run: Callable[..., Result], raw: Path
+) -> None:
+    copy_exactly(raw / "male" / "03.png", raw / "male" / "again.png")
+    copy_exactly(raw / "male" / "03.png", raw / "female" / "wrong.png")
+    result = run(exact_duplicates="keep")
+    assert result.why("female/wrong.png") == (
+        "both_labels",
+        "is labelled female, and 'male/03.png' is the same picture (as 2 files are)",
+    )
+    assert {"male/03.png", "male/again.png"} <= result.all
+    assert result.summary["under_both_labels"] == ["female/wrong.png"]
+
+
+def test_a_byte_copy_of_what_is_dropped_is_dropped(run: Callable[..., Result], raw: Path) -> None:
+    copy_nearly(raw / "male" / "03.png", raw / "male" / "small.jpg")
+    copy_exactly(raw / "male" / "small.jpg", raw / "male" / "small-again.jpg")
+    copy_exactly(raw / "male" / "04.png", raw / "male" / "04-again.png")
+    result = run(exact_duplicates="keep", near_duplicates="drop")
+    for path in ("male/small.jpg", "male/small-again.jpg"):
+        assert result.why(path) == ("near_duplicates", "shows nearly what 'male/03.png' shows")
+    assert result.summary["checks"]["exact_duplicates"]["images"] == ["male/04.png"]
+    assert {"male/03.png", "male/04.png", "male/04-again.png"} <= result.all
+
+
+def test_checks_that_leave_out_too_much_stop_the_stage(
+    run: Callable[..., Result], raw: Path
+) -> None:
+    for number in range(10):
+        copy_exactly(raw / "male" / f"{number:02}.png", raw / "male" / f"{number:02}-again.png")
+    assert len(run(max_dropped_fraction=0.2).all) == 40
+    with pytest.raises(UserError, match=r"10 of 50 images.*0\.19 allows: exact_duplicates 10\."):
+        run(max_dropped_fraction=0.19)
+
+
 def test_of_copies_the_largest_is_kept(run: Callable[..., Result], raw: Path) -> None:
     with Image.open(raw / "male" / "03.png") as image:
         image.resize((128, 128), Image.Resampling.BICUBIC).save(raw / "male" / "z-large.png")

@@ -2,9 +2,9 @@
 makes up; `make fuzz` tries more of them."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from facegender.data import near_duplicates as duplicates
+from facegender.data import alignment, similar_pictures
 from facegender.data.checks import find_duplicate_groups
-from facegender.data.fingerprints import Fingerprint
+from facegender.data.fingerprint_store import Fingerprints, Thumbnails
 from facegender.data.labelling import label_images
 from facegender.data.manifest import SPLITS, read_manifest, write_table
+from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.splits import find_leaks, split_at_random, split_by_folder
 from facegender.errors import UserError
 
@@ -183,18 +184,23 @@ def test_clusters_are_what_chains_of_near_pictures_link(
     places = np.array([10 * place + step for place, step in drawn])
     near = np.abs(places[:, None] - places[None]) <= 1
     count, expected = connected_components(coo_array(near))
-    hashes = np.zeros((len(places), 5), np.uint64)
-    # The positions travel through the thumbnails, which stand for pictures.
-    thumbnails = np.arange(len(places))
-
-    def same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.abs(places[first] - places[second]) <= 1
-
     order = dice.sample(range(len(places)), len(places))  # type: ignore[attr-defined]
+
+    def all_pairs(
+        thumbnails: np.ndarray, groups: np.ndarray
+    ) -> Iterator[similar_pictures.Candidates]:
+        pairs = np.array(list(itertools.permutations(range(len(thumbnails)), 2)))
+        for some in np.array_split(pairs, 3):
+            yield similar_pictures.Candidates(*some.T, some, some, len(groups))
+
+    def same(one: np.ndarray, other: np.ndarray, *_: np.ndarray) -> np.ndarray:
+        return np.abs(one - other) <= 1
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "same_picture", same)
-        patch.setattr(duplicates, "_PAIRS", 3)
-        found = duplicates.find_near_duplicates(hashes, thumbnails[order])
+        patch.setattr(alignment, "same_picture", same)
+        patch.setattr(similar_pictures, "find_candidates", all_pairs)
+        # Places stand for pictures.
+        found = find_near_duplicates(places[order])
     members = [sorted(order[place] for place in cluster) for cluster in found]
     wanted = [np.flatnonzero(expected == number).tolist() for number in range(count)]
     assert sorted(members) == sorted(group for group in wanted if len(group) > 1)
@@ -205,18 +211,14 @@ def test_files_with_the_same_bytes_are_one_cluster_in_any_order(
     contents: list[int], dice: object
 ) -> None:
     generator = np.random.default_rng(1)
-    prints = [
-        Fingerprint(
-            64,
-            64,
-            200,
-            generator.integers(0, 2**64, 5, dtype=np.uint64),
-            generator.integers(0, 256, (32, 32, 3), dtype=np.uint8),
-        )
-        for _ in range(6)
-    ]
+    pictures = generator.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
     rows = [(f"{number}.jpg", f"sha-{content}") for number, content in enumerate(contents)]
     dice.shuffle(rows)  # type: ignore[attr-defined]
     frame = pd.DataFrame(rows, columns=["path", "sha256"])
-    clusters = find_duplicate_groups(frame, [prints[int(sha[-1])] for sha in frame["sha256"]])
+    shown = np.array([int(sha[-1]) for sha in frame["sha256"]])
+    with TemporaryFile() as file:
+        file.write(pictures.tobytes())
+        file.flush()
+        prints = Fingerprints(np.zeros((len(shown), 3)), Thumbnails(file, shown), {})
+        clusters = find_duplicate_groups(frame, prints)
     assert clusters.to_dict() == dict(rows)

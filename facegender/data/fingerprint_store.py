@@ -1,0 +1,110 @@
+"""The fingerprints of all images: few bytes of each in memory, thumbnails in a file."""
+
+import mmap
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from facegender.data.engine import run_tasks
+from facegender.data.fingerprints import THUMBNAIL_SIZE, take_fingerprints
+
+_CHUNK = 64  # images a task
+_SHAPE = (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
+
+
+class Thumbnails:
+    """Rows of a file, read as an array of shape (n, 32, 32, 3) is."""
+
+    def __init__(self, file: Any, rows: np.ndarray) -> None:
+        self._file, self._rows = file, rows
+
+    def __len__(self) -> int:  # noqa: D105
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:  # noqa: D105
+        # Mapped for this access only, because pages of a map that stays count as memory.
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+            return np.ndarray((pages.size() // int(np.prod(_SHAPE)), *_SHAPE), np.uint8, pages)[
+                self._rows[index]
+            ]
+
+    def take(self, rows: np.ndarray) -> "Thumbnails":
+        """Return some of the thumbnails."""
+        return Thumbnails(self._file, self._rows[rows])
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What is known of the images of a manifest, by row.
+
+    Attributes:
+        measures: int32 (n, 3): width, height and contrast, as `take_fingerprints` says.
+        thumbnails: uint8 (n, 32, 32, 3).
+        reasons: by row, why an image cannot be decoded.
+    """
+
+    measures: np.ndarray
+    thumbnails: Thumbnails
+    reasons: Mapping[int, str]
+
+    def take(self, rows: np.ndarray) -> "Fingerprints":
+        """Return those of some rows, all of them images."""
+        return Fingerprints(self.measures[rows], self.thumbnails.take(rows), {})
+
+
+def fingerprint_images(
+    manifest: pd.DataFrame,
+    raw: Path,
+    *,
+    scratch: Path | None = None,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    patience: float = 300,
+) -> Fingerprints:
+    """Decode every image once, small, on all cores of this machine or of a Dask cluster.
+
+    Args:
+        manifest: columns `path` (relative to `raw`), `sha256` and any others.
+        raw: directory of the raw data.
+        scratch: directory on whose disk the thumbnails lie, 3 KB an image, in a file without a
+            name; by default that of temporary files.
+        jobs: processes; -1 for one a core.
+        scheduler: address of a Dask cluster that does it instead.
+        patience: seconds without sign of life after which a cluster is given up.
+
+    Raises:
+        UserError: the cluster does not answer, is lost, sees other files or runs other code.
+    """
+    n = len(manifest)
+    folder = raw.absolute()
+    paths, digests = manifest["path"], manifest["sha256"]
+    tasks = (
+        joblib.delayed(take_fingerprints)(
+            [folder / path for path in paths.iloc[start : start + _CHUNK]],
+            None if scheduler is None else list(digests.iloc[start : start + _CHUNK]),
+            first_row=start,
+        )
+        for start in range(0, n, _CHUNK)
+    )
+    file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - open as long as it is used
+    file.truncate(n * int(np.prod(_SHAPE)))
+    measures = np.zeros((n, 3), np.int32)
+    reasons: dict[int, str] = {}
+    with tqdm(total=n, desc="check", unit="image", mininterval=1) as bar:
+        for first, measured, thumbnails, failed in run_tasks(
+            tasks, jobs=jobs, scheduler=scheduler, patience=patience
+        ):
+            measures[first : first + len(measured)] = measured
+            file.seek(first * int(np.prod(_SHAPE)))
+            file.write(thumbnails.data)
+            reasons |= failed
+            bar.update(len(measured))
+    file.flush()
+    return Fingerprints(measures, Thumbnails(file, np.arange(n)), dict(sorted(reasons.items())))

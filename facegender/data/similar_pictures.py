@@ -1,0 +1,283 @@
+"""Pairs of pictures that may be one: which of many pictures resemble each other.
+
+A picture is described by its lowest frequencies, in grey and in colour. What it would look like
+cropped, turned, mirrored or brightened is described too, and pictures whose plain description is
+near one of these are candidates. To find them without comparing all with all, pictures are sorted
+into cells around some of them, and only the nearest cells are searched (an inverted file: Jégou,
+Douze and Schmid, "Product quantization for nearest neighbor search", PAMI 2011).
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from facegender.data import alignment
+from facegender.data.alignment import LUMA, SIDE, SIZE
+from facegender.data.fingerprint_store import Thumbnails
+
+# Correlation of the descriptions, in grey and in colour, from which a pair is a candidate, and in
+# grey once the warp is refined.
+MIN_GREY = 0.90
+MIN_COLOUR = 0.95
+MIN_REFINED = 0.95
+
+_FREQUENCIES = 12  # half waves a side, in grey
+_COLOUR_FREQUENCIES = 5
+_COLOURLESS = 150.0  # length of a description in colour below which it is noise
+_LEVELS = 200  # whole numbers, so that sums are exact in any order
+_CELL = 256  # pictures
+_PROBES = 8  # cells searched for each description
+_BLOCK = 128  # pictures described at a time
+_REFINED = 512  # pairs refined at a time
+_MOST = 64  # candidates of a picture at a time
+_MANY = 500_000  # pairs held before the best are chosen
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs that may be one picture, and how.
+
+    Attributes:
+        moved: index of the picture that is cropped, turned or mirrored, shape (n,).
+        fixed: index of the other, shape (n,).
+        matrix: see `alignment.same_picture`, shape (n, 2, 2).
+        shift: likewise, shape (n, 2).
+        upto: how many pictures have been searched for.
+    """
+
+    moved: np.ndarray
+    fixed: np.ndarray
+    matrix: np.ndarray
+    shift: np.ndarray
+    upto: int
+
+
+def find_candidates(
+    thumbnails: np.ndarray | Thumbnails, groups: np.ndarray
+) -> Iterator[Candidates]:
+    """Yield the candidates for some pictures at a time.
+
+    Args:
+        thumbnails: uint8 of shape (n, 32, 32, 3); may be mapped from a file.
+        groups: shape (n,): pictures with the same number are known to be one, and are no
+            candidates. The caller updates it.
+    """
+    index = _Index(thumbnails)
+    for start in range(0, len(thumbnails), _BLOCK):
+        pairs = index.search(thumbnails[start : start + _BLOCK], start, groups)
+        upto = min(start + _BLOCK, len(thumbnails))
+        for first in range(0, max(1, len(pairs[0])), _REFINED):
+            moved, fixed, warp = (part[first : first + _REFINED] for part in pairs)
+            matrix, shift, alike = _refine(thumbnails[moved], index.grey[fixed], warp)
+            near = alike >= MIN_REFINED
+            yield Candidates(moved[near], fixed[near], matrix[near], shift[near], upto)
+
+
+class _Index:
+    """The plain descriptions of all pictures, and the cells that they lie in."""
+
+    def __init__(self, thumbnails: np.ndarray | Thumbnails) -> None:
+        n = len(thumbnails)
+        grey, colour = [], []
+        for start in range(0, n, _BLOCK):
+            described = _describe(thumbnails[start : start + _BLOCK], plain=True)
+            grey.append(described[0][:, 0].astype(np.int8))
+            colour.append(described[1][:, 0].astype(np.int8))
+        self.grey, self.colour = np.concatenate(grey), np.concatenate(colour)
+        cells = max(1, n // _CELL)
+        self.pivots = self.grey[np.arange(cells) * n // cells].astype(np.float32)
+        cell = np.concatenate(
+            [
+                (self.grey[start : start + 1024].astype(np.float32) @ self.pivots.T).argmax(1)
+                for start in range(0, n, 1024)
+            ]
+        )
+        self.members = np.argsort(cell, kind="stable")
+        self.bounds = np.searchsorted(cell[self.members], np.arange(cells + 1))
+
+    def search(
+        self, thumbnails: np.ndarray, start: int, groups: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return pairs (moved, fixed, warp), with the best warp of each.
+
+        Args:
+            thumbnails: some of the pictures.
+            start: index of the first of them.
+            groups: as in `find_candidates`.
+        """
+        grey, colour = _describe(thumbnails)
+        warps = grey.shape[1]
+        grey, colour = (part.reshape(-1, part.shape[-1]) for part in (grey, colour))
+        colourless = np.asarray(~colour.any(1))
+        probes = min(_PROBES, len(self.pivots))
+        nearest = np.argpartition(grey @ self.pivots.T, -probes, axis=1)[:, -probes:].ravel()
+        rows_by_cell = np.argsort(nearest, kind="stable")
+        bounds = np.searchsorted(nearest[rows_by_cell], np.arange(len(self.pivots) + 1))
+        found: list[np.ndarray] = []
+        held = 0
+        for cell in np.unique(nearest):
+            rows = rows_by_cell[bounds[cell] : bounds[cell + 1]] // probes
+            members = self.members[self.bounds[cell] : self.bounds[cell + 1]]
+            alike = grey[rows] @ self.grey[members].astype(np.float32).T
+            near = alike >= MIN_GREY * _LEVELS**2
+            if not near.any():
+                continue
+            tints = self.colour[members].astype(np.float32)
+            tinted = colour[rows] @ tints.T >= MIN_COLOUR * _LEVELS**2
+            near &= tinted | colourless[rows, None] | ~tints.any(1)
+            row, member = np.nonzero(near)
+            query, other = rows[row], members[member]
+            moved = start + query // warps
+            new = groups[moved] != groups[other]
+            found.append(
+                np.stack([moved, other, query % warps, alike[row, member].astype(np.int64)])[:, new]
+            )
+            held += new.sum()
+            if held > _MANY:
+                found = [_best(np.concatenate(found, axis=1))]
+                held = found[0].shape[1]
+        if not found:
+            return (np.zeros(0, np.int64),) * 3
+        moved, other, warp, _ = _best(np.concatenate(found, axis=1))
+        return moved, other, warp
+
+
+def _best(pairs: np.ndarray) -> np.ndarray:
+    """Keep of rows (moved, other, warp, likeness) the best warp, and the best others of each."""
+    moved, other, warp, alike = pairs
+    pairs = pairs[:, np.lexsort([warp, -alike, other, moved])]
+    first = np.ones(pairs.shape[1], bool)
+    first[1:] = (np.diff(pairs[:2]) != 0).any(0)
+    pairs = pairs[:, first]
+    pairs = pairs[:, np.lexsort([pairs[1], -pairs[3], pairs[0]])]
+    rank = np.arange(pairs.shape[1]) - np.searchsorted(pairs[0], pairs[0])
+    return pairs[:, rank < _MOST]
+
+
+def _refine(
+    thumbnails: np.ndarray, target: np.ndarray, warp: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Improve warps by one step of Gauss and Newton, on the descriptions.
+
+    Args:
+        thumbnails: the pictures that are moved, shape (n, 32, 32, 3).
+        target: descriptions of the others, shape (n, k).
+        warp: index of the warp that makes them most alike, shape (n,).
+
+    Returns:
+        The warps, and the correlation of the descriptions then.
+    """
+    n = len(thumbnails)
+    matrix, shift, gain = (part[warp] for part in _warps())
+    light = np.minimum((thumbnails @ LUMA).reshape(n, SIZE * SIZE) * gain[:, None], 255)
+    warped = alignment.sample(light[..., None], matrix, shift)[0][..., 0]
+    terms = np.concatenate([warped[:, None], alignment.slopes(warped)], 1) @ _grey_basis().T
+    goal = target.astype(np.float32)
+    fit = alignment.least_squares(terms, goal, np.ones_like(goal))
+    left = ((fit[:, None] @ terms)[:, 0] - goal).astype(np.float32)
+    alike = np.sqrt(np.maximum(1 - (left**2).sum(1) / np.maximum((goal**2).sum(1), 1), 0))
+    matrix, shift = alignment.compose(matrix, shift, fit[:, 1:] / np.maximum(fit[:, :1], 1e-6))
+    return matrix, shift, np.where(fit[:, 0] > 0, alike, 0)
+
+
+def _describe(thumbnails: np.ndarray, *, plain: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Describe pictures under each warp, or as they are.
+
+    Returns:
+        In grey, shape (n, warps, k), and in colour; float32 whole numbers. The latter are zero
+        where there is no colour.
+    """
+    n = len(thumbnails)
+    grey_operator, colour_operator = _operators()
+    gains = _warps()[2]
+    if plain:
+        grey_operator, colour_operator, gains = grey_operator[:1], colour_operator[:1], gains[:1]
+    pixels = thumbnails.reshape(n, -1, 3).astype(np.float32)
+    parts = []
+    for gain in np.unique(gains):
+        image = np.minimum(pixels * gain, 255)
+        light = image @ LUMA
+        tint = image[..., ::2] - light[..., None]  # of red and blue; that of green follows
+        mine = gains == gain
+        grey = np.einsum("vki,ni->nvk", grey_operator[mine], light, optimize=True)
+        colour = np.einsum("vki,nic->nvkc", colour_operator[mine], tint, optimize=True)
+        parts.append((grey, colour.reshape(*colour.shape[:2], -1)))
+    grey, colour = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return _quantised(grey, 1e-3), _quantised(colour, _COLOURLESS)
+
+
+def _quantised(described: np.ndarray, least: float) -> np.ndarray:
+    length = np.linalg.norm(described, axis=-1, keepdims=True)
+    scaled = np.rint(described * (_LEVELS / np.maximum(length, least))).clip(-127, 127)
+    return np.where(length >= least, scaled, 0).astype(np.float32)
+
+
+@functools.cache
+def _warps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return matrices (warps, 2, 2), shifts (warps, 2) and gains in brightness (warps,)."""
+    warps = [(1.0, 1.0, 0, 0.0, 0.0)]  # scale along x and y, degrees, shift along x and y
+    warps += [(1.0, 1.0, degrees, 0.0, 0.0) for degrees in (5, -5)]
+    warps += [(0.9, 0.9, 0, 0.0, 0.0), (0.8, 0.8, 0, 0.0, 0.0)]
+    warps += [(0.88, 0.88, degrees, 0.0, 0.0) for degrees in (5, -5)]
+    warps += [(0.9, 0.9, 0, x, y) for x in (0.1, -0.1) for y in (0.1, -0.1)]
+    warps += [(0.9, 1.0, 0, x, 0.0) for x in (0.1, -0.1)]
+    warps += [(1.0, 0.9, 0, 0.0, y) for y in (0.1, -0.1)]
+    matrices, shifts, gains = [], [], []
+    for gain, mirror, those in [
+        (1.0, 1, warps),
+        (1.0, -1, warps),
+        (1.2, 1, warps[:1]),
+        (1.4, 1, warps[:1]),
+    ]:
+        for across, down, degrees, x, y in those:
+            angle = np.deg2rad(degrees)
+            turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+            matrices.append(turn @ np.diag([across * mirror, down]))
+            shifts.append((x, y))
+            gains.append(gain)
+    return np.array(matrices, np.float32), np.array(shifts, np.float32), np.array(gains, np.float32)
+
+
+@functools.cache
+def _operators() -> tuple[np.ndarray, np.ndarray]:
+    """Return what describes a picture under each warp, in grey and colour: (warps, k, pixels)."""
+    pixels = SIZE * SIZE
+    unit = np.eye(pixels, dtype=np.float32).reshape(1, pixels, pixels)
+    grey, colour = [], []
+    for matrix, shift, _ in zip(*_warps(), strict=True):
+        # Column i is what the warp makes of a picture that is 1 at pixel i.
+        warp = alignment.sample(unit, matrix[None], shift[None])[0][0]
+        grey.append(_grey_basis() @ warp)
+        colour.append(_colour_basis() @ warp)
+    return np.stack(grey), np.stack(colour)
+
+
+@functools.cache
+def _grey_basis() -> np.ndarray:
+    waves, frequency, window = _cosines(_FREQUENCIES)
+    waves, frequency = waves[frequency > 0], frequency[frequency > 0]
+    # Without what an even grey adds under the window.
+    waves -= waves.sum(1, keepdims=True) * window / window.sum()
+    waves *= (frequency / np.linalg.norm(waves, axis=1))[:, None]
+    return waves.astype(np.float32)
+
+
+@functools.cache
+def _colour_basis() -> np.ndarray:
+    waves, frequency, _ = _cosines(_COLOUR_FREQUENCIES)
+    waves *= ((1 + frequency) / np.linalg.norm(waves, axis=1))[:, None]
+    return waves.astype(np.float32)
+
+
+def _cosines(most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return cosines of frequencies below `most` under a window, (k, pixels), and both."""
+    side = np.arange(most)
+    wave = np.cos(np.pi * (np.arange(SIZE) + 0.5) * side[:, None] / SIZE)
+    edge = np.cos(SIDE.astype(np.float64) * 1.4) ** 0.75
+    window = np.outer(edge, edge).ravel()
+    waves = np.einsum("ay,bx->abyx", wave, wave).reshape(most * most, -1) * window
+    frequency = np.hypot(*np.meshgrid(side, side)).ravel()
+    low = frequency < most
+    return waves[low], frequency[low], window
