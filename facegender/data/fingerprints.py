@@ -10,7 +10,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from facegender.data.images import InvalidImage, measure_image
+from facegender.data.images import InvalidImage, measure_image, verdict
 
 THUMBNAIL_SIZE = 32  # pixels a side
 
@@ -38,7 +38,7 @@ class Fingerprint:
 
 
 def take_fingerprints(paths: list[Path]) -> list[Fingerprint | str]:
-    """Return for each file its fingerprint, or the reason why it cannot be read or decoded.
+    """Return for each file its fingerprint, or the reason why it cannot be decoded.
 
     The hashes are imagehash's pHash: which of the lowest frequencies of the picture in grey are
     above their median. Of 256 bits it tells more, of 64 it is steadier for a blurred picture.
@@ -50,13 +50,9 @@ def take_fingerprints(paths: list[Path]) -> list[Fingerprint | str]:
 
 def _take(path: Path) -> Fingerprint | str:
     try:
-        # Opened first: what may not be read is another reason than what cannot be decoded.
-        with path.open("rb"):
-            pixels, width, height = measure_image(path, _DECODED_SIZE)
+        pixels, width, height = measure_image(path, _DECODED_SIZE)
     except InvalidImage as error:
-        return str(error)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return verdict(error, path)
     image = Image.fromarray(pixels)
     bits = [imagehash.phash(image, hash_size=side).hash.ravel() for side in _HASH_SIDES]
     thumbnail = image.reduce(_DECODED_SIZE // THUMBNAIL_SIZE)

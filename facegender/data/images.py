@@ -1,7 +1,9 @@
 """Decoding: from the bytes of any image file to the uint8 RGB array that the model takes."""
 
+import errno
 import io
 import stat
+import time
 import warnings
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from PIL import (
     # Registered on import. Otherwise Pillow imports all of its plugins, which takes 40 ms.
     BmpImagePlugin,  # noqa: F401
+    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
     ImageOps,
@@ -19,8 +22,15 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from facegender.data.damaged_metadata import without_metadata
+from facegender.errors import UserError
+
 # A declared size past this is refused before a pixel is decoded (a decompression bomb).
 MAX_PIXELS = 100_000_000
+# A file is read whole before it is decoded; the largest picture takes 400 MB uncompressed.
+MAX_BYTES = 1 << 29
+# Seconds between attempts to read or decode a file when the disk or the memory fails.
+_PAUSES = (0.1, 1.0, 3.0)
 # Pictures past this are reduced before they are converted, or each conversion is another copy.
 _LARGE_PIXELS = 16_000_000
 # Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
@@ -44,6 +54,24 @@ class InvalidImage(ValueError):
     """An image that cannot be decoded; the message is the reason, without the file's name."""
 
 
+class UnreadableImage(InvalidImage):
+    """A file that was not read whole, or not decoded for lack of memory: it may be sound."""
+
+
+def verdict(error: InvalidImage, path: Path) -> str:
+    """Return why a file is not an image, as its decoder says.
+
+    Raises:
+        UserError: nobody knows, because the file was not read or the memory did not suffice.
+    """
+    if isinstance(error, UnreadableImage):
+        raise UserError(
+            f"{str(path)!r} cannot be read: {error}. This says nothing about the image: check the "
+            "disk or network and the free memory, and run the same command again."
+        ) from error
+    return str(error)
+
+
 def decode_image(source: bytes | Path, size: int) -> np.ndarray:
     """Decode an image as the model sees it: upright, RGB, `size` x `size`.
 
@@ -61,6 +89,7 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
 
     Raises:
         InvalidImage: the bytes are no image that can be decoded, or too large a one.
+        UnreadableImage: the file was not read whole, or the memory did not suffice, several times.
     """
     return measure_image(source, size)[0]
 
@@ -73,45 +102,91 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
     Raises:
         InvalidImage: as `decode_image` does.
     """
+    content = _read(source) if isinstance(source, Path) else source
+    for pause in (*_PAUSES, None):
+        try:
+            return _measure(content, size)
+        except MemoryError:
+            if pause is None:
+                raise UnreadableImage("not enough memory") from None
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file, all of them."""
+    for pause in (*_PAUSES, None):
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                # A pipe would be waited for, a device has no end.
+                raise InvalidImage("not a plain file")
+            if status.st_size > MAX_BYTES:
+                raise InvalidImage(f"too large: {status.st_size:,} bytes")
+            content = path.read_bytes()
+            if len(content) >= status.st_size:
+                return content
+            reason = f"{len(content):,} of its {status.st_size:,} bytes can be read"
+        except FileNotFoundError:
+            raise UnreadableImage("no such file") from None
+        except MemoryError:
+            reason = "not enough memory"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            # No time heals these.
+            if error.errno in {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR}:
+                raise UnreadableImage(reason) from error
+        if pause is not None:
+            time.sleep(pause)
+    raise UnreadableImage(reason)
+
+
+def _measure(content: bytes, size: int) -> tuple[np.ndarray, int, int]:
     try:
-        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-            # A pipe would be waited for, a device has no end.
-            raise InvalidImage("not a plain file")
-        file = source if isinstance(source, Path) else io.BytesIO(source)
+        return _decode(content, size)
+    except InvalidImage as error:
+        # What is too large stays refused, be it in metadata.
+        if "too large" in str(error) or (rest := without_metadata(content)) is None:
+            raise
+        try:
+            return _decode(rest[0], size, orientation=rest[1])
+        except InvalidImage:
+            raise error from None
+
+
+def _decode(content: bytes, size: int, orientation: int = 1) -> tuple[np.ndarray, int, int]:
+    """Decode an image that lies as its own EXIF says or, without one, as `orientation` does."""
+    try:
         with warnings.catch_warnings():
             # Pillow only warns between its limit and twice that; the check below is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=_FORMATS)
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
         with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InvalidImage(f"too large: {width}x{height} pixels")
             # Lets JPEG decode at a fraction of its size, never below twice what is asked for.
             image.draft("RGB", (2 * size, 2 * size))
+            if orientation != 1:
+                image.getexif()[ExifTags.Base.Orientation] = orientation
             # EXIF is read before conversions, some of which drop it.
             ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(_reduced(_to_8_bits(image), 4 * size))
             pixels = rgb.resize((size, size), Image.Resampling.BICUBIC)
             return np.asarray(pixels), width, height
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise InvalidImage(_unidentified(source)) from None
+        raise InvalidImage(_unidentified(content)) from None
     except Image.DecompressionBombError:
         raise InvalidImage("too large: decompression bomb") from None
-    except FileNotFoundError:
-        raise InvalidImage("no such file") from None
     # Decoders of damaged files raise what they like; each means that this file cannot be read.
     except Exception as error:
         raise InvalidImage(f"cannot be decoded: {_reason(error)}") from error
 
 
-def _unidentified(source: bytes | Path) -> str:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            start = file.read(16)
-    else:
-        start = source[:16]
+def _unidentified(content: bytes) -> str:
+    start = content[:16]
     if not start:
         return "not an image: the file is empty"
     for offset, mark, name in _UNSUPPORTED:
