@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from facegender.data import checks
+from facegender.data.invalid import check_invalid
 from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.evaluation import plots
@@ -36,7 +37,15 @@ def main() -> None:
         name: {label: int((images["label"] == value).sum()) for label, value in LABELS.items()}
         for name, images in splits.items()
     }
-    summary = {"counts": counts, "balance": checks.class_balance(splits), **findings.summary()}
+    check_invalid(
+        findings.reasons.get("invalid", {}), len(manifest), params.data.max_invalid_fraction
+    )
+    summary = {
+        "files": len(manifest),
+        "counts": counts,
+        "balance": checks.class_balance(splits),
+        **findings.summary(),
+    }
     (args.splits / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for name, count in counts.items():
         plots.class_distribution(

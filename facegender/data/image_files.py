@@ -1,11 +1,14 @@
-"""Which files are images, by their endings."""
+"""Which files are images: by their endings or, where these are unknown, by their first bytes."""
 
+import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+_log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
 
@@ -15,26 +18,76 @@ UNSUPPORTED_SUFFIXES = frozenset({".avif", ".heic", ".heif"})
 
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
 
+# How images begin whose ending is unknown or missing. Without TIFF: raw photos of cameras, too.
+_IMAGE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s|BM.{4}\0{4}", re.DOTALL
+)
+_ARCHIVE = re.compile(rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!|.{257}ustar", re.DOTALL)
+START_BYTES = 512
 
-def find_images(directory: Path) -> list[PurePosixPath]:
+
+def find_images(
+    directory: Path, unreadable: Callable[[OSError], None] | None = None
+) -> list[PurePosixPath]:
     """Return the image files under `directory`, relative to it, sorted by name.
 
     Hidden files and the litter of operating systems (`__MACOSX`) are passed over.
+
+    Args:
+        directory: where to look.
+        unreadable: called with each error of a folder that cannot be listed; None logs them.
     """
-    return sorted(walk_images(directory), key=str)
+    return sorted(walk_images(directory, unreadable), key=str)
 
 
-def walk_images(directory: Path) -> Iterator[PurePosixPath]:
+def walk_images(
+    directory: Path, unreadable: Callable[[OSError], None] | None = None
+) -> Iterator[PurePosixPath]:
     """Yield what `find_images` returns, folder by folder, without holding all of it."""
-    for folder, folders, names in os.walk(directory):
+    for folder, folders, names in os.walk(directory, onerror=unreadable or _log_unreadable):
         folders.sort()
         below = PurePosixPath(Path(folder).relative_to(directory).as_posix())
         for name in sorted(names):
-            if is_photo(below / name) and Path(folder, name).is_file():
+            path = Path(folder, name)
+            if is_litter(below / name) or not path.is_file():
+                continue
+            if is_photo(below / name) or (
+                path.suffix.lower() != ".csv" and looks_like_image(read_start(path))
+            ):
                 yield below / name
+
+
+def _log_unreadable(error: OSError) -> None:
+    _log.warning("The folder %r cannot be read and is left out: %s", error.filename, error.strerror)
 
 
 def is_photo(relative: PurePosixPath) -> bool:
     """Return whether a path below a folder names a photo, by its suffix; no litter is one."""
-    litter = any(part.startswith(".") or part == "__MACOSX" for part in relative.parts)
-    return not litter and relative.suffix.lower() in PHOTO_SUFFIXES
+    return not is_litter(relative) and relative.suffix.lower() in PHOTO_SUFFIXES
+
+
+def is_litter(relative: PurePosixPath) -> bool:
+    """Return whether a path below a folder is hidden or an operating system's own."""
+    return any(
+        part.startswith(".") or part in {"__MACOSX", "Thumbs.db", "desktop.ini"}
+        for part in relative.parts
+    )
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Return whether a file begins as an image does."""
+    return _IMAGE.match(start) is not None
+
+
+def looks_like_archive(start: bytes) -> bool:
+    """Return whether a file's first 512 bytes are those of an archive."""
+    return _ARCHIVE.match(start) is not None
+
+
+def read_start(path: Path) -> bytes:
+    """Return the first bytes of a file; none if it may not be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(START_BYTES)
+    except PermissionError:
+        return b""

@@ -17,6 +17,7 @@ from PIL import (
     ImageOps,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
@@ -34,7 +35,7 @@ _PAUSES = (0.1, 1.0, 3.0)
 # Pictures past this are reduced before they are converted, or each conversion is another copy.
 _LARGE_PIXELS = 16_000_000
 # Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 # How files begin that people take for photos, and that are not read.
 _UNSUPPORTED = (
     (4, b"ftypavif", "AVIF"),

@@ -12,7 +12,7 @@ import pytest
 
 from facegender.data.image_files import find_images
 from facegender.data.sources.archive import ArchiveLimits
-from facegender.data.sources.folder import copy_folder
+from facegender.data.sources.folder import copy_folder, name_rest, summarize
 from facegender.errors import UserError
 from tests.conftest import WITH_PERMISSIONS
 from tests.unit.test_raw import fill, read
@@ -32,7 +32,6 @@ LITTER = {
     "__MACOSX/Training/male/._1.jpg": "x",
     "__MACOSX/Training/male/1.jpg": "x",
     "Training/male/Thumbs.db": "x",
-    "README.md": "x",
 }
 
 
@@ -52,6 +51,52 @@ def test_an_archive_gives_what_its_folder_gives(tmp_path, source, kind):
     archive = Path(shutil.make_archive(str(tmp_path / "faces"), kind, source))
     copy_folder(archive, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == WANTED
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_unknown_endings_are_judged_by_content_and_the_rest_is_named(
+    tmp_path, source, kind, caplog
+):
+    photos = dict.fromkeys(("men/b.jpe", "men/c.jpg_large", "men/none"), "\x89PNG\r\n\x1a\n")
+    photos |= {"men/a.pgm": "P5 1 1 255 a", "men/d.php": "GIF89a"}
+    rest = {"README.md": "x", "men/more.zip": "PK\x03\x04", "men/more.rar": "Rar!", "men/empty": ""}
+    for name, content in (photos | rest).items():
+        path = source / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode("latin-1"))
+    packed = source if kind == "folder" else Path(shutil.make_archive(str(source), kind, source))
+    left_out = copy_folder(packed, tmp_path / "target", LIMITS)
+    photos_found = {str(path) for path in find_images(tmp_path / "target")}
+    assert photos_found == set(photos) | {name for name in WANTED if not name.endswith(".csv")}
+    archive, other = "is an archive in the source: unpack it first", "is neither an image nor a CSV"
+    assert left_out == {
+        "README.md": other,
+        "men/empty": other,
+        "men/more.rar": archive,
+        "men/more.zip": archive,
+    }
+    assert "Left out 4 item(s)" in caplog.text
+    assert summarize(left_out) == {
+        "left_out": {"men/more.rar": archive, "men/more.zip": archive},
+        "other_files": {
+            ".md": {"count": 1, "example": "README.md"},
+            "none": {"count": 1, "example": "men/empty"},
+        },
+    }
+
+
+def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path):
+    fill(tmp_path, {"more.zip": "PK\x03\x04", "a.jpg": "a", "b.csv": "b", ".DS_Store": "x"})
+    assert name_rest(tmp_path) == {"more.zip": "is an archive in the source: unpack it first"}
+
+
+def test_a_folder_that_cannot_be_read_is_named_in_predict_and_score(
+    tmp_path, source, monkeypatch, caplog
+):
+    monkeypatch.setattr("os.scandir", refuse("test")(os.scandir))
+    names = {str(path) for path in find_images(source)}
+    assert names == {"Training/male/1.jpg", "Training/female/2.PNG"}
+    assert "dataset/test' cannot be read and is left out: Permission denied" in caplog.text
 
 
 def test_an_archive_is_guarded(tmp_path):

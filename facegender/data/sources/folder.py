@@ -5,14 +5,24 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
-from facegender.data.image_files import IMAGE_SUFFIXES, PHOTO_SUFFIXES
+from facegender.data.image_files import (
+    IMAGE_SUFFIXES,
+    find_images,
+    is_litter,
+    is_photo,
+    looks_like_archive,
+    looks_like_image,
+    read_start,
+)
 from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
 from facegender.errors import UserError
 
+OTHER = "is neither an image nor a CSV"
 _UNREADABLE = "cannot be read: permission denied"
 _log = logging.getLogger(__name__)
 
@@ -23,7 +33,8 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
     Hidden files and the litter of operating systems are left out. A symbolic link is followed
     if it leads to somewhere else inside `source`. What else cannot be copied is left out, named in
     a warning and returned: links that lead out, round in a circle or nowhere, pipes and devices,
-    and what this user may not read.
+    what this user may not read, and archives in it. Files that are neither images nor CSVs, by
+    their endings and their first bytes, are counted by ending.
 
     Args:
         source: a directory, or a zip or tar archive.
@@ -53,13 +64,11 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         if source.is_dir():
             left_out = _copy_tree(source, target, limits)
         else:
-            extract_archive(source, target, limits, keep=_wanted)
-        if left_out:
-            shown = "; ".join(
-                f"{relative!r} {why}" for relative, why in list(left_out.items())[:10]
+            extract_archive(
+                source, target, limits, keep=lambda path, start: wanted(path, start, left_out)
             )
-            _log.warning("Left out %d item(s) of %s: %s", len(left_out), source.name, shown)
-        if not any(path.suffix.lower() in PHOTO_SUFFIXES for path in target.rglob("*")):
+        log_left_out(left_out, source.name)
+        if not find_images(target):
             raise UserError(
                 f"{str(source)!r} holds no images. Put them in one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
@@ -67,10 +76,50 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         return left_out
 
 
-def _wanted(path: PurePosixPath) -> bool:
-    """Whether a file, relative to the source, is data: an image or a table of metadata."""
-    litter = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not litter and path.suffix.lower() in PHOTO_SUFFIXES | {".csv"}
+def log_left_out(left_out: dict[str, str], source: str) -> None:
+    """Warn of what a source has and the pipeline does not use, if anything."""
+    if left_out:
+        shown = "; ".join(f"{relative!r} {why}" for relative, why in list(left_out.items())[:10])
+        _log.warning("Left out %d item(s) of %s: %s", len(left_out), source, shown)
+
+
+def summarize(left_out: dict[str, str]) -> dict[str, Any]:
+    """Return `left_out`, ready for JSON, with `other_files` counted by ending, if there are any."""
+    named = {path: reason for path, reason in sorted(left_out.items()) if reason != OTHER}
+    other: dict[str, dict[str, Any]] = {}
+    for path in sorted(path for path, reason in left_out.items() if reason == OTHER):
+        ending = PurePosixPath(path).suffix.lower() or "none"
+        other.setdefault(ending, {"count": 0, "example": path})["count"] += 1
+    found = {"left_out": named, "other_files": other}
+    return {name: value for name, value in found.items() if value}
+
+
+def name_rest(directory: Path) -> dict[str, str]:
+    """Return the reason for each file of an unpacked source that the pipeline does not use."""
+    left_out: dict[str, str] = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            wanted(PurePosixPath(path.relative_to(directory)), read_start(path), left_out)
+    log_left_out(left_out, directory.name)
+    return left_out
+
+
+def wanted(path: PurePosixPath, start: bytes, left_out: dict[str, str]) -> bool:
+    """Return whether a file is data, an image or a table of metadata; if not, note why.
+
+    Args:
+        path: of the file, relative to the source.
+        start: its first bytes, to 512.
+        left_out: reasons by path, to which this adds. Litter has none.
+    """
+    if is_litter(path):
+        return False
+    if is_photo(path) or path.suffix.lower() == ".csv" or looks_like_image(start):
+        return True
+    left_out[str(path)] = (
+        "is an archive in the source: unpack it first" if looks_like_archive(start) else OTHER
+    )
+    return False
 
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
@@ -120,7 +169,7 @@ class _Scan:
             return
         for entry in entries:
             inner, path = relative / storable_path(PurePosixPath(entry.name)), Path(entry.path)
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_litter(PurePosixPath(entry.name)):
                 continue
             if entry.is_symlink() and not self._may_follow(path, above):
                 self.left_out[str(inner)] = (
@@ -128,11 +177,10 @@ class _Scan:
                 )
             elif entry.is_dir():
                 self.walk(path, inner, above)
-            elif _wanted(inner):
-                if entry.is_file():
-                    self._add(inner, path)
-                else:
-                    self.left_out[str(inner)] = "is a pipe or device"
+            elif not entry.is_file():
+                self.left_out[str(inner)] = "is a pipe or device"
+            elif wanted(inner, read_start(path), self.left_out):
+                self._add(inner, path)
 
     def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:
         try:
