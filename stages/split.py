@@ -11,6 +11,7 @@ from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
 from facegender.data.face_images import crop_of
 from facegender.data.face_table import find_all_faces, missed_by_group
+from facegender.data.invalid import check_invalid
 from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.data.notes import Notes
@@ -60,7 +61,11 @@ def main() -> None:
         name: {label: int((images["label"] == value).sum()) for label, value in LABELS.items()}
         for name, images in splits.items()
     }
+    check_invalid(
+        findings.reasons.get("invalid", {}), len(manifest), params.data.max_invalid_fraction
+    )
     summary = {
+        "files": len(manifest),
         "counts": counts,
         "balance": checks.class_balance(splits),
         **notes.summary(),

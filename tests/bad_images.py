@@ -79,6 +79,13 @@ def broken_exif() -> bytes:
     return save(halves(), "JPEG", quality=95, exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries)
 
 
+def odd_resolution() -> bytes:
+    """A JPEG to be turned, whose XResolution is a text."""
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"72")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
+    return save(halves().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+
+
 def palette_with_alpha() -> bytes:
     """Black, and a colour that is all transparent."""
     image = halves("L").point(lambda level: level // 255).convert("P")
@@ -131,6 +138,11 @@ GOOD: dict[str, bytes] = {
     "trailing-garbage": _JPEG + b"\xff\xd8 more" * 1000,
     "wrong-crc-of-pixels": wrong_crc(b"IDAT"),
     "cmyk-tiff": save(halves("CMYK"), "TIFF"),
+    "wrong-crc-of-text": with_chunk(b"tEXt", b"Comment\0hi").replace(b"\0hi", b"\0ho"),
+    "nonsense-exif-png": with_chunk(b"eXIf", b"nonsense"),
+    "short-phys": with_chunk(b"pHYs", b"\0\0"),
+    "text-as-resolution": odd_resolution(),
+    "jpeg-without-its-end": _JPEG[:-2],
     "interlaced-bmp-16-million": save(halves(), "BMP"),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from facegender.data.face_images import cut_image
-from facegender.data.images import InvalidImage
+from facegender.data.images import InvalidImage, verdict
 from facegender.errors import UserError
 from facegender.faces.crop import FaceCrop
 from facegender.faces.detector import Face
@@ -42,6 +42,9 @@ def write_rows(
 
     Returns:
         How many images were tried, and by row the reasons why images could not be decoded.
+
+    Raises:
+        UserError: a file was not read whole, or the memory did not suffice, several times.
     """
     # Pillow keeps the memory of this many images to use again; asking the system for new pages for
     # every image takes a fifth of the time of decoding it.
@@ -54,7 +57,7 @@ def write_rows(
             try:
                 pixels = cut_image(path, size, crop, face)
             except InvalidImage as error:
-                reasons[row] = str(error)
+                reasons[row] = verdict(error, path)
                 continue
             file.seek(offset + row * row_bytes)
             file.write(pixels.data)
@@ -85,7 +88,7 @@ def decode_rows(
         images could not be decoded; those are zero.
 
     Raises:
-        UserError: a file is not there, or another one is.
+        UserError: a file is not there, cannot be read, or is another one.
     """
     Image.core.set_blocks_max(4)
     pixels = np.zeros((len(paths), size, size, 3), np.uint8)
@@ -95,7 +98,7 @@ def decode_rows(
         try:
             pixels[index] = cut_image(path, size, crop, face)
         except InvalidImage as error:
-            reasons[first_row + index] = str(error)
+            reasons[first_row + index] = verdict(error, path)
     return first_row, pixels, reasons
 
 

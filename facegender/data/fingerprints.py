@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from facegender.data.decode_rows import check_file
-from facegender.data.images import InvalidImage, measure_image
+from facegender.data.images import InvalidImage, measure_image, verdict
 
 THUMBNAIL_SIZE = 32  # pixels a side
 
@@ -31,11 +31,11 @@ def take_fingerprints(
     Returns:
         `first_row`; int32 (n, 3): width and height in pixels, perhaps before the image is turned
         upright, and its contrast, the widest range of a colour channel (0 to 255); thumbnails,
-        uint8 (n, 32, 32, 3); and by row the reasons why images cannot be read or decoded, whose
+        uint8 (n, 32, 32, 3); and by row the reasons why images cannot be decoded, whose
         other values are zero.
 
     Raises:
-        UserError: a file differs from its digest.
+        UserError: a file cannot be read, or differs from its digest.
     """
     # As in `decode_rows`: new pages for every image would take a fifth of the time.
     Image.core.set_blocks_max(4)
@@ -46,14 +46,9 @@ def take_fingerprints(
         if digests is not None and digests[index]:
             check_file(path, digests[index])
         try:
-            # Opened first: what may not be read is another reason than what cannot be decoded.
-            with path.open("rb"):
-                pixels, width, height = measure_image(path, _DECODED_SIZE)
+            pixels, width, height = measure_image(path, _DECODED_SIZE)
         except InvalidImage as error:
-            reasons[first_row + index] = str(error)
-            continue
-        except OSError as error:
-            reasons[first_row + index] = f"cannot be read: {error.strerror}"
+            reasons[first_row + index] = verdict(error, path)
             continue
         measures[index] = width, height, np.ptp(pixels, axis=(0, 1)).max()
         small = Image.fromarray(pixels).reduce(_DECODED_SIZE // THUMBNAIL_SIZE)

@@ -1,81 +1,89 @@
-"""Which files are images, by their endings or their first bytes."""
+"""Which files are images: by their endings or, where these are unknown, by their first bytes."""
 
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
-from facegender.errors import UserError
-
+_log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset(
     {
         *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm"),
         *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     }
 )
-_ARCHIVE_SUFFIXES = frozenset({".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"})
-_LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-# How files of the formats that are decoded begin.
-_IMAGE_START = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|"
-    rb"RIFF.{4}WEBP|II\*\0|MM\0\*|P[1-6][\s#]|.{4}ftyp(avif|heic|heix|mif1|msf1)",
+# How images begin whose ending is unknown or missing. Without TIFF: raw photos of cameras, too.
+_IMAGE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s|BM.{4}\0{4}|.{4}ftyp(avif|heic|heix|mif1|msf1)",
     re.DOTALL,
 )
+_ARCHIVE = re.compile(rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!|.{257}ustar", re.DOTALL)
+START_BYTES = 512
 
-Kind = Literal["image", "table", "archive", "litter", "other"]
 
-
-def find_images(directory: Path) -> list[PurePosixPath]:
+def find_images(
+    directory: Path, unreadable: Callable[[OSError], None] | None = None
+) -> list[PurePosixPath]:
     """Return the image files under `directory`, relative to it, sorted by name.
 
     Hidden files and the litter of operating systems (`__MACOSX`) are passed over.
 
-    Raises:
-        UserError: a folder below cannot be read.
+    Args:
+        directory: where to look.
+        unreadable: called with each error of a folder that cannot be listed; None logs them.
     """
-    return sorted(walk_images(directory), key=str)
+    return sorted(walk_images(directory, unreadable), key=str)
 
 
-def walk_images(directory: Path) -> Iterator[PurePosixPath]:
+def walk_images(
+    directory: Path, unreadable: Callable[[OSError], None] | None = None
+) -> Iterator[PurePosixPath]:
     """Yield what `find_images` returns, folder by folder, without holding all of it."""
-    for folder, folders, names in os.walk(directory, onerror=_refuse):
+    for folder, folders, names in os.walk(directory, onerror=unreadable or _log_unreadable):
         folders.sort()
         below = PurePosixPath(Path(folder).relative_to(directory).as_posix())
         for name in sorted(names):
             path = Path(folder, name)
-            if path.is_file() and kind_of_file(below / name, path) == "image":
+            if is_litter(below / name) or not path.is_file():
+                continue
+            if is_photo(below / name) or (
+                path.suffix.lower() != ".csv" and looks_like_image(read_start(path))
+            ):
                 yield below / name
 
 
-def _refuse(error: OSError) -> None:
-    raise UserError(
-        f"Cannot read the folder {error.filename!r}: {error.strerror}. Make it readable, or move "
-        "it elsewhere."
-    ) from error
-
-
-def kind_of_file(relative: PurePosixPath, path: Path) -> Kind:
-    """Return what a file holds: by its name or, if that says nothing, by its first bytes.
-
-    Args:
-        relative: its path below the folder of the data.
-        path: the file, which is read only if its ending is not known.
-    """
-    if any(part.startswith(".") or part in _LITTER for part in relative.parts):
-        return "litter"
-    suffix = relative.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return "image"
-    if suffix == ".csv":
-        return "table"
-    if suffix in _ARCHIVE_SUFFIXES:
-        return "archive"
-    with path.open("rb") as file:
-        return "image" if _IMAGE_START.match(file.read(32)) else "other"
+def _log_unreadable(error: OSError) -> None:
+    _log.warning("The folder %r cannot be read and is left out: %s", error.filename, error.strerror)
 
 
 def is_photo(relative: PurePosixPath) -> bool:
-    """Return whether a name alone says that a file below a folder is a photo."""
-    litter = any(part.startswith(".") or part in _LITTER for part in relative.parts)
-    return not litter and relative.suffix.lower() in IMAGE_SUFFIXES
+    """Return whether a path below a folder names a photo, by its suffix; no litter is one."""
+    return not is_litter(relative) and relative.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_litter(relative: PurePosixPath) -> bool:
+    """Return whether a path below a folder is hidden or an operating system's own."""
+    return any(
+        part.startswith(".") or part in {"__MACOSX", "Thumbs.db", "desktop.ini"}
+        for part in relative.parts
+    )
+
+
+def looks_like_image(start: bytes) -> bool:
+    """Return whether a file begins as an image does."""
+    return _IMAGE.match(start) is not None
+
+
+def looks_like_archive(start: bytes) -> bool:
+    """Return whether a file's first 512 bytes are those of an archive."""
+    return _ARCHIVE.match(start) is not None
+
+
+def read_start(path: Path) -> bytes:
+    """Return the first bytes of a file; none if it may not be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(START_BYTES)
+    except PermissionError:
+        return b""

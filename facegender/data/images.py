@@ -1,19 +1,23 @@
 """Decoding: from the bytes of any image file to the uint8 RGB array that the model takes."""
 
+import errno
 import io
 import re
 import stat
 import struct
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import (
     # Registered on import. Otherwise Pillow imports all of its plugins, which takes 40 ms.
     BmpImagePlugin,  # noqa: F401
+    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
     ImageOps,
@@ -25,8 +29,16 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from facegender.data.damaged_metadata import without_metadata
+from facegender.errors import UserError
+
+_T = TypeVar("_T")
 # A declared size past this is refused before a pixel is decoded (a decompression bomb).
 MAX_PIXELS = 100_000_000
+# A file is read whole before it is decoded; the largest picture takes 400 MB uncompressed.
+MAX_BYTES = 1 << 29
+# Seconds between attempts to read or decode a file when the disk or the memory fails.
+_PAUSES = (0.1, 1.0, 3.0)
 # Pictures past this are reduced before they are converted, or each conversion is another copy.
 _LARGE_PIXELS = 16_000_000
 # Pictures past this are halved before faces are looked for in them.
@@ -47,6 +59,24 @@ class InvalidImage(ValueError):
     """An image that cannot be decoded; the message is the reason, without the file's name."""
 
 
+class UnreadableImage(InvalidImage):
+    """A file that was not read whole, or not decoded for lack of memory: it may be sound."""
+
+
+def verdict(error: InvalidImage, path: Path) -> str:
+    """Return why a file is not an image, as its decoder says.
+
+    Raises:
+        UserError: nobody knows, because the file was not read or the memory did not suffice.
+    """
+    if isinstance(error, UnreadableImage):
+        raise UserError(
+            f"{str(path)!r} cannot be read: {error}. This says nothing about the image: check the "
+            "disk or network and the free memory, and run the same command again."
+        ) from error
+    return str(error)
+
+
 def decode_image(source: bytes | Path, size: int) -> np.ndarray:
     """Decode an image as the model sees it: upright, RGB, `size` x `size`.
 
@@ -64,6 +94,7 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
 
     Raises:
         InvalidImage: the bytes are no image that can be decoded, or too large a one.
+        UnreadableImage: the file was not read whole, or the memory did not suffice, several times.
     """
     return measure_image(source, size)[0]
 
@@ -76,7 +107,8 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
     Raises:
         InvalidImage: as `decode_image` does.
     """
-    with _open(source) as image:
+
+    def measure(image: Image.Image) -> tuple[np.ndarray, int, int]:
         width, height = image.size
         _draft(image, (2 * size, 2 * size))
         # EXIF is read before conversions, some of which drop it.
@@ -84,6 +116,8 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
         rgb = _to_rgb(_reduced(_to_8_bits(image), 4 * size))
         pixels = rgb.resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(pixels), width, height
+
+    return _decode(source, measure)
 
 
 def decode_picture(source: bytes | Path) -> Image.Image:
@@ -94,48 +128,104 @@ def decode_picture(source: bytes | Path) -> Image.Image:
     Raises:
         InvalidImage: as `decode_image` does.
     """
-    with _open(source) as image:
+
+    def upright(image: Image.Image) -> Image.Image:
         if image.width * image.height > _FULL_PIXELS:
             _draft(image, (image.width // 2, image.height // 2))
         ImageOps.exif_transpose(image, in_place=True)
-        upright = _to_8_bits(image)
-        if upright.width * upright.height > _FULL_PIXELS:
-            upright = _averaged(upright, 2)
-        rgb = _to_rgb(upright)
+        picture = _to_8_bits(image)
+        if picture.width * picture.height > _FULL_PIXELS:
+            picture = _averaged(picture, 2)
+        rgb = _to_rgb(picture)
         rgb.load()  # before the file is closed
         return rgb
 
+    return _decode(source, upright)
+
+
+def _decode(source: bytes | Path, use: Callable[[Image.Image], _T]) -> _T:
+    """Return what `use` makes of an open image, trying again while memory is short."""
+    content = _read(source) if isinstance(source, Path) else source
+    for pause in (*_PAUSES, None):
+        try:
+            return _use(content, use)
+        except MemoryError:
+            if pause is None:
+                raise UnreadableImage("not enough memory") from None
+            time.sleep(pause)
+    raise AssertionError
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file, all of them."""
+    for pause in (*_PAUSES, None):
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                # A pipe would be waited for, a device has no end.
+                raise InvalidImage("not a plain file")
+            if status.st_size > MAX_BYTES:
+                raise InvalidImage(f"too large: {status.st_size:,} bytes")
+            content = path.read_bytes()
+            if len(content) >= status.st_size:
+                return content
+            reason = f"{len(content):,} of its {status.st_size:,} bytes can be read"
+        except FileNotFoundError:
+            raise UnreadableImage("no such file") from None
+        except MemoryError:
+            reason = "not enough memory"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            # No time heals these.
+            if error.errno in {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR}:
+                raise UnreadableImage(reason) from error
+        if pause is not None:
+            time.sleep(pause)
+    raise UnreadableImage(reason)
+
+
+def _use(content: bytes, use: Callable[[Image.Image], _T]) -> _T:
+    try:
+        with _open(content) as image:
+            return use(image)
+    except InvalidImage as error:
+        # What is too large stays refused, be it in metadata.
+        if "too large" in str(error) or (rest := without_metadata(content)) is None:
+            raise
+        shorter, orientation = rest
+        try:
+            with _open(shorter) as image:
+                if orientation != 1:
+                    image.getexif()[ExifTags.Base.Orientation] = orientation
+                return use(image)
+        except InvalidImage:
+            raise error from None
+
 
 @contextmanager
-def _open(source: bytes | Path) -> Iterator[Image.Image]:
+def _open(content: bytes) -> Iterator[Image.Image]:
     """Open an image that is within the limits; whatever fails inside is an InvalidImage."""
     try:
-        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-            # A pipe would be waited for, a device has no end.
-            raise InvalidImage("not a plain file")
-        file = source if isinstance(source, Path) else io.BytesIO(source)
         formats = _FORMATS
-        if _start(source)[4:8] == b"ftyp":
+        if content[4:8] == b"ftyp":
             formats = ("HEIF", "AVIF")
             _register_heic_and_avif()
-            _check_coded_size(source)
+            _check_coded_size(content)
         with warnings.catch_warnings():
             # Pillow only warns between its limit and twice that; the check below is ours.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=formats)
+            image = Image.open(io.BytesIO(content), formats=formats)
         with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise InvalidImage(f"too large: {width}x{height} pixels")
             yield image
-    except InvalidImage:
+    except (InvalidImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise InvalidImage(_unidentified(source)) from None
+        raise InvalidImage(_unidentified(content)) from None
     except Image.DecompressionBombError:
         raise InvalidImage("too large: decompression bomb") from None
-    except FileNotFoundError:
-        raise InvalidImage("no such file") from None
     # Decoders of damaged files raise what they like; each means that this file cannot be read.
     except Exception as error:
         raise InvalidImage(f"cannot be decoded: {_reason(error)}") from error
@@ -150,13 +240,6 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> None:
         image.draft("RGB", size)
 
 
-def _start(source: bytes | Path) -> bytes:
-    if isinstance(source, bytes):
-        return source[:16]
-    with source.open("rb") as file:
-        return file.read(16)
-
-
 @cache
 def _register_heic_and_avif() -> None:
     """Register what decodes the photos of telephones, when one comes: it takes 0.1 s to import."""
@@ -166,17 +249,16 @@ def _register_heic_and_avif() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _check_coded_size(source: bytes | Path) -> None:
+def _check_coded_size(content: bytes) -> None:
     """Refuse a HEIC or AVIF of too many pixels, even if it says to show only some of them."""
-    content = source if isinstance(source, bytes) else source.read_bytes()
     for size in re.findall(rb"ispe\0{4}(.{8})", content, re.DOTALL):
         width, height = struct.unpack(">II", size)
         if width * height > MAX_PIXELS:
             raise InvalidImage(f"too large: {width}x{height} pixels")
 
 
-def _unidentified(source: bytes | Path) -> str:
-    start = _start(source)
+def _unidentified(content: bytes) -> str:
+    start = content[:16]
     if not start:
         return "not an image: the file is empty"
     for offset, mark, name in _UNSUPPORTED:

@@ -1,13 +1,16 @@
 """Each image of tests/bad_images.py, wherever images are decoded: each decodes, or has a reason."""
 
 import base64
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 from mlflow.exceptions import MlflowException
 from PIL import Image
@@ -15,10 +18,10 @@ from PIL import Image
 from facegender.cli.main import _run
 from facegender.data.decode_rows import write_rows
 from facegender.data.fingerprints import take_fingerprints
-from facegender.data.images import InvalidImage, decode_image
+from facegender.data.images import InvalidImage, UnreadableImage, decode_image
 from facegender.errors import UserError
 from facegender.inference.serving import _to_faces
-from tests.bad_images import BAD, GOOD, fill
+from tests.bad_images import BAD, GOOD, fill, save
 from tests.conftest import WITH_PERMISSIONS, Exported
 from tools.compose_params import ROOT
 
@@ -159,7 +162,7 @@ def test_a_file_that_may_not_be_read_has_a_reason(
     # Root reads what it has no permission for, so refuse it here.
     monkeypatch.setattr("builtins.open", refuse)
     monkeypatch.setattr("PIL.Image.open", refuse)
-    with pytest.raises(InvalidImage, match="cannot be decoded: Permission denied") as caught:
+    with pytest.raises(InvalidImage, match="Permission denied") as caught:
         decode_image(path, 32)
     assert str(path) not in str(caught.value)
 
@@ -180,7 +183,75 @@ def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "InvalidImage: cannot be decoded: Permission denied" in done.stderr
+    assert "UnreadableImage: Permission denied" in done.stderr
+
+
+@pytest.fixture
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Exception]], Path]:
+    """Return a function that makes a good image's reads or decodings fail in turn."""
+
+    def fail(errors: list[Exception]) -> Path:
+        (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+        monkeypatch.setattr("facegender.data.images._PAUSES", (0, 0, 0))
+        memory = isinstance(errors[0], MemoryError)
+        owner, name = (PIL.Image, "open") if memory else (Path, "read_bytes")
+        original = getattr(owner, name)
+
+        def stand_in(*args: object, **kwargs: object) -> object:
+            if errors:
+                raise errors.pop()
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, stand_in)
+        return path
+
+    return fail
+
+
+FAULTS = [OSError(errno.EIO, "I/O error"), OSError(errno.ESTALE, "Stale handle"), MemoryError()]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_fault_that_passes_costs_no_image(failing: Callable, fault: Exception) -> None:
+    path = failing([fault] * 3)
+    np.testing.assert_array_equal(decode_image(path, 32), decode_image(GOOD["jpeg"], 32))
+
+
+@pytest.mark.parametrize("stage", ["split", "preprocess"])
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_fault_that_lasts_fails_the_stage(
+    failing: Callable, fault: Exception, stage: str, tmp_path: Path
+) -> None:
+    path = failing([fault] * 10)
+    (tmp_path / "array").touch()
+    run = {
+        "split": lambda: take_fingerprints([path]),
+        "preprocess": lambda: write_rows(
+            [path], tmp_path / "array", offset=0, first_row=0, size=32
+        ),
+    }[stage]
+    with pytest.raises(UserError, match=r"a\.jpg.*cannot be read: (I/O|Stale|not enough)"):
+        run()
+
+
+def test_a_file_of_which_a_part_is_read_is_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+    monkeypatch.setattr("facegender.data.images._PAUSES", ())
+    monkeypatch.setattr(Path, "read_bytes", lambda _: GOOD["jpeg"][:300])
+    with pytest.raises(UnreadableImage, match="300 of its"):
+        decode_image(path, 32)
+
+
+def test_a_jpeg_that_lacks_pixels_is_not_taken_for_one_that_lacks_its_end() -> None:
+    # Noise to the last pixel, so that each cut loses some.
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    jpeg = save(Image.fromarray(noise), "JPEG", quality=95)
+    np.testing.assert_array_equal(decode_image(jpeg[:-2], 32), decode_image(jpeg, 32))
+    for cut in (12, 40, 100, len(jpeg) // 2):
+        with pytest.raises(InvalidImage, match="truncated"):
+            decode_image(jpeg[:-cut], 32)
 
 
 NAMES = [

@@ -103,7 +103,7 @@ def test_what_shows_no_face_is_dropped_with_a_reason(
     make, reason = BAD[check]
     bad = raw / "female" / "bad.png"
     make().save(bad) if make else bad.write_bytes(b"text")
-    result = run()
+    result = run(max_invalid_fraction=0.05)
     assert result.why("female/bad.png")[0] == check
     assert reason in result.why("female/bad.png")[1]
     assert len(result.all) == 40

@@ -11,11 +11,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.data.image_files import find_images
-from facegender.data.images import decode_image
 from facegender.data.sources.archive import ArchiveLimits
-from facegender.data.sources.folder import copy_folder
+from facegender.data.sources.folder import copy_folder, name_rest, summarize
 from facegender.errors import UserError
-from tests.bad_images import GOOD
 from tests.conftest import WITH_PERMISSIONS
 from tests.unit.test_raw import fill, read
 from tools.compose_params import ROOT
@@ -34,9 +32,7 @@ LITTER = {
     "__MACOSX/Training/male/._1.jpg": "x",
     "__MACOSX/Training/male/1.jpg": "x",
     "Training/male/Thumbs.db": "x",
-    "README.md": "x",
 }
-OTHERS = {"*.md": "1 file(s) that are neither images nor CSV"}
 
 
 @pytest.fixture
@@ -55,6 +51,52 @@ def test_an_archive_gives_what_its_folder_gives(tmp_path, source, kind):
     archive = Path(shutil.make_archive(str(tmp_path / "faces"), kind, source))
     copy_folder(archive, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == WANTED
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_unknown_endings_are_judged_by_content_and_the_rest_is_named(
+    tmp_path, source, kind, caplog
+):
+    photos = dict.fromkeys(("men/b.jpe", "men/c.jpg_large", "men/none"), "\x89PNG\r\n\x1a\n")
+    photos |= {"men/a.pgm": "P5 1 1 255 a", "men/d.php": "GIF89a"}
+    rest = {"README.md": "x", "men/more.zip": "PK\x03\x04", "men/more.rar": "Rar!", "men/empty": ""}
+    for name, content in (photos | rest).items():
+        path = source / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode("latin-1"))
+    packed = source if kind == "folder" else Path(shutil.make_archive(str(source), kind, source))
+    left_out = copy_folder(packed, tmp_path / "target", LIMITS)
+    photos_found = {str(path) for path in find_images(tmp_path / "target")}
+    assert photos_found == set(photos) | {name for name in WANTED if not name.endswith(".csv")}
+    archive, other = "is an archive in the source: unpack it first", "is neither an image nor a CSV"
+    assert left_out == {
+        "README.md": other,
+        "men/empty": other,
+        "men/more.rar": archive,
+        "men/more.zip": archive,
+    }
+    assert "Left out 4 item(s)" in caplog.text
+    assert summarize(left_out) == {
+        "left_out": {"men/more.rar": archive, "men/more.zip": archive},
+        "other_files": {
+            ".md": {"count": 1, "example": "README.md"},
+            "none": {"count": 1, "example": "men/empty"},
+        },
+    }
+
+
+def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path):
+    fill(tmp_path, {"more.zip": "PK\x03\x04", "a.jpg": "a", "b.csv": "b", ".DS_Store": "x"})
+    assert name_rest(tmp_path) == {"more.zip": "is an archive in the source: unpack it first"}
+
+
+def test_a_folder_that_cannot_be_read_is_named_in_predict_and_score(
+    tmp_path, source, monkeypatch, caplog
+):
+    monkeypatch.setattr("os.scandir", refuse("test")(os.scandir))
+    names = {str(path) for path in find_images(source)}
+    assert names == {"Training/male/1.jpg", "Training/female/2.PNG"}
+    assert "dataset/test' cannot be read and is left out: Permission denied" in caplog.text
 
 
 def test_an_archive_is_guarded(tmp_path):
@@ -79,7 +121,6 @@ def test_links_inside_are_followed_and_others_are_named(tmp_path, source, caplog
         left_out = copy_folder(source, tmp_path / "target", LIMITS)
     # The circle is met twice: below Training/male and below men.
     assert sorted(left_out) == [
-        "*.md",
         "Training/itself.jpg",
         "Training/male/circle",
         "Training/male/outside.jpg",
@@ -88,7 +129,7 @@ def test_links_inside_are_followed_and_others_are_named(tmp_path, source, caplog
         "men/outside.jpg",
         "outside",
     ]
-    assert "'Training/itself.jpg' is a link" in caplog.text
+    assert "Left out 7 item(s) of source: 'Training/itself.jpg' is a link" in caplog.text
     male = {"1.jpg": "a", "again.jpg": "a"}
     assert read(tmp_path / "target") == WANTED | {
         f"{folder}/{name}": content
@@ -107,10 +148,11 @@ def test_folders_that_link_to_one_another_end(tmp_path, source):
     assert read(tmp_path / "target") == WANTED
 
 
-def test_a_link_to_a_folder_is_a_source(tmp_path, source):
+def test_a_link_to_a_folder_is_a_source(tmp_path, source, caplog):
     (tmp_path / "link").symlink_to(source)
-    assert copy_folder(tmp_path / "link", tmp_path / "target", LIMITS) == OTHERS
+    copy_folder(tmp_path / "link", tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == WANTED
+    assert caplog.text == ""
 
 
 def test_a_pipe_is_left_out_and_named(tmp_path, source):
@@ -118,7 +160,7 @@ def test_a_pipe_is_left_out_and_named(tmp_path, source):
     (source / "folder.jpg" / "men").mkdir(parents=True)
     (source / "folder.jpg" / "men" / "5.jpg").write_text("e")
     left_out = copy_folder(source, tmp_path / "target", LIMITS)
-    assert left_out == OTHERS | {"pipe.jpg": "is a pipe or device"}
+    assert left_out == {"pipe.jpg": "is a pipe or device"}
     assert read(tmp_path / "target") == WANTED | {"folder.jpg/men/5.jpg": "e"}
 
 
@@ -143,44 +185,6 @@ def test_photos_that_are_not_decoded_are_taken_along_to_be_named(tmp_path, sourc
     copy_folder(source, tmp_path / "target", LIMITS)
     assert "men/phone.HEIC" in read(tmp_path / "target")
     assert PurePosixPath("men/phone.HEIC") in find_images(tmp_path / "target")
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_nothing_vanishes(tmp_path, source, packed):
-    begin = {
-        "women/1": GOOD["jpeg"],
-        "women/2.jpg_large": GOOD["grey"],
-        "men/3.pgm": b"P5 1 1 255 \xff",
-        "men/4.photo": b"P5 1 1 255 \xff",
-        "men/5.unknown": GOOD["animated-gif"],
-    }
-    more = {
-        "notes.TXT": b"BM text",
-        "women/x.txt": b"",
-        "more.zip": b"PK",
-        "none": b"-",
-        "empty": b"",
-    }
-    for name, content in (begin | more).items():
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_bytes(content)
-    if packed:
-        source = Path(shutil.make_archive(str(tmp_path / "faces"), "zip", source))
-    assert copy_folder(source, tmp_path / "target", LIMITS) == OTHERS | {
-        "*": "2 file(s) that are neither images nor CSV",
-        "*.txt": "2 file(s) that are neither images nor CSV",
-        "more.zip": "is an archive within the data, and stays packed: unpack it where it lies",
-    }
-    found = [str(path) for path in find_images(tmp_path / "target")]
-    assert found == sorted([*begin, *(name for name in WANTED if not name.endswith("csv"))])
-    for name in begin:
-        decode_image(tmp_path / "target" / name, 8)
-
-
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(os, "scandir", refuse("test")(os.scandir))
-    with pytest.raises(UserError, match=r"Cannot read the folder '.*/dataset/test': Permission"):
-        find_images(source)
 
 
 def test_a_missing_source_is_named(tmp_path):
@@ -243,7 +247,7 @@ def test_a_file_and_a_folder_that_may_not_be_read_are_left_out_and_named(
     monkeypatch.setattr("os.scandir", refuse("test")(os.scandir))
     monkeypatch.setattr("shutil.copyfile", refuse("1.jpg")(shutil.copyfile))
     left_out = copy_folder(source, tmp_path / "target", LIMITS)
-    assert left_out == OTHERS | {
+    assert left_out == {
         "Training/male/1.jpg": "cannot be read: permission denied",
         "dataset/test": "cannot be read: permission denied",
     }
@@ -267,7 +271,7 @@ def test_permissions_of_the_disk_do_the_same(tmp_path, source):
         text=True,
         check=True,
     )
-    assert done.stdout == "*.md Training/male/1.jpg\n"
+    assert done.stdout == "Training/male/1.jpg\n"
 
 
 def test_a_source_that_may_not_be_read_at_all_is_an_error(tmp_path, source, monkeypatch):

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
@@ -41,7 +42,7 @@ _DAMAGE = (
     IndexError,
     OverflowError,
 )
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # how gzip, bzip2 and xz begin
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # gzip, bzip2, xz
 _SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
 _REPACK = "Pack the images again without it, or ask the author of the archive."
 
@@ -93,7 +94,7 @@ def extract_archive(
     target: Path,
     limits: ArchiveLimits,
     *,
-    keep: Callable[[PurePosixPath], bool] = lambda _: True,
+    keep: Callable[[PurePosixPath, bytes], bool] = lambda _path, _start: True,
 ) -> None:
     """Unpack the files of `archive` into the empty directory `target`, or leave it empty.
 
@@ -104,7 +105,7 @@ def extract_archive(
         archive: the file to unpack; its first bytes tell its kind.
         target: an empty directory, made if it is missing.
         limits: what the archive may unpack to.
-        keep: which files to write. The others are checked all the same.
+        keep: which files to write, by path and first bytes (to 512). The others are checked, too.
 
     Raises:
         DamagedArchive: the archive is truncated or corrupt.
@@ -121,8 +122,8 @@ def extract_archive(
                 for member in members:
                     where = f", at {member.name[:200]!r}"
                     path = guard.admit(member)
-                    if member.kind == "file" and keep(path):
-                        _write(member, target / path)
+                    if member.kind == "file":
+                        _write(member, target / path, partial(keep, path))
                     where = ""
         except _RefusedError as refused:
             raise UserError(
@@ -212,41 +213,45 @@ def _safe_path(name: str) -> PurePosixPath:
     return storable_path(path)
 
 
-def _write(member: _Member, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(member: _Member, path: Path, keep: Callable[[bytes], bool]) -> None:
     source = member.open()
     if source is None:
         raise _DamagedError("it has no content")
-    written = 0
-    with source, path.open("xb") as file:
-        while chunk := source.read(_CHUNK):
-            written += file.write(chunk)
+    with source:
+        chunk = source.read(tarfile.BLOCKSIZE)
+        if not keep(chunk):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            written = file.write(chunk)
+            while chunk := source.read(_CHUNK):
+                written += file.write(chunk)
     if written != member.size:
         raise _DamagedError(f"{written:,} of its {member.size:,} bytes are there")
 
 
 def _is_zip(archive: Path) -> bool:
-    with archive.open("rb") as file:
-        start = file.read(tarfile.BLOCKSIZE)
+    start = _start(archive)
     if not start:
         raise _DamagedError("it is empty")
-    if start.startswith((b"PK\3\4", b"PK\5\6", b"PK\7\10")):
-        return True
-    if start.startswith(_COMPRESSED) or _is_tar(start):
-        # Its end may look like a zip: that of a tar whose last file is one.
-        return False
-    return zipfile.is_zipfile(archive)  # after a program that unpacks it
+    # A tar may end with a zip; a zip may begin with a program that unpacks it.
+    return not _is_tar(start) and (start.startswith(b"PK") or zipfile.is_zipfile(archive))
+
+
+def _start(archive: Path) -> bytes:
+    with archive.open("rb") as file:
+        return file.read(tarfile.BLOCKSIZE)
 
 
 def _is_tar(start: bytes) -> bool:
-    """Return whether a block is the header of a tar's first file; v7 tars have no mark."""
-    if start[257:262] == b"ustar":
+    """Whether this is a compressed file or a tar's header, those of the old format v7 included."""
+    if start.startswith(_COMPRESSED) or start[257:262] == b"ustar":
         return True
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
-    except tarfile.TarError:
+    except tarfile.HeaderError:
         return False
-    return True  # the checksum is right
+    return True
 
 
 def _open_zip(archive: Path) -> Generator[_Member, None, None]:
@@ -303,19 +308,21 @@ def _tar_kind(info: tarfile.TarInfo) -> str:
 
 
 def _decompress(archive: Path) -> IO[bytes]:
-    with archive.open("rb") as file:
-        start = file.read(tarfile.BLOCKSIZE)
-    for mark, module in zip(_COMPRESSED, (gzip, bz2, lzma), strict=True):
-        if start.startswith(mark):
-            return cast(IO[bytes], module.open(archive))
-    if _is_tar(start):
-        return archive.open("rb")
-    if archive.suffix in _SUFFIXES:
-        raise _DamagedError("its bytes are not those of an archive")
-    raise _RefusedError(
-        "it is not an archive of a known kind",
-        "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
-    )
+    start = _start(archive)
+    if start.startswith(_COMPRESSED[0]):
+        return cast(IO[bytes], gzip.open(archive))
+    if start.startswith(_COMPRESSED[1]):
+        return cast(IO[bytes], bz2.open(archive))
+    if start.startswith(_COMPRESSED[2]):
+        return cast(IO[bytes], lzma.open(archive))
+    if not _is_tar(start):
+        if archive.suffix in _SUFFIXES:
+            raise _DamagedError("its bytes are not those of an archive")
+        raise _RefusedError(
+            "it is not an archive of a known kind",
+            "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
+        )
+    return archive.open("rb")
 
 
 class _Stream(io.RawIOBase):

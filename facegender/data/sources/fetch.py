@@ -29,7 +29,7 @@ def fetch_dataset(
 
     Returns:
         JSON-able facts: `source`, `version`, number of `files`, the `sha256` of the content, and
-        what was `left_out` of a folder, if anything.
+        what was `left_out` and which `other_files` there are, if any.
 
     Raises:
         UserError: the source cannot be had, or is not what it was.
@@ -56,12 +56,12 @@ def _fill(
             )
             return {"version": sample.version()}
         case FolderDataset():
-            from facegender.data.sources.folder import copy_folder
+            from facegender.data.sources.folder import copy_folder, summarize
 
-            left_out = copy_folder(Path(dataset.path), target, limits)
-            version = {"version": Path(dataset.path).name}
-            return version | ({"left_out": left_out} if left_out else {})
+            left_out = copy_folder(Path(dataset.path).expanduser(), target, limits)
+            return {"version": Path(dataset.path).name} | summarize(left_out)
         case KaggleDataset():
+            from facegender.data.sources.folder import name_rest, summarize
             from facegender.data.sources.kaggle import download_kaggle
 
             same = known.get("slug") == dataset.slug and dataset.version in {
@@ -81,4 +81,5 @@ def _fill(
                 "slug": got.slug,
                 "version": got.version,
                 "archive_sha256": got.archive_sha256,
+                **summarize(name_rest(target)),
             }

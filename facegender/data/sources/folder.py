@@ -3,32 +3,38 @@
 import logging
 import os
 import shutil
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
-from facegender.data.image_files import IMAGE_SUFFIXES, find_images, kind_of_file
+from facegender.data.image_files import (
+    IMAGE_SUFFIXES,
+    find_images,
+    is_litter,
+    is_photo,
+    looks_like_archive,
+    looks_like_image,
+    read_start,
+)
 from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
 from facegender.errors import UserError
 
+OTHER = "is neither an image nor a CSV"
 _UNREADABLE = "cannot be read: permission denied"
-_PACKED = "is an archive within the data, and stays packed: unpack it where it lies"
-_UNUSED = "{} file(s) that are neither images nor CSV"
 _log = logging.getLogger(__name__)
 
 
 def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
     """Copy the images and metadata CSVs of a directory or archive, keeping their places.
 
-    An image is known by its ending or, where that says nothing, by its first bytes. Hidden files
-    and the litter of operating systems are left out. A symbolic link is followed if it leads to
-    somewhere else inside `source`. What else is not copied is named in a warning and returned:
-    links that lead out, round in a circle or nowhere, pipes and devices, archives within the data,
-    and what this user may not read. Files that are neither images nor CSV are counted by ending.
+    Hidden files and the litter of operating systems are left out. A symbolic link is followed
+    if it leads to somewhere else inside `source`. What else cannot be copied is left out, named in
+    a warning and returned: links that lead out, round in a circle or nowhere, pipes and devices,
+    what this user may not read, and archives in it. Files that are neither images nor CSVs, by
+    their endings and their first bytes, are counted by ending.
 
     Args:
         source: a directory, or a zip or tar archive.
@@ -36,7 +42,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         limits: what the archive, or the directory, may hold.
 
     Returns:
-        The reason for each thing left out, by its path in `source` or, as `*.txt`, its ending.
+        The reason for each thing left out, by its path in `source`.
 
     Raises:
         UserError: `source` is missing, holds no image, exceeds the limits, or cannot be read.
@@ -58,13 +64,10 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         if source.is_dir():
             left_out = _copy_tree(source, target, limits)
         else:
-            extract_archive(source, target, limits)
-            left_out = _remove_unused(target)
-        if left_out:
-            shown = "; ".join(
-                f"{relative!r} {why}" for relative, why in list(left_out.items())[:10]
+            extract_archive(
+                source, target, limits, keep=lambda path, start: wanted(path, start, left_out)
             )
-            _log.warning("Left out %d item(s) of %s: %s", len(left_out), source.name, shown)
+        log_left_out(left_out, source.name)
         if not find_images(target):
             raise UserError(
                 f"{str(source)!r} holds no images. Put them in one folder for each class "
@@ -73,24 +76,50 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         return left_out
 
 
-def _remove_unused(directory: Path) -> dict[str, str]:
-    """Remove what is neither an image nor a CSV from unpacked data; return what, and why."""
+def log_left_out(left_out: dict[str, str], source: str) -> None:
+    """Warn of what a source has and the pipeline does not use, if anything."""
+    if left_out:
+        shown = "; ".join(f"{relative!r} {why}" for relative, why in list(left_out.items())[:10])
+        _log.warning("Left out %d item(s) of %s: %s", len(left_out), source, shown)
+
+
+def summarize(left_out: dict[str, str]) -> dict[str, Any]:
+    """Return `left_out`, ready for JSON, with `other_files` counted by ending, if there are any."""
+    named = {path: reason for path, reason in sorted(left_out.items()) if reason != OTHER}
+    other: dict[str, dict[str, Any]] = {}
+    for path in sorted(path for path, reason in left_out.items() if reason == OTHER):
+        ending = PurePosixPath(path).suffix.lower() or "none"
+        other.setdefault(ending, {"count": 0, "example": path})["count"] += 1
+    found = {"left_out": named, "other_files": other}
+    return {name: value for name, value in found.items() if value}
+
+
+def name_rest(directory: Path) -> dict[str, str]:
+    """Return the reason for each file of an unpacked source that the pipeline does not use."""
     left_out: dict[str, str] = {}
-    others: Counter[str] = Counter()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        relative = PurePosixPath(path.relative_to(directory).as_posix())
-        kind = kind_of_file(relative, path)
-        if kind == "archive":
-            left_out[str(relative)] = _PACKED
-        elif kind == "other":
-            others[relative.suffix.lower()] += 1
-        if kind not in {"image", "table"}:
-            path.unlink()
-    return dict(sorted((left_out | _count(others)).items()))
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            wanted(PurePosixPath(path.relative_to(directory)), read_start(path), left_out)
+    log_left_out(left_out, directory.name)
+    return left_out
 
 
-def _count(others: Mapping[str, int]) -> dict[str, str]:
-    return {f"*{suffix}": _UNUSED.format(count) for suffix, count in others.items()}
+def wanted(path: PurePosixPath, start: bytes, left_out: dict[str, str]) -> bool:
+    """Return whether a file is data, an image or a table of metadata; if not, note why.
+
+    Args:
+        path: of the file, relative to the source.
+        start: its first bytes, to 512.
+        left_out: reasons by path, to which this adds. Litter has none.
+    """
+    if is_litter(path):
+        return False
+    if is_photo(path) or path.suffix.lower() == ".csv" or looks_like_image(start):
+        return True
+    left_out[str(path)] = (
+        "is an archive in the source: unpack it first" if looks_like_archive(start) else OTHER
+    )
+    return False
 
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
@@ -114,7 +143,7 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
             f"Cannot copy {str(error.filename or relative)!r}: {error.strerror}. Check its "
             "permissions, and that the disk has room."
         ) from error
-    return dict(sorted((scan.left_out | _count(scan.others)).items()))
+    return dict(sorted(scan.left_out.items()))
 
 
 @dataclass
@@ -125,7 +154,6 @@ class _Scan:
     limits: ArchiveLimits
     files: list[tuple[PurePosixPath, Path]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    others: Counter[str] = field(default_factory=Counter)  # files left out, by ending
     total_bytes: int = 0
 
     def walk(self, folder: Path, relative: PurePosixPath, above: tuple[Path, ...]) -> None:
@@ -141,7 +169,7 @@ class _Scan:
             return
         for entry in entries:
             inner, path = relative / storable_path(PurePosixPath(entry.name)), Path(entry.path)
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_litter(PurePosixPath(entry.name)):
                 continue
             if entry.is_symlink() and not self._may_follow(path, above):
                 self.left_out[str(inner)] = (
@@ -149,10 +177,10 @@ class _Scan:
                 )
             elif entry.is_dir():
                 self.walk(path, inner, above)
-            elif entry.is_file():
-                self._add_wanted(inner, path)
-            else:
+            elif not entry.is_file():
                 self.left_out[str(inner)] = "is a pipe or device"
+            elif wanted(inner, read_start(path), self.left_out):
+                self._add(inner, path)
 
     def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:
         try:
@@ -160,19 +188,6 @@ class _Scan:
         except (OSError, RuntimeError):  # leads nowhere, or to itself
             return False
         return real.is_relative_to(self.root) and real not in above
-
-    def _add_wanted(self, relative: PurePosixPath, path: Path) -> None:
-        try:
-            kind = kind_of_file(relative, path)
-        except PermissionError:
-            self.left_out[str(relative)] = _UNREADABLE
-            return
-        if kind in {"image", "table"}:
-            self._add(relative, path)
-        elif kind == "archive":
-            self.left_out[str(relative)] = _PACKED
-        elif kind == "other":
-            self.others[relative.suffix.lower()] += 1
 
     def _add(self, relative: PurePosixPath, path: Path) -> None:
         self.files.append((relative, path))

@@ -1,0 +1,88 @@
+"""Pictures whose pixels are whole and whose metadata are not."""
+
+import hashlib
+import io
+import struct
+from contextlib import suppress
+
+from PIL import Image
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_ORIENTATION = 0x0112
+_EOI = b"\xff\xd9"
+# A decoder passes over it behind the last pixel, and takes it for pixels if some are missing.
+_FILLER = b"\xa9\x5c\x37" * 700
+
+
+def without_metadata(content: bytes) -> tuple[bytes, int] | None:
+    """Return a PNG or JPEG without all that is not needed to show it, and its orientation.
+
+    The pixels' own bytes and checksums stay as they are. A JPEG of one scan may lack its last two
+    bytes (FF D9), but none of its pixels.
+
+    Returns:
+        The shorter file and the orientation that its EXIF tells (1 if it cannot be read); None for
+        other formats, and for files whose structure is damaged.
+    """
+    with suppress(struct.error, IndexError):
+        if content.startswith(_PNG):
+            return _shorter_png(content)
+        if content.startswith(b"\xff\xd8\xff"):
+            return _shorter_jpeg(content)
+    return None
+
+
+def _shorter_png(content: bytes) -> tuple[bytes, int]:
+    kept, exif, position = [_PNG], b"", len(_PNG)
+    while position < len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 12 + length
+        if kind in _PNG_NEEDED:
+            kept.append(content[position:end])
+        elif kind == b"eXIf":
+            exif = content[position + 8 : end - 4]
+        position = end
+    return b"".join(kept), _orientation(exif)
+
+
+def _shorter_jpeg(content: bytes) -> tuple[bytes, int] | None:
+    kept, exif, position, progressive = [content[:2]], b"", 2, False
+    while content[position + 1] != 0xDA:  # start of scan
+        marker, length = struct.unpack_from(">xBH", content, position)
+        segment = content[position : position + 2 + length]
+        progressive |= marker == 0xC2
+        if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
+            exif = segment[10:]
+        # All applications' segments but Adobe's, which tells the colours, and comments.
+        if marker == 0xEE or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(segment)
+        position += len(segment)
+    shorter = b"".join([*kept, content[position:]])
+    if _EOI not in content[position:]:
+        # A picture of several scans may lack whole ones, and nothing would show that.
+        if progressive or not _is_whole(shorter):
+            return None
+        shorter += _EOI
+    return shorter, _orientation(exif)
+
+
+def _is_whole(jpeg: bytes) -> bool:
+    """Whether the pixels stay the same, whatever follows: else it is read as more of them."""
+    with suppress(OSError):
+        return _pixels(jpeg + _EOI) == _pixels(jpeg + _FILLER + _EOI)
+    return False
+
+
+def _pixels(jpeg: bytes) -> bytes:
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
+        return hashlib.sha256(image.tobytes()).digest()
+
+
+def _orientation(exif: bytes) -> int:
+    tags = Image.Exif()
+    # Whatever a damaged table of tags raises: then the picture stays as it lies.
+    with suppress(Exception):
+        tags.load(exif)
+        return int(tags.get(_ORIENTATION, 1))
+    return 1

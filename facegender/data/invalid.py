@@ -1,0 +1,25 @@
+"""How many images may be invalid."""
+
+from collections.abc import Mapping
+
+from facegender.errors import UserError
+
+
+def check_invalid(invalid: Mapping[str, str], total: int, most: float) -> None:
+    """Check the share of images that cannot be decoded.
+
+    Args:
+        invalid: reasons by path.
+        total: number of images that the source has, before any check leaves one out.
+        most: largest share, from 0 to 1.
+
+    Raises:
+        UserError: there are more; names the first.
+    """
+    if len(invalid) > most * total:
+        shown = "; ".join(f"{path}: {reason}" for path, reason in list(invalid.items())[:10])
+        raise UserError(
+            f"{len(invalid)} of {total} images cannot be decoded, more than "
+            f"data.max_invalid_fraction = {most} allows: {shown}. List them in the file that "
+            "data.exclude names, or raise the limit."
+        )
