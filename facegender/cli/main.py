@@ -12,6 +12,7 @@ from facegender.runtime.entry_points import run_command
 COMMANDS = {
     "predict": ("predict:add_predict", "print the label and P(male) of images"),
     "gate": ("gate:add_gate", "refuse a model that is worse than the previous one"),
+    "audit-labels": ("audit_labels:add_audit_labels", "list images whose label may be wrong"),
     "report": ("report:add_report", "write one page of results, compared with a commit"),
     "sweep": ("sweep:add_sweep", "run a grid of parameters as DVC experiments, in one MLflow run"),
     "relocate": ("maintenance:add_relocate", "fix MLflow's paths after moving the folder"),
