@@ -13,6 +13,7 @@ from facegender.runtime.user_settings import restart_without_early_settings
 COMMANDS = {
     "predict": ("predict:add_predict", "print the label and P(male) of images"),
     "gate": ("gate:add_gate", "refuse a model that is worse than the previous one"),
+    "audit-labels": ("audit_labels:add_audit_labels", "list images whose label may be wrong"),
     "report": ("report:add_report", "write one page of results, compared with a commit"),
     "sweep": ("sweep:add_sweep", "run a grid of parameters as DVC experiments, in one MLflow run"),
     "seeds": (
