@@ -76,7 +76,7 @@ def judge(
             paired: other images, other labels, or missing predictions.
         require_evidence: whether there is no verdict if the test set cannot show a drop of the
             tolerance.
-        undecided: reasons why there is no baseline.
+        undecided: reasons why no comparison is possible.
         notes: warnings to include.
 
     Returns:
@@ -93,6 +93,7 @@ def judge(
             notes=notes,
         )
     # An older commit may have computed its other metrics otherwise.
+    inconsistent += undecided
     inconsistent += _inconsistencies(baseline, ["accuracy"])
     differences = data_differences(candidate, baseline)
     old, new = _right_by_label(baseline), _right_by_label(candidate)
