@@ -11,8 +11,10 @@ import yaml
 
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError
+from facegender.evaluation.groups import NO_METADATA
 from facegender.gate.freshness import edited_results, why_stale
-from facegender.gate.judge import PREDICTION_COLUMNS, Results, judge
+from facegender.gate.judge import judge
+from facegender.gate.pairing import Results
 from facegender.gate.revisions import git, read_text, resolve, shallow_hint
 from facegender.gate.rules import Rules, combine_rules
 from facegender.gate.verdict import Report
@@ -50,7 +52,8 @@ def judge_work_tree(
         UserError: the candidate's results are missing or unreadable.
     """
     candidate = read_results(root)
-    rules, baseline = Rules(params.gate, params.evaluate.min_group_size), None
+    baseline = None
+    rules = Rules(params.gate, params.evaluate.min_group_size, params.evaluate.groups)
     undecided = why_stale(root, _result_paths(root, None, candidate.name).values())
     notes: list[str] = []
     try:
@@ -70,6 +73,7 @@ def judge_work_tree(
         baseline,
         rules.gate,
         min_group_size=rules.min_group_size,
+        chosen=rules.groups,
         accept_data_change=accept_data_change,
         require_evidence=require_evidence,
         undecided=undecided,
@@ -93,6 +97,7 @@ def judge_folders(candidate: Path, champion: Path | None, params: Params) -> Rep
         None if champion is None else _read_folder(champion, "the champion"),
         params.gate,
         min_group_size=params.evaluate.min_group_size,
+        chosen=params.evaluate.groups,
         undecided=[NO_CHAMPION] if champion is None else [],
     )
 
@@ -211,7 +216,7 @@ def parse_results(
 
 def _parse_predictions(text: str) -> pd.DataFrame:
     table = read_manifest(io.StringIO(text))
-    if missing := [name for name in PREDICTION_COLUMNS if name not in table.columns]:
+    if missing := [name for name in NO_METADATA if name not in table.columns]:
         raise ValueError(f"the predictions have no column {', '.join(missing)}")
     if not (len(table) and table[["label", "predicted"]].isin(list(NAMES)).all(axis=None)):
         raise ValueError(f"the predictions have labels other than {list(NAMES)}, or no row")
@@ -228,9 +233,11 @@ def _export_costs(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
-    # The first epoch includes compiling.
+    # The first epoch includes compiling. The head's epochs come first and are many times as fast as
+    # those that train the base, so the last three tell what the training costs.
+    last = speed["images_per_second"].iloc[1:].tail(3)
     return {
-        "training_images_per_second": float(speed["images_per_second"].iloc[1:].median()),
+        "training_images_per_second": float(last.median()),
         "training_seconds": float(speed["seconds"].sum()),
     }
 
