@@ -252,6 +252,7 @@ class Evaluate(_Strict):
     batch_size: Positive
     bootstrap_samples: Positive
     min_group_size: Positive
+    groups: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     seed: Seed
 
 

@@ -14,6 +14,7 @@ from facegender.data.manifest import SPLITS, write_table
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation import figures
 from facegender.evaluation import metrics as evaluation
+from facegender.evaluation.groups import group_metrics
 from facegender.files import digest
 from facegender.inference.litert import load_litert
 from facegender.params import flatten, load_params
@@ -96,10 +97,11 @@ def main() -> None:
         )
         first = ["path", "label", "probability", "predicted"]
         predictions = predictions[[*first, *predictions.columns.drop(first)]]
-        groups = evaluation.group_metrics(
-            predictions.drop(columns=["path", "sha256", "predicted"]),
+        groups = group_metrics(
+            predictions,
             threshold=threshold,
             minimum=params.evaluate.min_group_size,
+            chosen=params.evaluate.groups,
         )
 
         args.metrics.parent.mkdir(parents=True, exist_ok=True)

@@ -245,15 +245,6 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _recall_intervals(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    bounds: dict[str, float] = {}
-    for name, value in LABELS.items():
-        of_class = predicted[labels == value]
-        low, high = wilson_interval(int((of_class == value).sum()), len(of_class))
-        bounds |= {f"recall_{name}_low": low, f"recall_{name}_high": high}
-    return bounds
-
-
 def bootstrap_f1_interval(confusion: np.ndarray, *, samples: int, seed: int) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of F1.
 
@@ -308,66 +299,3 @@ def precision_recall_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.
         labels, probabilities, drop_intermediate=True
     )
     return pd.DataFrame({"recall": recall, "precision": precision})
-
-
-def group_metrics(predictions: pd.DataFrame, *, threshold: float, minimum: int) -> pd.DataFrame:
-    """Return accuracy and recalls of each group that the metadata columns define.
-
-    Args:
-        predictions: columns `label` and `probability`; `group_names` groups by all others.
-        threshold: P(male) from which the prediction is male.
-        minimum: images below which a group is marked `small`.
-
-    Returns:
-        One row per group: `column`, `group`, `n`, then `accuracy`, `recall_female` and
-        `recall_male`, each with its 95 % Wilson interval (`accuracy_low`, `accuracy_high`), and
-        `small`.
-    """
-    rows = []
-    for column in predictions.columns.drop(["label", "probability"]):
-        for group, members in predictions.groupby(group_names(predictions[column])):
-            labels = members["label"].to_numpy(dtype=int)
-            probabilities = members["probability"].to_numpy(dtype=float)
-            predicted = (probabilities >= threshold).astype(int)
-            right = int((labels == predicted).sum())
-            low, high = wilson_interval(right, len(labels))
-            rows.append(
-                {
-                    "column": column,
-                    "group": group,
-                    "n": len(labels),
-                    "accuracy": right / len(labels),
-                    "accuracy_low": low,
-                    "accuracy_high": high,
-                    **{
-                        f"recall_{name}": METRICS[f"recall_{name}"].compute(
-                            labels, probabilities, predicted
-                        )
-                        for name in LABELS
-                    },
-                    **_recall_intervals(labels, predicted),
-                    "small": len(labels) < minimum,
-                }
-            )
-    shares = ["accuracy", *(f"recall_{name}" for name in LABELS)]
-    columns = [share + bound for share in shares for bound in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["column", "group", "n", *columns, "small"])
-
-
-def group_names(values: pd.Series, max_groups: int = 20) -> pd.Series:
-    """Return the group of each value of a metadata column.
-
-    A numeric column with more than `max_groups` values is cut into bands of ten (age 20-29); any
-    other column with so many values has no groups. A missing value belongs to no group.
-
-    Returns:
-        A name or NA for each value, indexed like `values`.
-    """
-    if values.nunique() <= max_groups:
-        return values.astype("string")
-    numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
-    if not np.isfinite(numbers[values.notna()].to_numpy(dtype=float, na_value=np.nan)).all():
-        return pd.Series(pd.NA, index=values.index, dtype="string")
-    start = np.floor(numbers / 10).astype("Int64") * 10
-    bands = start.astype("string") + "-" + (start + 9).astype("string")
-    return bands if bands.nunique() <= max_groups else pd.Series(pd.NA, index=values.index)

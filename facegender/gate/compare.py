@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,11 @@ import yaml
 
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError
-from facegender.gate.judge import PREDICTION_COLUMNS, Results, judge
+from facegender.evaluation.groups import NO_METADATA
+from facegender.gate.freshness import edited_results, why_stale
+from facegender.gate.judge import judge
+from facegender.gate.pairing import Results
+from facegender.gate.revisions import git, read_text, resolve, shallow_hint
 from facegender.gate.rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
@@ -21,9 +23,9 @@ from facegender.params import Params
 from facegender.runtime.dvc_context import pipeline_paths
 
 MAIN = ("main", "origin/main")
+# The files that the gate reads, by their names in dvc.yaml.
+_RESULTS = ("test_metrics", "predictions", "export_metrics", "speed")
 NO_CHAMPION = "there is no champion to compare with"
-# A partial clone fetches a baseline's files from its server.
-_GIT_SECONDS = 120
 
 
 def judge_work_tree(
@@ -50,25 +52,28 @@ def judge_work_tree(
         UserError: the candidate's results are missing or unreadable.
     """
     candidate = read_results(root)
-    rules, baseline = Rules(params.gate, params.evaluate.min_group_size), None
-    undecided: list[str] = []
+    baseline = None
+    rules = Rules(params.gate, params.evaluate.min_group_size, params.evaluate.groups)
+    undecided = why_stale(root, _result_paths(root, None, candidate.name).values())
     notes: list[str] = []
     try:
         why = ""
         if revision is None:
             revision, why = default_baseline(root, candidate)
         found = read_results(root, revision)
+        undecided += _edited(root, revision, found.name)
         rules, notes = combine_rules(
             rules, _read_params(root, revision), accept_change=accept_rule_change
         )
         baseline = replace(found, name=f"{why} ({revision[:10]})") if why else found
     except UserError as error:
-        undecided = [str(error)]
+        undecided.append(str(error))
     return judge(
         candidate,
         baseline,
         rules.gate,
         min_group_size=rules.min_group_size,
+        chosen=rules.groups,
         accept_data_change=accept_data_change,
         require_evidence=require_evidence,
         undecided=undecided,
@@ -92,6 +97,7 @@ def judge_folders(candidate: Path, champion: Path | None, params: Params) -> Rep
         None if champion is None else _read_folder(champion, "the champion"),
         params.gate,
         min_group_size=params.evaluate.min_group_size,
+        chosen=params.evaluate.groups,
         undecided=[NO_CHAMPION] if champion is None else [],
     )
 
@@ -119,8 +125,8 @@ def _read_folder(folder: Path, name: str) -> Results:
 def commit_of(root: Path) -> str | None:
     """Return the commit of the repository, and whether there are uncommitted changes."""
     try:
-        commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
-        changed = commit and _git(root, "status", "--porcelain")
+        commit = git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+        changed = commit and git(root, "status", "--porcelain")
     except UserError:
         return None
     return f"{commit}, with uncommitted changes" if changed else commit or None
@@ -138,16 +144,10 @@ def read_results(root: Path, revision: str | None = None) -> Results:
     """
     commit, name = None, "the work tree"
     if revision is not None:
-        commit = _resolve(root, revision)
+        commit = resolve(root, revision)
         name = revision[:10] if commit.startswith(revision) else f"{revision} ({commit[:10]})"
-    try:
-        paths = pipeline_paths(_read(root, "dvc.yaml", commit) or "")
-    except (yaml.YAMLError, LookupError, TypeError) as error:
-        raise UserError(f"Cannot read the paths in dvc.yaml of {name}: {error}") from error
-    texts = {
-        key: _read(root, paths[key], commit) if key in paths else None
-        for key in ("test_metrics", "predictions", "export_metrics", "speed")
-    }
+    paths = _result_paths(root, commit, name)
+    texts = {key: read_text(root, paths[key], commit) if key in paths else None for key in _RESULTS}
     if texts["test_metrics"] is None:
         advice = (
             "commit the results of `dvc repro` there, or choose another baseline"
@@ -164,52 +164,24 @@ def read_results(root: Path, revision: str | None = None) -> Results:
     )
 
 
-def _read(root: Path, path: str, commit: str | None) -> str | None:
-    """Return the text of a file of a commit or, without one, of the work tree; None if missing.
-
-    By git itself: its libraries cannot fetch what a partial clone lacks.
-    """
+def _result_paths(root: Path, commit: str | None, name: str) -> dict[str, str]:
+    """Return the path of each of _RESULTS that dvc.yaml of a commit or the work tree names."""
     try:
-        if commit is None:
-            file = root / path
-            return file.read_text(encoding="utf-8") if file.is_file() else None
-        entry = _git(root, "ls-tree", commit, "--", path)
-        return _git(root, "cat-file", "blob", entry.split()[2], strip=False) if entry else None
-    except (OSError, UnicodeError) as error:
-        where = f"{commit[:10]}" if commit else "the work tree"
-        raise UserError(f"Cannot read {path} of {where}: {error}") from error
+        paths = pipeline_paths(read_text(root, "dvc.yaml", commit) or "")
+        return {key: paths[key] for key in _RESULTS if key in paths}
+    except (yaml.YAMLError, LookupError, TypeError) as error:
+        raise UserError(f"Cannot read the paths in dvc.yaml of {name}: {error}") from error
 
 
-def _resolve(root: Path, revision: str) -> str:
-    """Return the commit of a branch, tag, commit or DVC experiment.
-
-    Raises:
-        UserError: it does not exist, or several experiments have the name.
-    """
-    commit = _git(
-        root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
-    )
-    if commit:
-        return commit
-    listed = _git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
-    experiments = [line.split(" ", 1) for line in listed.splitlines()]
-    found = {commit for commit, name in experiments if name.rpartition("/")[2] == revision}
-    if len(found) > 1:
-        raise UserError(
-            f"Several experiments are called '{revision}': name its commit, as in `dvc exp show`."
-        )
-    if not found:
-        raise UserError(
-            f"Cannot read {revision}: unknown Git revision '{revision}'. If it is on the server, "
-            f"`git fetch` it first{_if_shallow(root)}."
-        )
-    return found.pop()
-
-
-def _if_shallow(root: Path) -> str:
-    shallow = _git(root, "rev-parse", "--is-shallow-repository") == "true"
-    note = "; this clone is shallow: `git fetch --unshallow` gets the commits that it lacks"
-    return note if shallow else ""
+def _edited(root: Path, revision: str, name: str) -> list[str]:
+    """Return why a commit's results decide nothing; a commit without dvc.lock says nothing."""
+    commit = resolve(root, revision)
+    if read_text(root, "dvc.lock", commit) is None:
+        return []
+    paths = _result_paths(root, commit, name).values()
+    edited = edited_results(root, list(paths), commit)
+    advice = "choose another baseline, or commit the results of `dvc repro` there"
+    return [f"{path} of {name} is not what its dvc.lock records: {advice}" for path in edited]
 
 
 def parse_results(
@@ -244,7 +216,7 @@ def parse_results(
 
 def _parse_predictions(text: str) -> pd.DataFrame:
     table = read_manifest(io.StringIO(text))
-    if missing := [name for name in PREDICTION_COLUMNS if name not in table.columns]:
+    if missing := [name for name in NO_METADATA if name not in table.columns]:
         raise ValueError(f"the predictions have no column {', '.join(missing)}")
     if not (len(table) and table[["label", "predicted"]].isin(list(NAMES)).all(axis=None)):
         raise ValueError(f"the predictions have labels other than {list(NAMES)}, or no row")
@@ -261,16 +233,18 @@ def _export_costs(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
-    # The first epoch includes compiling.
+    # The first epoch includes compiling. The head's epochs come first and are many times as fast as
+    # those that train the base, so the last three tell what the training costs.
+    last = speed["images_per_second"].iloc[1:].tail(3)
     return {
-        "training_images_per_second": float(speed["images_per_second"].iloc[1:].median()),
+        "training_images_per_second": float(last.median()),
         "training_seconds": float(speed["seconds"].sum()),
     }
 
 
 def _read_params(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml at a revision, unchecked; empty if missing or not a mapping."""
-    text = _read(root, "params.yaml", _resolve(root, revision))
+    text = read_text(root, "params.yaml", resolve(root, revision))
     try:
         content = yaml.safe_load(text or "")
     except yaml.YAMLError as error:
@@ -288,14 +262,14 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
     Raises:
         UserError: there is no main, or nothing before the first commit.
     """
-    branches = [name for name in MAIN if _git(root, "rev-parse", "--verify", "--quiet", name)]
-    base = branches and _git(root, "merge-base", "HEAD", *branches)
+    branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
+    base = branches and git(root, "merge-base", "HEAD", *branches)
     if not base:
         raise UserError(
             "Cannot find the merge base of HEAD and main. Fetch main with its history (`git fetch "
-            f"origin main`), or name a commit: --baseline REV{_if_shallow(root)}."
+            f"origin main`), or name a commit: --baseline REV{shallow_hint(root)}."
         )
-    head = _git(root, "rev-parse", "HEAD")
+    head = git(root, "rev-parse", "HEAD")
     if base != head:
         return base, "the merge base with main"
     try:
@@ -304,8 +278,8 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
         same = False
     if not same:
         return head, "HEAD"
-    before = _git(root, "rev-parse", "--verify", "--quiet", "HEAD~1")
-    if not before and (shallow := _if_shallow(root)):
+    before = git(root, "rev-parse", "--verify", "--quiet", "HEAD~1")
+    if not before and (shallow := shallow_hint(root)):
         raise UserError(
             "These are the results of HEAD, and the commit before it is not in this clone"
             f"{shallow}. Or name another commit with --baseline REV."
@@ -323,34 +297,3 @@ def _same_predictions(one: Results, other: Results) -> bool:
     if one.predictions is None or other.predictions is None:
         return one.metrics == other.metrics
     return one.predictions[columns].equals(other.predictions[columns])
-
-
-def _git(root: Path, *arguments: str, strip: bool = True) -> str:
-    """Return what git prints; nothing if it exits with 1 in silence, as queries do.
-
-    Raises:
-        UserError: git failed, in its own words, or took too long.
-    """
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=root,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            # Without a terminal neither git nor ssh can wait for a password.
-            start_new_session=True,
-            env=os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
-            timeout=_GIT_SECONDS,
-        )
-    except OSError as error:
-        raise UserError(f"Cannot run git: {error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise UserError(f"git {arguments[0]} took more than {_GIT_SECONDS} seconds.") from error
-    if done.returncode == 0:
-        return done.stdout.strip() if strip else done.stdout
-    if done.returncode == 1 and not done.stderr:
-        return ""
-    words = " ".join(done.stderr.split())
-    raise UserError(f"git {arguments[0]} failed: {words or f'exit code {done.returncode}'}")

@@ -5,53 +5,38 @@ docs/gate.md explains the verdict. This module reads no files.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 
-from facegender.evaluation.metrics import METRICS, group_names, shown_metrics
+from facegender.evaluation.groups import Chosen, find_groups, holm
+from facegender.evaluation.metrics import METRICS, shown_metrics
 from facegender.gate.costs import compare_costs, finite
 from facegender.gate.evidence import Evidence
+from facegender.gate.floors import judge_floors
+from facegender.gate.pairing import (
+    Results,
+    changed_predictions,
+    count_right,
+    data_differences,
+    pair,
+    right_by_label,
+)
 from facegender.gate.significance import (
     Resampling,
-    holm,
     paired_difference,
     paired_ece_interval,
     paired_f1_interval,
     unpaired_difference,
 )
-from facegender.gate.verdict import NO_FLIPS, Comparison, Floor, Report, Verdict
-from facegender.labels import LABELS, NAMES
-from facegender.params import AtLeast, AtMost, Gate
-
-# Columns of predictions that are not metadata, and those that `pair` adds.
-PREDICTION_COLUMNS = ("path", "label", "probability", "predicted", "sha256")
-_NO_METADATA = [*PREDICTION_COLUMNS, "old_probability", "old_predicted"]
+from facegender.gate.verdict import NO_FLIPS, Comparison, Report, Verdict
+from facegender.labels import LABELS
+from facegender.params import Gate
 
 _EPSILON = 1e-9  # for rounding; below any difference between two shares of images
 # Metrics are computed from float32, predictions are read from CSV.
 _ROUNDING = 1e-6
-
-
-@dataclass(frozen=True)
-class Results:
-    """The results of one evaluation.
-
-    Attributes:
-        name: name in the report.
-        metrics: result of `classification_metrics`.
-        predictions: one row per test image: PREDICTION_COLUMNS and metadata columns; None if
-            missing.
-        costs: `size_*_bytes`, `latency_*_ms`, `training_images_per_second` and
-            `training_seconds`, as far as recorded.
-    """
-
-    name: str
-    metrics: Mapping[str, Any]
-    predictions: pd.DataFrame | None
-    costs: Mapping[str, float]
 
 
 def judge(
@@ -60,6 +45,7 @@ def judge(
     settings: Gate,
     *,
     min_group_size: int,
+    chosen: Chosen = None,
     accept_data_change: bool = False,
     require_evidence: bool = False,
     undecided: Sequence[str] = (),
@@ -72,17 +58,29 @@ def judge(
         baseline: results of the model before, or None.
         settings: floors, tolerances, and seed of the intervals.
         min_group_size: images below which a group is shown but not judged.
+        chosen: columns of the metadata that define groups, as in `find_groups`.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
         require_evidence: whether there is no verdict if the test set cannot show a drop of the
             tolerance.
-        undecided: reasons why there is no baseline.
+        undecided: reasons why no comparison is possible.
         notes: warnings to include.
 
     Returns:
         The report. Its verdict is `cannot tell` without a comparable baseline.
     """
-    floors = judge_floors(candidate.metrics, settings.floors)
+    differences = data_differences(candidate, baseline) if baseline else []
+    pairs: pd.DataFrame | None = None
+    changed: list[str] = []
+    if baseline and not differences:
+        pairs, changed = pair(candidate, baseline)
+    floors = judge_floors(
+        candidate.metrics,
+        candidate.predictions if pairs is None else pairs,
+        settings,
+        min_group_size=min_group_size,
+        chosen=chosen,
+    )
     inconsistent = _inconsistencies(candidate, METRICS)
     if baseline is None:
         return Report(
@@ -93,9 +91,9 @@ def judge(
             notes=notes,
         )
     # An older commit may have computed its other metrics otherwise.
+    inconsistent += undecided
     inconsistent += _inconsistencies(baseline, ["accuracy"])
-    differences = data_differences(candidate, baseline)
-    old, new = _right_by_label(baseline), _right_by_label(candidate)
+    old, new = right_by_label(baseline), right_by_label(candidate)
     if differences and (old is None or new is None):
         inconsistent.append(
             "the metrics have no confusion matrix: an unpaired comparison is impossible"
@@ -109,14 +107,21 @@ def judge(
             notes=notes,
         )
     flips, evidence = NO_FLIPS, None
-    if not differences:
-        pairs = pair(candidate, baseline)
-        comparisons, groups = _paired(pairs, candidate, baseline, settings, min_group_size)
-        flips = _flips(pairs)
+    left_out: Sequence[str] = ()
+    if pairs is not None:
+        found = find_groups(pairs, chosen, min_group_size)
+        left_out = found.left_out
+        comparisons, groups = _paired(
+            pairs, found.members, candidate, baseline, settings, min_group_size
+        )
+        flips = changed_predictions(pairs)
         evidence = _evidence(pairs, groups, settings)
-        notes = [*notes, *_lost_columns(candidate, baseline)]
+        notes = [*notes, *changed]
     elif old is not None and new is not None:
-        comparisons, groups = _unpaired(old, new, candidate, baseline, settings, min_group_size)
+        counts, left_out = _group_counts(candidate, baseline, chosen, min_group_size)
+        comparisons, groups = _unpaired(
+            old, new, counts, candidate, baseline, settings, min_group_size
+        )
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
     lacking = []
     if require_evidence and not (evidence and evidence.enough):
@@ -130,31 +135,11 @@ def judge(
         paired=not differences,
         comparisons=comparisons,
         groups=groups,
+        left_out=left_out,
         costs=compare_costs(candidate.costs, baseline.costs, settings),
         flips=flips,
         notes=notes,
     )
-
-
-def judge_floors(metrics: Mapping[str, Any], floors: Mapping[str, AtLeast | AtMost]) -> list[Floor]:
-    """Compare metrics with their floors; a value that is missing or not finite fails."""
-    rows = []
-    for name, floor in floors.items():
-        value = finite(metrics.get(name))
-        if isinstance(floor, AtLeast):
-            limit, reached = floor.at_least, value is not None and value >= floor.at_least
-        else:
-            limit, reached = floor.at_most, value is not None and value <= floor.at_most
-        rows.append(
-            Floor(
-                metric=name,
-                value=value,
-                direction="at least" if isinstance(floor, AtLeast) else "at most",
-                limit=limit,
-                verdict="pass" if reached else "fail",
-            )
-        )
-    return rows
 
 
 def _inconsistencies(results: Results, metrics: Collection[str]) -> list[str]:
@@ -180,48 +165,9 @@ def _inconsistencies(results: Results, metrics: Collection[str]) -> list[str]:
     return []
 
 
-def data_differences(candidate: Results, baseline: Results) -> list[str]:
-    """Return what prevents an image-by-image comparison."""
-    if missing := [one.name for one in (candidate, baseline) if one.predictions is None]:
-        return [f"there are no predictions of {' and '.join(missing)}"]
-    new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
-    shared = new.index.intersection(old.index)
-    found = []
-    if not len(new) == len(old) == len(shared):
-        found.append(
-            f"the test sets differ: {len(new)} images in {candidate.name}, {len(old)} in "
-            f"{baseline.name}, {len(shared)} in both"
-        )
-    relabelled = int((new.loc[shared, "label"] != old.loc[shared, "label"]).sum())
-    if relabelled and relabelled == len(shared):
-        found.append("the label mapping differs: each image in both has the other label")
-    elif relabelled:
-        found.append(f"the labels differ: {relabelled} of {len(shared)} images have the other one")
-    return found
-
-
-def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
-    """Index predictions by the image's digest and its number among identical images."""
-    if predictions is None:
-        raise ValueError("no predictions")
-    ordered = predictions.sort_values(["sha256", "path"])
-    copy = ordered.groupby("sha256").cumcount()
-    return ordered.set_index([ordered["sha256"].astype(str), copy])
-
-
-def pair(candidate: Results, baseline: Results) -> pd.DataFrame:
-    """Return the candidate's predictions joined with the baseline's.
-
-    Returns:
-        The candidate's columns, `old_probability` and `old_predicted`, sorted by path.
-    """
-    new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
-    pairs = new.assign(old_probability=old["probability"], old_predicted=old["predicted"])
-    return pairs.sort_values("path").reset_index(drop=True)
-
-
 def _paired(
     pairs: pd.DataFrame,
+    members_of_groups: Sequence[tuple[str, str, np.ndarray]],
     candidate: Results,
     baseline: Results,
     settings: Gate,
@@ -245,7 +191,7 @@ def _paired(
             for name, value in LABELS.items()
             if (labels == value).any()
         ],
-        [compared(f"{column}={group}", members) for column, group, members in _groups(pairs)],
+        [compared(f"{column}={group}", members) for column, group, members in members_of_groups],
         settings,
         min_group_size=min_group_size,
     )
@@ -279,12 +225,13 @@ def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate)
 def _unpaired(
     old: Mapping[str, tuple[int, int]],
     new: Mapping[str, tuple[int, int]],
+    of_groups: Mapping[str, tuple[tuple[int, int], tuple[int, int]]],
     candidate: Results,
     baseline: Results,
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on different images; `old` and `new` come from `_right_by_label`."""
+    """Compare two models on different images; counts are of right images, and of all."""
 
     def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
         return Comparison(metric, new[1], **asdict(unpaired_difference(old, new)))
@@ -292,19 +239,6 @@ def _unpaired(
     def total(counts: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
         return sum(right for right, _ in counts.values()), sum(n for _, n in counts.values())
 
-    groups = []
-    if candidate.predictions is not None and baseline.predictions is not None:
-        before = {
-            (column, group): _right(baseline.predictions[members])
-            for column, group, members in _groups(baseline.predictions)
-        }
-        groups = [
-            compared(
-                f"{column}={group}", before[column, group], _right(candidate.predictions[members])
-            )
-            for column, group, members in _groups(candidate.predictions)
-            if (column, group) in before
-        ]
     comparisons, groups = _judge_drops(
         compared("accuracy", total(old), total(new)),
         [
@@ -312,42 +246,32 @@ def _unpaired(
             for name in LABELS
             if old[name][1] and new[name][1]
         ],
-        groups,
+        [compared(name, *counts) for name, counts in of_groups.items()],
         settings,
         min_group_size=min_group_size,
     )
     return [*comparisons, *_informational(candidate, baseline)], groups
 
 
-def _groups(predictions: pd.DataFrame) -> list[tuple[str, str, np.ndarray]]:
-    """Return column, name and members, bool (n,), of each group smaller than the split."""
-    found = []
-    for column in predictions.columns.drop(_NO_METADATA, errors="ignore"):
-        codes, names = pd.factorize(group_names(predictions[column]), sort=True)
-        for code, group in enumerate(names):
-            members = codes == code
-            if not members.all():
-                found.append((str(column), str(group), members))
-    return found
-
-
-def _right(predictions: pd.DataFrame) -> tuple[int, int]:
-    return int((predictions["label"] == predictions["predicted"]).sum()), len(predictions)
-
-
-def _right_by_label(results: Results) -> dict[str, tuple[int, int]] | None:
-    """Return the number of correct predictions and of images for each label."""
-    try:
-        confusion = results.metrics["confusion"]
-        return {
-            name: (
-                int(confusion[f"{name}_as_{name}"]),
-                sum(int(confusion[f"{name}_as_{guess}"]) for guess in LABELS),
-            )
-            for name in LABELS
+def _group_counts(
+    candidate: Results, baseline: Results, chosen: Chosen, min_group_size: int
+) -> tuple[dict[str, tuple[tuple[int, int], tuple[int, int]]], list[str]]:
+    """Return the baseline's and the candidate's counts of groups that both have; and the others."""
+    if candidate.predictions is None or baseline.predictions is None:
+        return {}, ["groups: predictions are missing"]
+    old, new = (
+        {
+            f"{column}={group}": count_right(one.predictions[members])
+            for column, group, members in find_groups(
+                one.predictions, chosen, min_group_size
+            ).members
         }
-    except (LookupError, TypeError, ValueError):
-        return None
+        for one in (baseline, candidate)
+        if one.predictions is not None
+    )
+    lost = sorted(old.keys() ^ new.keys())
+    left_out = [f"groups in one test set only: {', '.join(lost)}"] if lost else []
+    return {name: (old[name], new[name]) for name in old if name in new}, left_out
 
 
 def _judge_drops(
@@ -425,26 +349,3 @@ def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: f
         beyond, excluded = row.difference > tolerance + _EPSILON, low > 0
     verdict: Verdict = "warn" if beyond and excluded else "pass"
     return replace(row, low=low, high=high, verdict=verdict)
-
-
-def _flips(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the images whose prediction changed, newly wrong ones first."""
-    flipped = pairs[pairs["predicted"] != pairs["old_predicted"]]
-    columns = ["path", "label", "old_probability", "new_probability", "right"]
-    return (
-        flipped.assign(
-            label=flipped["label"].map(NAMES),
-            new_probability=flipped["probability"],
-            right=flipped["predicted"] == flipped["label"],
-        )[columns]
-        .sort_values(["right", "path"])
-        .reset_index(drop=True)
-    )
-
-
-def _lost_columns(candidate: Results, baseline: Results) -> list[str]:
-    if candidate.predictions is None or baseline.predictions is None:
-        return []
-    lost = baseline.predictions.columns.difference(candidate.predictions.columns, sort=False)
-    note = f"the metadata no longer has {', '.join(lost)}: its groups are not judged"
-    return [note] if len(lost) else []

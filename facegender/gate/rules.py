@@ -11,18 +11,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from facegender.errors import UserError
+from facegender.evaluation.groups import Chosen
 from facegender.params import Gate
 
 _Path = tuple[str, ...]
 _FLOORS = ("gate", "floors")
+_GROUPS = ("evaluate", "groups")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The parameters that decide a verdict: `gate`, and `evaluate.min_group_size`."""
+    """The parameters that decide a verdict: `gate`, and two of `evaluate`."""
 
     gate: Gate
     min_group_size: int
+    groups: Chosen = None
 
 
 def combine_rules(
@@ -42,7 +45,7 @@ def combine_rules(
     new = _flatten(
         {
             "gate": own.gate.model_dump(),
-            "evaluate": {"min_group_size": own.min_group_size},
+            "evaluate": {"min_group_size": own.min_group_size, "groups": own.groups},
         }
     )
     if not isinstance(baseline.get("gate"), Mapping):
@@ -54,6 +57,11 @@ def combine_rules(
         if path not in new:
             # A floor of the other direction replaces one as little as none at all.
             applied = {key: kept for key, kept in applied.items() if key[:3] != path[:3]}
+        if path == _GROUPS:
+            # More groups would each be judged less sharply, so that neither choice is stricter.
+            looser.append(_change(path, value, new[path]))
+            applied[path] = value
+            continue
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             raise UserError(f"The baseline's {'.'.join(path)} is not a number: {value}")
         if _strictest(path)(new.get(path, value), value) == new.get(path):
@@ -93,6 +101,8 @@ def _strictest(path: _Path) -> Callable[[float, float], float]:
 
 def _change(path: _Path, old: object, new: object) -> str:
     name = ".".join(path)
+    if path == _GROUPS:
+        return f"{name} from {old or 'all columns'} to {new or 'all columns'}"
     if old is None:
         return f"{name} {new} is new"
     return f"{name} {old} is gone" if new is None else f"{name} from {old} to {new}"
@@ -116,6 +126,7 @@ def _unflatten(flat: Mapping[_Path, Any]) -> Rules:
         branch[path[-1]] = value
     try:
         size = int(content["evaluate"]["min_group_size"])
-        return Rules(Gate.model_validate(content["gate"]), size)
+        groups = content["evaluate"].get("groups")
+        return Rules(Gate.model_validate(content["gate"]), size, groups)
     except ValidationError as error:
         raise UserError(f"The baseline's rules of the gate are invalid: {error}") from error

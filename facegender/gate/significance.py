@@ -7,14 +7,14 @@ of F1 and calibration error (Efron and Tibshirani, An Introduction to the Bootst
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, fisher_exact, norm
 
-from facegender.evaluation.metrics import expected_calibration_error, wilson_interval
+from facegender.evaluation.groups import difference_interval
+from facegender.evaluation.metrics import expected_calibration_error
 
 _Z = float(norm.ppf(0.975))
 
@@ -100,24 +100,20 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
 def unpaired_difference(old: tuple[int, int], new: tuple[int, int]) -> Difference:
     """Compare how often two models are right on different images, by Fisher's exact test.
 
-    The interval is Newcombe's from two Wilson intervals (Interval estimation for the difference
-    between independent proportions, Statistics in Medicine 17, 1998, method 10).
-
     Args:
         old: number of images that the baseline gets right, and number of images.
         new: the same for the candidate.
     """
     (old_right, old_n), (new_right, new_n) = old, new
     before, after = old_right / old_n, new_right / new_n
-    old_low, old_high = wilson_interval(old_right, old_n)
-    new_low, new_high = wilson_interval(new_right, new_n)
+    low, high = difference_interval(new, old)
     table = [[new_right, new_n - new_right], [old_right, old_n - old_right]]
     return Difference(
         old=before,
         new=after,
         difference=after - before,
-        low=after - before - math.hypot(after - new_low, old_high - before),
-        high=after - before + math.hypot(new_high - after, before - old_low),
+        low=low,
+        high=high,
         p=float(fisher_exact(table).pvalue),
     )
 
@@ -167,17 +163,3 @@ def _resampled_counts(counts: np.ndarray, resampling: Resampling) -> np.ndarray:
 def _interval(differences: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(differences, (0.025, 0.975)).tolist()
     return low, high
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number, in the same order.
-
-    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
-    Statistics 6, 1979.
-    """
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted

@@ -21,13 +21,14 @@ MAX_FLIPS = 50
 
 @dataclass(frozen=True)
 class Floor:
-    """A metric of the candidate and its limit; `value` is None if missing."""
+    """A metric of the candidate and its limit; `value` is None if missing, `note` explains it."""
 
     metric: str
     value: float | None
     direction: Literal["at least", "at most"]
     limit: float
     verdict: Verdict
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Report:
         paired: whether the comparison is image by image.
         comparisons: metrics overall and by class.
         groups: accuracy by group of the metadata.
+        left_out: images and metadata that belong to no group.
         costs: cost ratios.
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
             `new_probability`, `right` (whether the candidate is right).
@@ -98,6 +100,7 @@ class Report:
     paired: bool = True
     comparisons: Sequence[Comparison] = ()
     groups: Sequence[Comparison] = ()
+    left_out: Sequence[str] = ()
     costs: Sequence[CostRatio] = ()
     flips: pd.DataFrame = field(default_factory=NO_FLIPS.copy)
     notes: Sequence[str] = ()
@@ -120,6 +123,11 @@ class Report:
         """Things to look at, one sentence each."""
         return [
             *self.notes,
+            *(
+                f"{_floor_sentence(row)}, which may be chance"
+                for row in self.floors
+                if row.verdict == "warn"
+            ),
             *(
                 f"{_drop_sentence(row)}, which may be chance"
                 if row.p is not None
@@ -161,7 +169,8 @@ class Report:
 def _floor_sentence(row: Floor) -> str:
     if row.value is None:
         return f"{row.metric} is missing or NaN; it must be {row.direction} {row.limit:g}"
-    return f"{row.metric} is {row.value:.4f}; it must be {row.direction} {row.limit:g}"
+    note = f" ({row.note})" if row.note else ""
+    return f"{row.metric} is {row.value:.4f}{note}; it must be {row.direction} {row.limit:g}"
 
 
 def _drop_sentence(row: Comparison) -> str:
@@ -180,6 +189,8 @@ def as_text(report: Report) -> str:
     parts = [f"gate: {report.verdict}", _about(report)]
     for title, sentences in _findings(report):
         parts.append("\n".join([f"{title}:", *(f"  - {one}" for one in sentences)]))
+    if report.left_out and report.comparisons:
+        parts.append("\n".join(["Not in groups:", *(f"  - {one}" for one in report.left_out)]))
     for title, headers, rows, left_out in _tables(report, str):
         table = [tabulate(rows, headers, tablefmt="simple", disable_numparse=True)] * bool(rows)
         parts.append("\n".join([title, *table, *_ending(left_out)]))
@@ -192,6 +203,8 @@ def as_markdown(report: Report) -> str:
     for title, sentences in _findings(report):
         parts.append(f"**{title}**")
         parts.append("\n".join(f"- {_escaped(one)}" for one in sentences))
+    if report.left_out and report.comparisons:
+        parts.append("Not in groups: " + _escaped("; ".join(report.left_out)))
     for title, headers, rows, left_out in _tables(report, _code):
         table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
         if title == _METRICS:

@@ -169,11 +169,13 @@ def test_one_image_passes_without_a_warning(learnt: Clone) -> None:
         seed=42,
     )
     (learnt.root / "metrics/test.json").write_text(json.dumps(metrics))
+    assert gate(learnt)[0] == 2  # edited by hand
+    learnt.run("dvc", "commit", "--force", "evaluate")
     try:
         # On main, and not what HEAD holds: so HEAD is the baseline.
         code, report = gate(learnt)
     finally:
-        learnt.run("git", "checkout", "--quiet", "--", "metrics")
+        learnt.run("git", "checkout", "--quiet", "--", "metrics", "dvc.lock")
     assert "HEAD (" in report["baseline"]
     assert (code, report["verdict"], report["warnings"]) == (0, "pass", [])
     assert [flip["path"] for flip in report["flips"]] == [table.loc[right, "path"]]
@@ -225,6 +227,8 @@ def test_cis_gate_writes_its_report(learnt: Clone, tmp_path: Path) -> None:
         binaries = Path(learnt.environment()["PATH"].split(":")[0])
         (learnt.root / ".venv" / "bin").mkdir(parents=True)
         (learnt.root / ".venv" / "bin" / "facegender").symlink_to(binaries / "facegender")
+        (learnt.root / ".venv" / "bin" / "python").write_text('#!/bin/sh\nexec python "$@"\n')
+        (learnt.root / ".venv" / "bin" / "python").chmod(0o755)
         (learnt.root / ".venv" / "installed").touch()
         done = learnt.run(".ci/gate", check=False, GITHUB_STEP_SUMMARY=str(summary))
     finally:

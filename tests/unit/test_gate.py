@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap
 
+from facegender.evaluation.groups import holm
 from facegender.evaluation.metrics import METRICS, classification_metrics
 from facegender.gate.compare import judge_folders, may_be_champion, parse_results
-from facegender.gate.judge import Results, judge
+from facegender.gate.judge import judge
+from facegender.gate.pairing import Results
 from facegender.gate.significance import (
     Resampling,
-    holm,
     paired_difference,
     paired_ece_interval,
     paired_f1_interval,
@@ -25,7 +26,7 @@ from facegender.gate.significance import (
     unpaired_difference,
 )
 from facegender.gate.verdict import Report, as_markdown, as_text
-from facegender.params import Gate, Params
+from facegender.params import AtLeast, AtMost, Gate, Params
 from tools.compose_params import ROOT
 
 MIN_GROUP_SIZE = 20
@@ -309,7 +310,82 @@ def test_many_groups_do_not_fail_by_their_number(compare: Callable) -> None:
 
 def test_metadata_that_disappears_is_told(compare: Callable) -> None:
     report = compare(wrong_at(1), wrong_at(1, age=np.arange(400)))
-    assert report.warnings == ["the metadata no longer has age: its groups are not judged"]
+    assert report.warnings == ["the metadata no longer has age: the baseline's is used"]
+
+
+@pytest.mark.parametrize("blank", [None, "other"])
+def test_metadata_that_the_candidate_blanks_change_nothing(
+    compare: Callable, blank: str | None
+) -> None:
+    ages = np.where(np.arange(400) < 40, 25, 30 + np.arange(400) % 40)
+    old = wrong_at(*range(100, 116), age=ages)
+    new = wrong_at(*range(0, 16), age=pd.Series(ages).astype(object).where(ages != 25, blank))
+    report = compare(new, old)
+    assert verdict(report, "age=20-29") == "fail"
+    assert list(report.notes) == ["age changed for 40 images: the baseline's is used"]
+
+
+def test_nuisance_columns_do_not_hide_a_loss_in_a_group_that_is_named(compare: Callable) -> None:
+    # Without evaluate.groups Holm's method corrects for 125 groups.
+    generator = np.random.default_rng(1)
+    nuisance = {f"n{number}": generator.integers(0, 15, 400) for number in range(8)}
+    columns = {"age": np.where(np.arange(400) < 50, "young", "old"), **nuisance}
+    old, new = (wrong_at(*places, **columns) for places in (range(100, 109), range(9)))
+    assert verdict(compare(new, old), "age=young") == "warn"
+    report = compare(new, old, chosen=["age"])
+    assert verdict(report, "age=young") == "fail"
+    assert {row.metric for row in report.groups} == {"age=young", "age=old"}
+    assert "not in evaluate.groups: n0, n1" in as_text(report)
+    assert "not in evaluate.groups: n0, n1" in as_markdown(report)
+
+
+def test_a_loss_where_two_groups_meet_fails(compare: Callable) -> None:
+    # Old women alone; of women and of the old it is too small a share.
+    columns = {
+        "age": np.where(np.arange(400) % 4 < 2, "young", "old"),
+        "sex": np.where(np.arange(400) % 2 == 0, "female", "male"),
+    }
+    lost, gained = range(2, 62, 4), [*range(0, 32, 4), *range(3, 31, 4)]
+    old, new = wrong_at(*gained, **columns), wrong_at(*lost, **columns)
+    assert {row.verdict for row in compare(new, old, chosen=["age", "sex"]).groups} <= {
+        "pass",
+        "warn",
+    }
+    report = compare(new, old, chosen=["age", ["age", "sex"]])
+    assert verdict(report, "age x sex=old, female") == "fail"
+
+
+@pytest.mark.parametrize(("wrong", "expected"), [(2, "pass"), (7, "warn"), (20, "fail")])
+def test_the_worst_group_has_a_floor(params: Params, wrong: int, expected: str) -> None:
+    floor = AtLeast(at_least=0.9)
+    settings = params.gate.model_copy(update={"floors": {"worst_group": floor}})
+    country = np.where(np.arange(400) < 50, "few", "many")
+    report = alone(results(wrong_at(*range(wrong), country=country)), settings)
+    assert report.floors[0].value == 1 - wrong / 50
+    assert report.floors[0].verdict == expected
+    assert "country=few, 50 images" in report.floors[0].note
+    # No group: a floor that nothing can reach.
+    assert alone(results(wrong_at()), settings).exit_code == 1
+
+
+@pytest.mark.parametrize("n", [36, 360, 1102])
+def test_a_calibrated_model_seldom_fails_the_floor_of_calibration(params: Params, n: int) -> None:
+    floor = AtMost(at_most=0.02)
+    settings = params.gate.model_copy(update={"floors": {"ece": floor}, "bootstrap_samples": 200})
+    generator = np.random.default_rng(9)
+    verdicts = []
+    for shift in (0.0, 0.4):
+        for _ in range(100):
+            probability = generator.beta(0.4, 0.4, n)
+            table = wrong_at(n=n).assign(
+                label=(generator.random(n) < probability).astype(int),
+                probability=np.clip(probability + shift * (0.5 - probability), 0, 1),
+            )
+            table["predicted"] = (table["probability"] >= 0.5).astype(int)
+            verdicts.append(alone(results(table), settings).floors[0].verdict)
+    assert verdicts[:100].count("fail") <= 5
+    # A model that is far off is found, given enough images.
+    assert n < 360 or verdicts[100:].count("fail") >= 90
 
 
 # What cannot be compared.

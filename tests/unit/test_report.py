@@ -12,7 +12,8 @@ import yaml
 from scipy.stats import binomtest
 
 from facegender.errors import UserError
-from facegender.evaluation.metrics import classification_metrics, group_metrics, shown_metrics
+from facegender.evaluation.groups import group_metrics
+from facegender.evaluation.metrics import classification_metrics, shown_metrics
 from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
 from facegender.report.page import (

@@ -16,6 +16,8 @@ from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.gate.compare import commit_of, default_baseline, parse_results, read_results
+from facegender.gate.freshness import edited_results
+from facegender.runtime.integrity import dvc_md5
 from tools.compose_params import ROOT
 
 FILES = (
@@ -36,6 +38,7 @@ class Project:
         for name in FILES:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+        self.lock()
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("config", "user.name", "test")
         self.git("config", "user.email", "test@localhost")
@@ -50,6 +53,20 @@ class Project:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
         return self.git("rev-parse", "HEAD")
+
+    def lock(self) -> None:
+        """Record results and parameters as DVC does when `dvc repro` ends."""
+        params = yaml.safe_load((self.root / "params.yaml").read_text())
+        entry = {
+            "deps": [{"path": "dvc.yaml", "md5": dvc_md5(self.root / "dvc.yaml")}],
+            "params": {"params.yaml": {"evaluate": params["evaluate"], "train": params["train"]}},
+            "outs": [
+                {"path": name, "md5": dvc_md5(self.root / name)}
+                for name in FILES
+                if name.startswith("metrics/")
+            ],
+        }
+        (self.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": entry}}))
 
     def spoil(self, count: int) -> None:
         """Have the first images that are predicted rightly be predicted wrongly."""
@@ -67,6 +84,7 @@ class Project:
             seed=0,
         )
         (self.root / "metrics" / "test.json").write_text(json.dumps(metrics))
+        self.lock()
 
     def baseline(self) -> tuple[str, str]:
         return default_baseline(self.root, read_results(self.root))
@@ -172,6 +190,7 @@ def edit_params(project: Project, **changes: object) -> None:
         else:
             branch[last] = value
     path.write_text(yaml.safe_dump(content))
+    project.lock()
 
 
 LOOSER = {
@@ -246,6 +265,51 @@ def test_rules_of_the_baseline_that_cannot_be_read(
         capsys.readouterr()
 
 
+# Results that are not those of the work tree.
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "says"),
+    [
+        ("params.yaml", "threshold: 0.5", "threshold: 0.6", "params.yaml: evaluate"),
+        ("metrics/test.json", "{", " {", "metrics/test.json (edited)"),
+        ("dvc.yaml", "vars:", "vars: ", "dvc.yaml"),
+        ("dvc.lock", "metrics/test.json", "metrics/other.json", "test.json (not in dvc.lock)"),
+    ],
+)
+def test_stale_results_get_no_verdict(
+    project: Project, capsys: pytest.CaptureFixture, file: str, old: str, new: str, says: str
+) -> None:
+    path = project.root / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert gate("--baseline", "HEAD", "--format", "json") == 2
+    (reason,) = json.loads(capsys.readouterr().out)["undecided"]
+    assert reason.startswith("the results are stale: ")
+    assert says in reason
+    if file == "params.yaml":
+        project.lock()
+        assert gate("--baseline", "HEAD") == 0
+
+
+def test_edited_results_of_the_baseline_get_no_verdict(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    path = project.root / "metrics/test.json"
+    text = path.read_text()
+    path.write_text(text + " ")
+    project.commit("edited by hand")
+    path.write_text(text)
+    assert gate("--baseline", "HEAD") == 2
+    assert "is not what its dvc.lock records" in capsys.readouterr().out
+    assert edited_results(project.root, None, "HEAD") == ["metrics/test.json"]
+    assert edited_results(project.root, None, project.first) == []
+
+
+def test_the_committed_results_are_those_of_the_committed_lock() -> None:
+    assert edited_results(ROOT, None, "HEAD") == []
+
+
 # Clones that lack something, and outputs that fail: never a hang, and never exit code 1.
 
 
@@ -308,7 +372,7 @@ def test_a_git_that_hangs_is_ended(
     folder = tmp_path_factory.mktemp("bin")
     (folder / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (folder / "git").chmod(0o755)
-    monkeypatch.setattr("facegender.gate.compare._GIT_SECONDS", 0.2)
+    monkeypatch.setattr("facegender.gate.revisions._GIT_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         assert gate() == 2

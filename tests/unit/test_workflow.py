@@ -65,6 +65,13 @@ def test_the_job_that_may_write_runs_nothing_of_the_pull_request(workflow: dict[
     assert not re.search(r"make|python|\.ci/|\beval\b|\bcurl\b", script)
 
 
+def test_no_push_to_main_is_cancelled(workflow: dict[str, Any]) -> None:
+    # A group of each run's own: of runs in one group GitHub cancels the one that waits, too.
+    concurrency = workflow["concurrency"]
+    assert "github.event_name == 'push' && github.run_id ||" in concurrency["group"]
+    assert concurrency["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
+
+
 def test_no_script_holds_an_expression(workflow: dict[str, Any]) -> None:
     # What GitHub puts into a script is run by the shell, whatever a branch or title is called.
     assert [script for script in scripts(workflow) if "${{" in script] == []
@@ -124,6 +131,7 @@ class Stage:
         shutil.copy(ROOT / "Makefile", root)
         for program in ("make", "gh"):
             self.program(f"bin/{program}", "cat > comment.md" if program == "gh" else "")
+        self.program(".venv/bin/python", "")
         self.program(".venv/bin/facegender", "echo '## Gate: pass ü'")
         for name in ("requirements.lock", "pyproject.toml", ".venv/installed"):
             (root / name).touch()
@@ -178,6 +186,7 @@ def test_the_steps_run_in_order_and_are_timed(stage: Stage) -> None:
         "make audit",
         "make repro",
         "make --silent install",
+        "python -m tools.committed_results",
         "facegender gate --format markdown",
         "make test",
     ]

@@ -1,0 +1,111 @@
+"""Files and commits of a repository, read by git itself: its libraries cannot fetch what a partial
+clone lacks."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from facegender.errors import UserError
+
+# A partial clone fetches a commit's files from its server.
+_GIT_SECONDS = 120
+
+
+def read_text(root: Path, path: str, commit: str | None) -> str | None:
+    """Return the text of a file of a commit or, without one, of the work tree; None if missing.
+
+    Raises:
+        UserError: the file is not UTF-8, or cannot be read.
+    """
+    try:
+        content = read_bytes(root, path, commit)
+        return None if content is None else content.decode("utf-8")
+    except UnicodeError as error:
+        raise UserError(f"Cannot read {path} of {_place(commit)}: {error}") from error
+
+
+def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
+    """Return the bytes of a file of a commit or, without one, of the work tree; None if missing.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        if commit is None:
+            file = root / path
+            return file.read_bytes() if file.is_file() else None
+    except OSError as error:
+        raise UserError(f"Cannot read {path} of {_place(commit)}: {error}") from error
+    entry = git(root, "ls-tree", commit, "--", path).split()
+    return _run(root, "cat-file", "blob", entry[2]) if entry[1:2] == ["blob"] else None
+
+
+def _place(commit: str | None) -> str:
+    return commit[:10] if commit else "the work tree"
+
+
+def resolve(root: Path, revision: str) -> str:
+    """Return the commit of a branch, tag, commit or DVC experiment.
+
+    Raises:
+        UserError: it does not exist, or several experiments have the name.
+    """
+    commit = git(
+        root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
+    )
+    if commit:
+        return commit
+    listed = git(root, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    experiments = [line.split(" ", 1) for line in listed.splitlines()]
+    found = {commit for commit, name in experiments if name.rpartition("/")[2] == revision}
+    if len(found) > 1:
+        raise UserError(
+            f"Several experiments are called '{revision}': name its commit, as in `dvc exp show`."
+        )
+    if not found:
+        raise UserError(
+            f"Cannot read {revision}: unknown Git revision '{revision}'. If it is on the server, "
+            f"`git fetch` it first{shallow_hint(root)}."
+        )
+    return found.pop()
+
+
+def shallow_hint(root: Path) -> str:
+    """Return advice to end a sentence with if the clone is shallow, or nothing."""
+    shallow = git(root, "rev-parse", "--is-shallow-repository") == "true"
+    note = "; this clone is shallow: `git fetch --unshallow` gets the commits that it lacks"
+    return note if shallow else ""
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Return what git prints; nothing if it exits with 1 in silence, as queries do.
+
+    Raises:
+        UserError: git failed, in its own words, or took too long.
+    """
+    return _run(root, *arguments).decode("utf-8", "replace").strip()
+
+
+def _run(root: Path, *arguments: str) -> bytes:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=root,
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            # Without a terminal neither git nor ssh can wait for a password.
+            start_new_session=True,
+            env=os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+            timeout=_GIT_SECONDS,
+        )
+    except OSError as error:
+        raise UserError(f"Cannot run git: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"git {arguments[0]} took more than {_GIT_SECONDS} seconds.") from error
+    if done.returncode == 0:
+        return done.stdout
+    if done.returncode == 1 and not done.stderr:
+        return b""
+    words = " ".join(done.stderr.decode("utf-8", "replace").split())
+    raise UserError(f"git {arguments[0]} failed: {words or f'exit code {done.returncode}'}")

@@ -1,0 +1,87 @@
+"""Groups of the metadata, and how they differ from the rest."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from facegender.errors import UserError
+from facegender.evaluation.groups import (
+    OTHER,
+    difference_interval,
+    find_groups,
+    group_metrics,
+    group_names,
+    ratio_interval,
+)
+
+
+def test_rare_values_of_many_are_one_group() -> None:
+    values = pd.Series(["de"] * 30 + ["fr"] * 25 + [f"c{number}" for number in range(25)] + [None])
+    names = group_names(values, minimum=20)
+    assert names.value_counts().to_dict() == {"de": 30, "fr": 25, OTHER: 25}
+    assert names.isna().sum() == 1
+    found = find_groups(pd.DataFrame({"country": values}), None, 20)
+    assert list(found.left_out) == [
+        "country: missing for 1 images",
+        f"country: 25 rare values are one group, {OTHER}",
+    ]
+    # Few values are all groups, however small.
+    assert set(group_names(pd.Series(["a", "b", "b"]), minimum=20)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "first", "last"),
+    [
+        (np.linspace(0, 0.999, 500), 20, "0.00 to 0.05", "0.95 to 1.00"),
+        (np.arange(0, 117), 12, "0-9", "110-119"),
+        (np.arange(0, 5000, 7), 10, "0-499", "4500-4999"),
+        (np.arange(-1, 1, 0.01), 20, "-0.1 to 0.0", "0.9 to 1.0"),
+    ],
+)
+def test_numbers_are_cut_into_round_bands(
+    values: np.ndarray, count: int, first: str, last: str
+) -> None:
+    names = set(group_names(pd.Series(values)))
+    assert len(names) == count
+    assert {first, last} <= names
+
+
+def test_columns_are_chosen_and_crossed_or_refused() -> None:
+    table = pd.DataFrame({"age": ["y", "o", "o", "y"], "sex": ["f", "f", "m", None], "x": 1})
+    found = find_groups(table, [["age", "sex"]], 1)
+    names = {(column, group): members.tolist() for column, group, members in found.members}
+    assert names[("age x sex", "o, m")] == [False, False, True, False]
+    assert len(names) == 3
+    assert list(found.left_out) == ["not in evaluate.groups: x", "sex: missing for 1 images"]
+    with pytest.raises(UserError, match="names shoe, which the metadata lack; they have age, sex"):
+        find_groups(table, ["shoe"], 1)
+
+
+def test_a_group_is_compared_with_the_rest() -> None:
+    right = np.arange(100) >= 12  # 10 of 40 wrong in a, 2 of 60 in b
+    right[10:12], right[40:42] = True, False
+    table = pd.DataFrame({"label": 1, "probability": np.where(right, 0.9, 0.1)})
+    table["g"] = np.where(np.arange(100) < 40, "a", "b")
+    found = group_metrics(table, threshold=0.5, minimum=20).set_index("group")
+    assert found.loc["a", "difference"] == pytest.approx(30 / 40 - 58 / 60)
+    assert found.loc["a", "error_ratio"] == pytest.approx((10 / 40) / (2 / 60))
+    assert found.loc["a", "difference_high"] < 0 < found.loc["b", "difference_low"]
+    assert found.loc["a", "error_ratio_low"] > 1
+    # Both rows are one test; Holm doubles it.
+    assert found["p"].nunique() == 1
+    assert 0.002 < found.loc["a", "p"] < 0.008
+
+
+@pytest.mark.parametrize("rates", [(0.06, 0.04), (0.12, 0.04), (0.3, 0.15)])
+@pytest.mark.parametrize("n", [36, 360])
+def test_intervals_between_groups_cover_as_they_claim(n: int, rates: tuple[float, float]) -> None:
+    draws = np.random.default_rng(3).binomial((n, 3 * n), rates, size=(1000, 2))
+    tables, counts = np.unique(draws, axis=0, return_counts=True)
+    covered = np.zeros(2)
+    for (one, other), count in zip(tables.tolist(), counts.tolist(), strict=True):
+        low, high = difference_interval((one, n), (other, 3 * n))
+        covered[0] += count * (low <= rates[0] - rates[1] <= high)
+        low, high = ratio_interval((one, n), (other, 3 * n))
+        covered[1] += count * (low <= rates[0] / rates[1] <= high)
+    assert (covered / 1000 >= 0.93).all(), covered
+    assert (covered / 1000 <= 0.99).all(), covered
