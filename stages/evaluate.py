@@ -124,7 +124,7 @@ def main() -> None:
         )
         exported = json.loads(args.export_metrics.read_text())
         # Here, not in train: evaluate can be repeated if the server missed it.
-        log.log_temperature(exported["temperature"])
+        log.log_numbers("calibration", exported["calibration"])
         log.log_export(
             exported,
             models=[args.keras, args.model, args.int8],

@@ -58,10 +58,11 @@ def main() -> None:
     }
     # Rounded, because a loss of exactly one point would be 0.010000000000000009.
     loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
+    calibration = model.get_layer("calibration")
     report = {
         "n": len(test),
         "latency_threads": 1,
-        "temperature": 1 / model.get_layer("temperature").scale,
+        "calibration": {"slope": calibration.scale, "intercept": calibration.offset},
         **results,
         "int8_accuracy_loss": loss,
         "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,

@@ -128,7 +128,7 @@ def export_small_model(folder: Path) -> None:
         keras.optimizers.Adam(0.003), keras.losses.BinaryCrossentropy(from_logits=True)
     )
     training.fit(images, wanted[:, None], batch_size=16, epochs=30, verbose=0)
-    model = network.inference(temperature=1.5)
+    model = network.inference(slope=1 / 1.5)
 
     first, *others = (folder / name for name in EXPORTED)
     save_model(model, first)

@@ -84,12 +84,6 @@ def log_history(history: pd.DataFrame) -> None:
 
 
 @skip_if_server_failed
-def log_temperature(temperature: float) -> None:
-    """Log the calibration's temperature to the open run."""
-    mlflow.log_metric("temperature", temperature)
-
-
-@skip_if_server_failed
 def log_evaluation(
     metrics: Mapping[str, Any],
     *,
