@@ -12,10 +12,12 @@ import facegender
 from facegender.data.images import encode_png
 from facegender.data.manifest import SPLITS, write_table
 from facegender.data.processed import ProcessedSplit
+from facegender.errors import UserError
 from facegender.evaluation import figures
 from facegender.evaluation import metrics as evaluation
 from facegender.files import digest
 from facegender.inference.litert import load_litert
+from facegender.inference.threshold import read_threshold
 from facegender.params import flatten, load_params
 from facegender.runtime.dvc_context import (
     check_inputs,
@@ -58,6 +60,11 @@ def main() -> None:
         [args.processed, args.splits, args.model, args.training_run, args.keras, args.int8],
     )
     threshold = params.evaluate.threshold
+    if (carried := read_threshold(args.model)) != threshold:
+        raise UserError(
+            f"The model {args.model.name} carries the threshold {carried}, and evaluate.threshold "
+            f"is {threshold}: run `dvc repro export` first."
+        )
 
     # Here, so that --help and parameter errors do not wait for MLflow.
     from facegender.tracking import connection, log, runs

@@ -31,6 +31,7 @@ def main() -> None:
         from facegender.data.processed import ProcessedSplit
         from facegender.inference import export
         from facegender.inference.litert import load_litert
+        from facegender.inference.threshold import add_threshold
         from facegender.model.saved_model import load_model, predict_arrays
 
     model, test = load_model(args.model), ProcessedSplit(args.processed / "test")
@@ -43,7 +44,7 @@ def main() -> None:
         converted = export.convert(model, representative)
     for path, content in zip((args.float32, args.int8), converted, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(add_threshold(content, params.evaluate.threshold))
     expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
     results = {
         name: export.exported_metrics(

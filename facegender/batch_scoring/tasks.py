@@ -61,7 +61,8 @@ def scored_parts(
         str(model),
         result_type="label string, probability double",
         env_manager="local",
-        params={"abstain_below": job.abstain_below},
+        # Models of earlier versions refuse 0, which is also the default.
+        params={"abstain_below": job.abstain_below} if job.abstain_below else None,
         # Each core runs a task of its own.
         extra_env={"OMP_NUM_THREADS": "1"},
     )

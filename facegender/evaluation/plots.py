@@ -184,7 +184,7 @@ def face_grid(
         label, probability = NAMES[int(labels[index])], float(probabilities[index])
         guess = NAMES[int(probability >= threshold)]
         right = guess == label
-        confidence = max(probability, 1 - probability)
+        confidence = probability if guess == NAMES[1] else 1 - probability
         axes.imshow(images[index])
         axes.set_title(
             f"{'✓' if right else '✗'} {guess} {confidence:.2f}\nlabel {label}",

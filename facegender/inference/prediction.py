@@ -37,7 +37,7 @@ def predict_images(
     sources: Sequence[tuple[str, bytes | Path]],
     *,
     threshold: float = 0.5,
-    abstain_below: float = 0.5,
+    abstain_below: float = 0.0,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order.

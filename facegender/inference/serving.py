@@ -22,6 +22,7 @@ from mlflow.pyfunc import PythonModel
 from PIL import Image
 
 from facegender.data.images import InvalidImage, decode_image
+from facegender.errors import UserError
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import label_of
 
@@ -54,6 +55,10 @@ class FaceGender(PythonModel):
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         self._predictor = load_litert(Path(context.artifacts["model"]), threads=threads)
         self._threshold = float(context.model_config["threshold"])
+        if not 0 < self._threshold < 1:
+            raise UserError(
+                f"The model's threshold is a probability between 0 and 1, not {self._threshold}."
+            )
         # The server answers each request in its own thread, and the runtime is not thread-safe.
         self._one_at_a_time = Lock()
 
@@ -69,9 +74,9 @@ class FaceGender(PythonModel):
         Raises:
             BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
         """
-        abstain_below = float((params or {}).get("abstain_below", 0.5))
-        if not 0.5 <= abstain_below <= 1:
-            raise BadInput(f"abstain_below is a probability from 0.5 to 1, not {abstain_below}.")
+        abstain_below = float((params or {}).get("abstain_below", 0.0))
+        if not 0 <= abstain_below <= 1:
+            raise BadInput(f"abstain_below is a probability from 0 to 1, not {abstain_below}.")
         items = _items(model_input)
         if not items:
             raise BadInput("There is no image in the input.")

@@ -204,7 +204,7 @@ def log_model(
         # does not fit. `serving` checks each image itself.
         signature=ModelSignature(
             outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
-            params=ParamSchema([ParamSpec("abstain_below", "double", 0.5)]),
+            params=ParamSchema([ParamSpec("abstain_below", "double", 0.0)]),
         ),
         pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
         # MLflow adds the tags of a run to its models.

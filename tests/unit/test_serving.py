@@ -147,7 +147,7 @@ CUT = base64.b64encode(
         ({"inputs": np.full((1, 8, 8, 3), 256).tolist()}, "whole numbers from 0 to 255"),
         ({"inputs": np.full((1, 8, 8, 3), -1).tolist()}, "whole numbers from 0 to 255"),
         ({"inputs": [[[[1, 2, 3]], [[1, 2]]]]}, ""),
-        ({"inputs": [GOOD], "params": {"abstain_below": 0.2}}, "from 0.5 to 1, not 0.2"),
+        ({"inputs": [GOOD], "params": {"abstain_below": -1}}, "from 0 to 1, not -1"),
         ({"inputs": [GOOD], "params": {"abstain_below": "much"}}, "abstain_below"),
         ({"images": [GOOD]}, "exactly one of the input fields"),
         ([GOOD], "Received a list"),
