@@ -9,6 +9,7 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -74,9 +75,7 @@ class FaceGender(PythonModel):
         Raises:
             BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
         """
-        abstain_below = float((params or {}).get("abstain_below", 0.0))
-        if not 0 <= abstain_below <= 1:
-            raise BadInput(f"abstain_below is a probability from 0 to 1, not {abstain_below}.")
+        abstain_below = _abstain_below(params or {})
         items = _items(model_input)
         if not items:
             raise BadInput("There is no image in the input.")
@@ -96,6 +95,39 @@ class FaceGender(PythonModel):
         return pd.DataFrame({"label": labels, "probability": probabilities})
 
 
+def _enforce_params_schema(params: Any, schema: Any) -> Any:
+    """Check parameters before MLflow does.
+
+    MLflow ignores a misspelt parameter, and answers one of another type with the whole input.
+    """
+    if schema is None or [spec.name for spec in schema.params] != ["abstain_below"]:
+        return _mlflows_own(params, schema)
+    if params is None or params == {}:
+        return {"abstain_below": schema.params[0].default}
+    return {"abstain_below": _abstain_below(params)}
+
+
+# MLflow has no hook for this. Each logged model runs this file, and only the first replaces it.
+_pyfunc = import_module("mlflow.pyfunc")  # `mlflow.pyfunc` is a lazy loader, not the module
+_mlflows_own = _pyfunc._enforce_params_schema
+if _mlflows_own.__module__.startswith("mlflow."):
+    _pyfunc._enforce_params_schema = _enforce_params_schema
+
+
+def _abstain_below(params: Any) -> float:
+    """Return the only parameter, checked."""
+    if not isinstance(params, Mapping):
+        raise BadInput("params is an object such as {'abstain_below': 0.9}.")
+    if others := sorted(set(params) - {"abstain_below"}):
+        raise BadInput(f"abstain_below is the only parameter, not {str(others)[:100]}.")
+    value = params.get("abstain_below", 0.0)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadInput(f"abstain_below is a probability from 0 to 1, not {str(value)[:100]!r}.")
+    return float(value)
+
+
 def _items(model_input: Any) -> list[Any]:
     """Return one item for each image."""
     if isinstance(model_input, pd.DataFrame):
@@ -104,7 +136,7 @@ def _items(model_input: Any) -> list[Any]:
         return model_input.iloc[:, 0].tolist()
     if isinstance(model_input, Mapping):
         return _items(_only_field(model_input))
-    if isinstance(model_input, bytes | str):
+    if isinstance(model_input, bytes | bytearray | str):
         return [model_input]
     if isinstance(model_input, np.ndarray) and model_input.ndim in {0, 3}:
         return [model_input]
@@ -126,8 +158,8 @@ def _to_array(item: Any, size: int, index: int) -> np.ndarray:
     try:
         if isinstance(item, str):
             item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap
-        if isinstance(item, bytes):
-            return decode_image(item, size)
+        if isinstance(item, bytes | bytearray):
+            return decode_image(bytes(item), size)
         array = np.asarray(item)
         if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
             raise InvalidImage(
