@@ -80,6 +80,7 @@ def log_history(history: pd.DataFrame) -> None:
     """Log a finished training's metrics, one row per epoch, to the open run."""
     for row in history.to_dict("records"):
         epoch = int(row.pop("epoch"))
+        row.pop("kept", None)  # logged with the evaluation
         log_epoch(epoch, {str(key): value for key, value in row.items()})
 
 

@@ -7,7 +7,6 @@ files.
 
 import json
 import logging
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -264,10 +263,7 @@ def find_child(parent: str, experiment: str) -> str | None:
 
 def validation_loss(run_id: str) -> float | None:
     """Return a run's validation loss at the epoch whose weights it kept, or None."""
-    losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
-    if mlflow.get_run(run_id).data.params["train.keep"] == "last":
-        losses = losses[-1:]
-    return min((loss for loss in losses if not math.isnan(loss)), default=None)
+    return mlflow.get_run(run_id).data.metrics.get("kept_val_loss")
 
 
 def mark_best(run_id: str, name: str, loss: float) -> None:

@@ -24,8 +24,8 @@ from tools.compose_params import ROOT
 
 @pytest.fixture
 def processed(exported: Exported, tmp_path: Path) -> Path:
-    """Train and test splits of the exported model's images, labelled as the model says."""
-    for name in ("train", "test"):
+    """Train and validation splits of the exported model's images, labelled as the model says."""
+    for name in ("train", "validation"):
         folder = tmp_path / "processed" / name
         folder.mkdir(parents=True)
         np.save(folder / "images.npy", exported.images)
