@@ -197,13 +197,20 @@ def train(folder: Path) -> None:
     result = training.train_network(
         network, parts["train"], parts["validation"], params.train, verbose=0
     )
-    temperature = calibrate(network, parts["validation"]) if params.train.calibrate else 1.0
+    slope, intercept = (
+        calibrate(network, parts["validation"]) if params.train.calibrate else (1.0, 0.0)
+    )
     seconds = time.perf_counter() - start
-    model = network.inference(temperature)
+    model = network.inference(slope, intercept)
     probabilities = predict_arrays(model, parts["test"].batches(32))
     result.history.to_csv(folder / "history.csv", index=False)
     result.speed.to_csv(folder / "speed.csv", index=False)
-    done = {"seconds": seconds, "temperature": temperature, "probabilities": probabilities.tolist()}
+    done = {
+        "seconds": seconds,
+        "slope": slope,
+        "intercept": intercept,
+        "probabilities": probabilities.tolist(),
+    }
     (folder / "done.json").write_text(json.dumps(done))
 
 

@@ -193,14 +193,14 @@ def train(
     result = training.train_network(
         network, parts["train"], parts["validation"], params.train, on_epoch=report, verbose=0
     )
-    temperature = 1.0
+    slope, intercept = 1.0, 0.0
     if params.train.calibrate:
-        temperature = calibrate(network, parts["validation"])
+        slope, intercept = calibrate(network, parts["validation"])
     seconds = time.perf_counter() - start
 
     kept = result.history[result.history["epoch"] == result.kept_epoch].iloc[0]
     validation = {name: float(kept[name]) for name in ("val_accuracy", "val_loss")}
-    model, test = network.inference(temperature), parts["test"]
+    model, test = network.inference(slope, intercept), parts["test"]
     probabilities = predict_arrays(model, test.batches(32))
     calibration = export.representative_images(
         parts["train"], params.export.calibration_images, params.export.seed

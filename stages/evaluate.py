@@ -12,11 +12,13 @@ import facegender
 from facegender.data.images import encode_png
 from facegender.data.manifest import SPLITS, write_table
 from facegender.data.processed import ProcessedSplit
+from facegender.errors import UserError
 from facegender.evaluation import figures
 from facegender.evaluation import metrics as evaluation
 from facegender.evaluation.groups import group_metrics
 from facegender.files import digest
 from facegender.inference.litert import load_litert
+from facegender.inference.threshold import read_threshold
 from facegender.params import flatten, load_params
 from facegender.runtime.dvc_context import (
     check_inputs,
@@ -59,6 +61,11 @@ def main() -> None:
         [args.processed, args.splits, args.model, args.training_run, args.keras, args.int8],
     )
     threshold = params.evaluate.threshold
+    if (carried := read_threshold(args.model)) != threshold:
+        raise UserError(
+            f"The model {args.model.name} carries the threshold {carried}, and evaluate.threshold "
+            f"is {threshold}: run `dvc repro export` first."
+        )
 
     # Here, so that --help and parameter errors do not wait for MLflow.
     from facegender.tracking import connection, log, runs
@@ -127,7 +134,9 @@ def main() -> None:
         )
         exported = json.loads(args.export_metrics.read_text())
         # Here, not in train: evaluate can be repeated if the server missed it.
-        log.log_temperature(exported["temperature"])
+        for row in history[history["kept"] == 1].itertuples():
+            log.log_numbers("kept", {"epoch": row.epoch, "val_loss": row.val_loss})
+        log.log_numbers("calibration", exported["calibration"])
         log.log_export(
             exported,
             models=[args.keras, args.model, args.int8],

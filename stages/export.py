@@ -33,9 +33,10 @@ def main() -> None:
         from facegender.data.processed import ProcessedSplit
         from facegender.inference import export
         from facegender.inference.litert import load_litert
+        from facegender.inference.threshold import add_threshold
         from facegender.model.saved_model import load_model, predict_arrays
 
-    model, test = load_model(args.model), ProcessedSplit(args.processed / "test")
+    model, validation = load_model(args.model), ProcessedSplit(args.processed / "validation")
     representative = export.representative_images(
         ProcessedSplit(args.processed / "train"),
         params.export.calibration_images,
@@ -45,14 +46,14 @@ def main() -> None:
         converted = export.convert(model, representative)
     for path, content in zip((args.float32, args.int8), converted, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(add_threshold(content, params.evaluate.threshold))
         write_crop(path, crop_of(params.image))
-    expected = predict_arrays(model, test.batches(params.evaluate.batch_size))
+    expected = predict_arrays(model, validation.batches(params.evaluate.batch_size))
     results = {
         name: export.exported_metrics(
             path,
             load_litert(path, threads=1),
-            test,
+            validation,
             expected,
             threshold=params.evaluate.threshold,
             batch_size=params.evaluate.batch_size,
@@ -61,10 +62,11 @@ def main() -> None:
     }
     # Rounded, because a loss of exactly one point would be 0.010000000000000009.
     loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
+    calibration = model.get_layer("calibration")
     report = {
-        "n": len(test),
+        "n": len(validation),
         "latency_threads": 1,
-        "temperature": 1 / model.get_layer("temperature").scale,
+        "calibration": {"slope": calibration.scale, "intercept": calibration.offset},
         **results,
         "int8_accuracy_loss": loss,
         "int8_accuracy_within_limit": loss <= export.MAX_INT8_LOSS,
@@ -76,13 +78,13 @@ def main() -> None:
     if not difference <= export.MAX_FLOAT_DIFFERENCE:
         raise UserError(
             f"The float32 export is not the model that was trained: P(male) differs by up to "
-            f"{difference:.2g} on the test split, and {export.MAX_FLOAT_DIFFERENCE:g} is allowed. "
-            "The converter and the runtime may not match: install requirements.lock."
+            f"{difference:.2g} on the validation split, and {export.MAX_FLOAT_DIFFERENCE:g} is "
+            "allowed. The converter and the runtime may not match: install requirements.lock."
         )
     if loss > export.MAX_INT8_LOSS:
         _log.warning(
-            "int8 loses %.1f points of accuracy on the test split (%.4f, float32 %.4f), more than "
-            "the %.0f allowed: use the float32 model, or raise export.calibration_images",
+            "int8 loses %.1f points of accuracy on the validation split (%.4f, float32 %.4f), more "
+            "than the %.0f allowed: use the float32 model, or raise export.calibration_images",
             100 * loss,
             results["int8"]["accuracy"],
             results["float32"]["accuracy"],
@@ -91,7 +93,8 @@ def main() -> None:
 
     for name, result in results.items():
         print(
-            f"{name}: {result['size_bytes'] / 1e6:.2f} MB, test accuracy {result['accuracy']:.4f}, "
+            f"{name}: {result['size_bytes'] / 1e6:.2f} MB, "
+            f"validation accuracy {result['accuracy']:.4f}, "
             f"{result['latency_ms']:.2f} ms an image with one thread"
         )
 

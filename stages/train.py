@@ -85,10 +85,12 @@ def main() -> None:
             checkpoint=checkpoint,
             verbose=fit_verbosity(),
         )
-        temperature = calibration.calibrate(network, validation) if params.train.calibrate else 1.0
+        slope, intercept = (
+            calibration.calibrate(network, validation) if params.train.calibrate else (1.0, 0.0)
+        )
         for path in (args.model, args.history):
             path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(network.inference(temperature), args.model)
+        save_model(network.inference(slope, intercept), args.model)
         write_crop(args.model, crop_of(params.image))
         result.history.to_csv(args.history, index=False, lineterminator="\n")
         result.speed.to_csv(args.speed, index=False, lineterminator="\n")
@@ -96,7 +98,7 @@ def main() -> None:
         checkpoint.remove()
     print(
         f"kept epoch {result.kept_epoch} of {len(result.history)} ({params.train.keep}); "
-        f"temperature {temperature:.3f}"
+        f"calibration: slope {slope:.3f}, intercept {intercept:.3f}"
     )
 
 

@@ -112,6 +112,7 @@ def export_small_model(folder: Path) -> None:
     import keras
 
     from facegender.inference.export import convert
+    from facegender.inference.threshold import add_threshold
     from facegender.model.saved_model import predict_arrays, save_model
     from tests.networks import small_network
 
@@ -128,12 +129,12 @@ def export_small_model(folder: Path) -> None:
         keras.optimizers.Adam(0.003), keras.losses.BinaryCrossentropy(from_logits=True)
     )
     training.fit(images, wanted[:, None], batch_size=16, epochs=30, verbose=0)
-    model = network.inference(temperature=1.5)
+    model = network.inference(slope=1 / 1.5)
 
     first, *others = (folder / name for name in EXPORTED)
     save_model(model, first)
     for path, content in zip(others, convert(model, images), strict=True):
-        path.write_bytes(content)
+        path.write_bytes(add_threshold(content, 0.5))
     for name, array in zip(ARRAYS, (images, predict_arrays(model, [images])), strict=True):
         np.save(folder / f"{name}.npy", array)
 

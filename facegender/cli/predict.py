@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from facegender.cli.arguments import confidence, probability
+from facegender.cli.arguments import probability
 from facegender.data.image_files import find_images
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root
@@ -50,17 +50,15 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=probability,
-        default=0.5,
         metavar="P",
-        help="lowest P(male) that is labelled male (default: 0.5)",
+        help="lowest P(male) that is labelled male (default: the model's own)",
     )
     parser.add_argument(
         "--abstain-below",
-        type=confidence,
-        default=0.5,
+        type=probability,
+        default=0.0,
         metavar="P",
-        help="answer `uncertain` when the likelier label has a probability below P, from 0.5 "
-        "(never) to 1",
+        help="answer `uncertain` when the label has a probability below P (default: 0, never)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -95,7 +93,7 @@ def predict(args: argparse.Namespace) -> int:
     predictions = predict_images(
         load_predictors(model, len(sources), trusted=args.model is None),
         sources,
-        threshold=args.threshold,
+        threshold=_threshold(model) if args.threshold is None else args.threshold,
         abstain_below=args.abstain_below,
         faces="whole" if args.whole else "largest" if args.largest else "all",
     )
@@ -120,6 +118,16 @@ def predict(args: argparse.Namespace) -> int:
             is_plain_error = prediction.error is not None and not (args.json or args.csv)
             print_line(line, sys.stderr if is_plain_error else sys.stdout)
     return int(failed > 0)
+
+
+def _threshold(model: Path) -> float:
+    from facegender.inference.threshold import read_threshold
+
+    threshold = read_threshold(model)
+    if threshold is None:
+        print(f"{model.name} carries no threshold: 0.5 is used (--threshold)", file=sys.stderr)
+        return 0.5
+    return threshold
 
 
 @contextmanager

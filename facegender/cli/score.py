@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from facegender.cli.arguments import confidence, setting, whole_number
+from facegender.cli.arguments import probability, setting, whole_number
 from facegender.cli.registry import open_registry
 
 
@@ -39,8 +39,8 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--abstain-below",
-        type=confidence,
-        default=0.5,
+        type=probability,
+        default=0.0,
         metavar="P",
         help="same as for `facegender predict`",
     )

@@ -35,7 +35,7 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
     """Draw a training and validation metric by epoch (figures 5 and 6 of the study).
 
     Args:
-        history: one row per epoch, with `epoch`, `val_loss`, `metric` and `val_{metric}`.
+        history: one row per epoch, with `epoch`, `kept`, `metric` and `val_{metric}`.
         metric: `loss` or `accuracy`.
         path: PNG to write.
     """
@@ -46,9 +46,8 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
     axes.plot(
         history["epoch"], history[f"val_{metric}"], "s--", ms=3, color=_RED, label="validation"
     )
-    if history["val_loss"].notna().any():
-        best = history.sort_values("val_loss", kind="stable")["epoch"].iloc[0]
-        axes.axvline(best, color=_GREY, lw=1, ls=":", label=f"lowest validation loss: epoch {best}")
+    for kept in history.loc[history["kept"] == 1, "epoch"]:
+        axes.axvline(kept, color=_GREY, lw=1, ls=":", label=f"the model: epoch {kept}")
     axes.set(title=f"{metric.capitalize()} by epoch", xlabel="epoch", ylabel=metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -190,7 +189,7 @@ def face_grid(
         label, probability = NAMES[int(labels[index])], float(probabilities[index])
         guess = NAMES[int(probability >= threshold)]
         right = guess == label
-        confidence = max(probability, 1 - probability)
+        confidence = probability if guess == NAMES[1] else 1 - probability
         axes.imshow(images[index])
         axes.set_title(
             f"{'✓' if right else '✗'} {guess} {confidence:.2f}\nlabel {label}",

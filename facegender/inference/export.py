@@ -69,7 +69,7 @@ def convert(model: keras.Model, representative: np.ndarray) -> tuple[bytes, byte
 def exported_metrics(
     path: Path,
     predictor: Predictor,
-    test: ProcessedSplit,
+    validation: ProcessedSplit,
     expected: np.ndarray,
     *,
     threshold: float,
@@ -80,8 +80,8 @@ def exported_metrics(
     Args:
         path: file of the model.
         predictor: the model, loaded with one thread.
-        test: test split.
-        expected: P(male) by the Keras model, float64 (n,), in the order of `test`.
+        validation: validation split; the test split must not decide which export is used.
+        expected: P(male) by the Keras model, float64 (n,), in the order of `validation`.
         threshold: lowest P(male) that is labelled male.
         batch_size: images in a batch.
 
@@ -89,11 +89,13 @@ def exported_metrics(
         size_bytes, accuracy, max_abs_difference of P(male) from `expected`, and latency_ms of one
         image.
     """
-    probabilities = np.concatenate([predictor.predict(batch) for batch in test.batches(batch_size)])
-    image = next(test.batches(1))
+    probabilities = np.concatenate(
+        [predictor.predict(batch) for batch in validation.batches(batch_size)]
+    )
+    image = next(validation.batches(1))
     return {
         "size_bytes": path.stat().st_size,
-        "accuracy": float(((probabilities >= threshold) == test.labels).mean()),
+        "accuracy": float(((probabilities >= threshold) == validation.labels).mean()),
         "max_abs_difference": float(np.abs(probabilities - expected).max()),
         "latency_ms": 1000 * median_seconds(lambda: predictor.predict(image)),
     }

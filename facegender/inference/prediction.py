@@ -51,7 +51,7 @@ def predict_images(
     sources: Sequence[tuple[str, bytes | Path]],
     *,
     threshold: float = 0.5,
-    abstain_below: float = 0.5,
+    abstain_below: float = 0.0,
     batch_size: int = BATCH_SIZE,
     faces: Literal["all", "largest", "whole"] = "all",
 ) -> Iterator[Prediction]:

@@ -35,9 +35,13 @@ def label_of(probability: float, *, threshold: float, abstain_below: float) -> s
     Args:
         probability: P(male).
         threshold: lowest P(male) that is labelled `male`.
-        abstain_below: lowest probability of the likelier label that is not `uncertain`; 0.5 never
+        abstain_below: lowest probability of the label given that is not `uncertain`; 0 never
             abstains.
     """
-    if max(probability, 1 - probability) < abstain_below:
-        return UNCERTAIN
-    return NAMES[int(probability >= threshold)]
+    label = int(probability >= threshold)
+    return UNCERTAIN if confidence(probability, label) < abstain_below else NAMES[label]
+
+
+def confidence(probability: float, label: int) -> float:
+    """Return the probability of a label, given P(male); below 0.5 if the threshold decided."""
+    return probability if label == 1 else 1 - probability

@@ -11,6 +11,7 @@ import base64
 import binascii
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,10 +26,13 @@ from PIL import Image
 
 from facegender.data.face_images import box_of, face_images, picture_faces
 from facegender.data.images import InvalidImage
+from facegender.errors import UserError
 from facegender.faces.crop import FaceCrop
 from facegender.faces.detector import Face
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import BATCH_SIZE, NO_FACE, label_of
+
+_DEFAULTS = {"abstain_below": 0.0, "whole": False}
 
 
 class BadInput(MlflowException):
@@ -56,6 +60,10 @@ class FaceGender(PythonModel):
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         self._predictor = load_litert(Path(context.artifacts["model"]), threads=threads)
         self._threshold = float(context.model_config["threshold"])
+        if not 0 < self._threshold < 1:
+            raise UserError(
+                f"The model's threshold is a probability between 0 and 1, not {self._threshold}."
+            )
         # The server answers each request in its own thread, and the runtime is not thread-safe.
         self._one_at_a_time = Lock()
 
@@ -70,16 +78,15 @@ class FaceGender(PythonModel):
                 whole pictures, as if they were cut out already.
 
         Raises:
-            BadInput: an image cannot be read, there is none, or `abstain_below` is out of range.
+            BadInput: an image cannot be read, there is none, or a parameter is wrong.
         """
-        abstain_below = float((params or {}).get("abstain_below", 0.5))
-        if not 0.5 <= abstain_below <= 1:
-            raise BadInput(f"abstain_below is a probability from 0.5 to 1, not {abstain_below}.")
+        options = _checked(params)
+        abstain_below = options["abstain_below"]
         items = _items(model_input)
         if not items:
             raise BadInput("There is no image in the input.")
         size = self._predictor.size
-        crop = None if (params or {}).get("whole") else self._predictor.crop
+        crop = None if options["whole"] else self._predictor.crop
         # For each picture its faces, with their pixels.
         found = [_to_faces(item, size, crop, index) for index, item in enumerate(items)]
         images = [pixels for faces in found for face, pixels in faces if face or not crop]
@@ -111,6 +118,43 @@ class FaceGender(PythonModel):
         return pd.DataFrame(rows)
 
 
+def _enforce_params_schema(params: Any, schema: Any) -> Any:
+    """Check parameters before MLflow does.
+
+    MLflow ignores a misspelt parameter, and answers one of another type with the whole input.
+    """
+    if schema is None or {spec.name for spec in schema.params} != {*_DEFAULTS}:
+        return _mlflows_own(params, schema)
+    return _checked(params)
+
+
+# MLflow has no hook for this. Each logged model runs this file, and only the first replaces it.
+_pyfunc = import_module("mlflow.pyfunc")  # `mlflow.pyfunc` is a lazy loader, not the module
+_mlflows_own = _pyfunc._enforce_params_schema  # type: ignore[attr-defined]
+if _mlflows_own.__module__.startswith("mlflow."):
+    _pyfunc._enforce_params_schema = _enforce_params_schema  # type: ignore[attr-defined]
+
+
+def _checked(params: Any) -> dict[str, Any]:
+    """Return all parameters, checked."""
+    if params is None:
+        return _DEFAULTS
+    if not isinstance(params, Mapping):
+        raise BadInput("params is an object such as {'abstain_below': 0.9}.")
+    if others := sorted(set(params) - {*_DEFAULTS}):
+        raise BadInput(f"The parameters are {', '.join(_DEFAULTS)}, not {str(others)[:100]}.")
+    found = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in {**_DEFAULTS, **params}.items()
+    }
+    value, whole = found["abstain_below"], found["whole"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadInput(f"abstain_below is a probability from 0 to 1, not {str(value)[:100]!r}.")
+    if not isinstance(whole, bool):
+        raise BadInput(f"whole is true or false, not {str(whole)[:100]!r}.")
+    return {"abstain_below": float(value), "whole": whole}
+
+
 def _items(model_input: Any) -> list[Any]:
     """Return one item for each image."""
     if isinstance(model_input, pd.DataFrame):
@@ -119,7 +163,7 @@ def _items(model_input: Any) -> list[Any]:
         return model_input.iloc[:, 0].tolist()
     if isinstance(model_input, Mapping):
         return _items(_only_field(model_input))
-    if isinstance(model_input, bytes | str):
+    if isinstance(model_input, bytes | bytearray | str):
         return [model_input]
     if isinstance(model_input, np.ndarray) and model_input.ndim in {0, 3}:
         return [model_input]
@@ -143,8 +187,8 @@ def _to_faces(
     try:
         if isinstance(item, str):
             item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap
-        if isinstance(item, bytes):
-            return face_images(item, size, crop)
+        if isinstance(item, bytes | bytearray):
+            return face_images(bytes(item), size, crop)
         array = np.asarray(item)
         if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
             raise InvalidImage(

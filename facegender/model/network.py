@@ -66,21 +66,22 @@ class Network:
         image = keras.Input(self.trained_base.input_shape[1:], dtype="uint8", name="image")
         return keras.Model(image, self._logit(image, self.trained_base), name="facegender_logits")
 
-    def inference(self, temperature: float = 1.0) -> keras.Model:
+    def inference(self, slope: float = 1.0, intercept: float = 0.0) -> keras.Model:
         """Return the model to save: uint8 RGB (n, size, size, 3) to P(male), float32 (n, 1).
 
         A plain `keras.applications.MobileNet` with stock layers around it. Scaling from [0, 255] to
         [-1, 1] is one of them, so that what is deployed takes plain uint8 RGB.
 
         Args:
-            temperature: divides the logit (`facegender.training.calibration`).
+            slope: factor of the logit (`facegender.training.calibration`).
+            intercept: added to the logit after that.
         """
         if self.trained_base is not self.base:
             unfold_batch_norm(self.trained_base, self.base)
         image = keras.Input((self.image_size, self.image_size, 3), dtype="uint8", name="image")
         logit = self._logit(image, self.base)
-        cooled = keras.layers.Rescaling(1 / temperature, name="temperature")(logit)
-        probability = keras.layers.Activation("sigmoid", name="probability_male")(cooled)
+        calibrated = keras.layers.Rescaling(slope, intercept, name="calibration")(logit)
+        probability = keras.layers.Activation("sigmoid", name="probability_male")(calibrated)
         return keras.Model(image, probability, name="facegender")
 
     def set_replicated(self, replicated: bool) -> None:

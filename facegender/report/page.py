@@ -165,7 +165,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "labels": list(LABELS),
         "raw": _json(sources.raw_info),
         "data": _json(sources.data_metrics),
-        "best": _best_epoch(sources.history),
+        "kept": _kept_epoch(sources.history),
         "groups": _groups(sources.test_plots / "groups.csv", metrics["accuracy"]),
         "export": _json(sources.export_metrics),
         "params": params,
@@ -204,19 +204,21 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _best_epoch(path: Path) -> dict[str, Any] | None:
-    """Return the epoch with the lowest validation loss, and the number of epochs."""
+def _kept_epoch(path: Path) -> dict[str, Any] | None:
+    """Return the epoch whose weights are the model, and the number of epochs."""
     if not path.is_file():
         return None
     history = pd.read_csv(path)
-    if not history["val_loss"].notna().any():
+    # Version 0.1.0 did not record it.
+    kept = history[history["kept"] == 1] if "kept" in history else history[:0]
+    if kept.empty:
         return None
-    best = history.sort_values("val_loss", kind="stable").iloc[0]
+    row = kept.iloc[0]
     return {
         "epochs": len(history),
-        "epoch": int(best["epoch"]),
-        "val_loss": best["val_loss"],
-        "val_accuracy": best["val_accuracy"],
+        "epoch": int(row["epoch"]),
+        "val_loss": row["val_loss"],
+        "val_accuracy": row["val_accuracy"],
     }
 
 

@@ -86,13 +86,8 @@ def log_history(history: pd.DataFrame) -> None:
     """Log a finished training's metrics, one row per epoch, to the open run."""
     for row in history.to_dict("records"):
         epoch = int(row.pop("epoch"))
+        row.pop("kept", None)  # logged with the evaluation
         log_epoch(epoch, {str(key): value for key, value in row.items()})
-
-
-@skip_if_server_failed
-def log_temperature(temperature: float) -> None:
-    """Log the calibration's temperature to the open run."""
-    mlflow.log_metric("temperature", temperature)
 
 
 @skip_if_server_failed
@@ -223,7 +218,7 @@ def log_model(
                 outputs=Schema([ColSpec("string", "label"), ColSpec("double", "probability")]),
                 params=ParamSchema(
                     [
-                        ParamSpec("abstain_below", "double", 0.5),
+                        ParamSpec("abstain_below", "double", 0.0),
                         ParamSpec("whole", "boolean", False),
                     ]
                 ),

@@ -7,7 +7,6 @@ files.
 
 import json
 import logging
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -270,17 +269,8 @@ def find_child(parent: str, experiment: str) -> str | None:
 
 
 def validation_loss(run_id: str) -> float | None:
-    """Return a run's validation loss at the epoch whose weights it kept, or None if it is unknown.
-
-    It is unknown if a server lost the parameters or the epochs.
-    """
-    losses = [point.value for point in MlflowClient().get_metric_history(run_id, "val_loss")]
-    keep = mlflow.get_run(run_id).data.params.get("train.keep")
-    if keep is None:
-        return None
-    if keep == "last":
-        losses = losses[-1:]
-    return min((loss for loss in losses if not math.isnan(loss)), default=None)
+    """Return a run's validation loss at the epoch whose weights it kept, or None."""
+    return mlflow.get_run(run_id).data.metrics.get("kept_val_loss")
 
 
 @skip_if_server_failed

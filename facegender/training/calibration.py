@@ -1,42 +1,51 @@
 """Calibration: probabilities that say how often they are right."""
 
+import math
+
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_expit
+from sklearn.linear_model import LogisticRegression
 
 from facegender.data.processed import ProcessedSplit
 from facegender.model.network import Network
 from facegender.model.saved_model import predict_arrays
 
+# Inverse strength of the prior on the slope. Of 1, 2.5, 6.25 and 25 it has the lowest expected loss
+# on 10 and on 30 simulated images; from 100 images on they hardly differ.
+_C = 2.5
+_SLOPES = (0.01, 100)
 
-def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """Return the temperature that makes logits fit the labels best, by their log likelihood.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Targets are drawn in from 0
-    and 1 as in Platt, Probabilistic Outputs for Support Vector Machines, 1999, section 2.2, so
-    that a handful of images that are all right does not ask for certainty.
+def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float]:
+    """Return the slope and intercept with which logits fit the labels best.
+
+    Platt, Probabilistic Outputs for Support Vector Machines, 1999. A slope alone (temperature) does
+    not undo the shift that class weights cause. Logits are first scaled to unit variance, and the
+    slope has a normal prior there (Gelman et al., A Weakly Informative Default Prior Distribution
+    for Logistic and Other Regression Models, 2008). Without it, a handful of images that are all
+    right would ask for certainty.
 
     Args:
         labels: int (n,), 0 female and 1 male.
         logits: float (n,) of the label male, of images that were not trained on.
 
     Returns:
-        What to divide logits by, from 0.05 to 20; 1.0 if there is no image.
+        The slope, from 0.01 to 100, and the intercept; (1, 0) if a label has no image. Logits that
+        do not rank the images better than chance get the lowest slope, never a negative one.
     """
-    if len(labels) == 0:
-        return 1.0
     males = int(labels.sum())
-    targets = np.where(labels == 1, (males + 1) / (males + 2), 1 / (len(labels) - males + 2))
+    if males in (0, len(labels)):
+        return 1.0, 0.0
+    scale = float(logits.std()) or 1.0
+    model = LogisticRegression(C=_C, tol=1e-8, max_iter=1000)
+    model.fit((logits / scale)[:, None], labels)
+    fitted = float(model.coef_[0, 0]) / scale
+    slope = min(max(fitted, _SLOPES[0]), _SLOPES[1])
+    if slope == fitted:
+        return slope, float(model.intercept_[0])
+    return slope, math.log(males / (len(labels) - males)) - slope * float(logits.mean())
 
-    def loss(log_temperature: float) -> float:
-        cooled = logits / np.exp(log_temperature)
-        return -float(np.mean(targets * log_expit(cooled) + (1 - targets) * log_expit(-cooled)))
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
-
-
-def calibrate(network: Network, validation: ProcessedSplit) -> float:
-    """Return the temperature at which the network's answers on the validation split fit best."""
+def calibrate(network: Network, validation: ProcessedSplit) -> tuple[float, float]:
+    """Return the slope and intercept with which the network fits the validation split best."""
     logits = predict_arrays(network.logits(), validation.batches(32))
-    return fit_temperature(validation.labels, logits)
+    return fit_calibration(validation.labels, logits)

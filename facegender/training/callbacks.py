@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from facegender.errors import UserError
 from facegender.training.checkpoints import Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -52,12 +53,28 @@ class SwapEma(keras.callbacks.SwapEMAWeights):
         # Keras' own flag: a checkpoint holds the weights as they are between epochs.
         self._ema_weights_in_model = averaged
 
+    def keep_averages(self) -> None:
+        """Leave the averaged weights in the model although `fit` ends before its last epoch.
+
+        At its end Keras assigns the optimizer's averages to the model. Between epochs these hold
+        the raw weights, and Keras swaps them back after the last epoch only.
+        """
+        self._finalize_ema_values()
+
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
     """Counts the epochs of all fine-tuning, not only those since images changed or a restart."""
 
-    def __init__(self, patience: int, history: list[dict[str, Any]], *, after: int) -> None:
+    def __init__(
+        self,
+        patience: int,
+        history: list[dict[str, Any]],
+        *,
+        after: int,
+        averages: SwapEma | None,
+    ) -> None:
         super().__init__(patience=patience, mode="min")
+        self._averages = averages
         self._history = history
         self._after = after  # the last epoch of the head
 
@@ -67,6 +84,37 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         for row in self._history:
             if row["epoch"] > self._after:
                 self.on_epoch_end(row["epoch"] - 1, row)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Count the epoch; if it is the last one, keep the averaged weights."""
+        super().on_epoch_end(epoch, logs)
+        if self.model.stop_training and self._averages is not None:
+            self._averages.keep_averages()
+
+
+class FailOnDivergence(keras.callbacks.Callback):
+    """Ends a training whose loss is not finite, before the epoch reaches the checkpoint."""
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Remember the epoch."""
+        self._epoch = epoch + 1
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Check the training loss."""
+        self._check("loss", logs)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Check the validation loss."""
+        self._check("val_loss", logs)
+
+    def _check(self, name: str, logs: dict[str, float] | None) -> None:
+        loss = (logs or {}).get(name, 0.0)
+        if not np.isfinite(loss).all():
+            raise UserError(
+                f"Training diverged in epoch {self._epoch}: {name} is {loss}. The checkpoint of "
+                "the epoch before it is kept. Lower train.learning_rate or "
+                "train.head_learning_rate."
+            )
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -147,7 +195,7 @@ class CheckpointEpochs(keras.callbacks.Callback):
     history, whether the weights in the model are the averaged ones.
 
     Attributes:
-        clock: what it keeps of the epochs.
+        recorder: the metrics and speed of the epochs.
         done: the last epoch that the checkpoint held at the start, from 1; 0 if there was none.
     """
 
@@ -155,25 +203,25 @@ class CheckpointEpochs(keras.callbacks.Callback):
         self,
         whole: keras.Model,
         checkpoint: Checkpoint,
-        clock: EpochRecorder,
+        recorder: EpochRecorder,
         best: BestWeights,
         on_epoch: OnEpoch,
     ) -> None:
         """Put back all but the state of the optimizer, which does not exist yet."""
         super().__init__()
         self._whole, self._checkpoint, self._on_epoch = whole, checkpoint, on_epoch
-        self.clock, self._best = clock, best
+        self.recorder, self._best = recorder, best
         if checkpoint.saved is not None:
             notes = checkpoint.saved.notes
-            clock.history, clock.speed = notes["history"], notes["speed"]
-            clock.ended = notes["ended"]
+            recorder.history, recorder.speed = notes["history"], notes["speed"]
+            recorder.ended = notes["ended"]
             whole.set_weights(self._saved("weights"))
             best.weights = self._saved("best")
             best.loss, best.epoch = notes["best_loss"], notes["best_epoch"]
-        self.done = clock.history[-1]["epoch"] if clock.history else 0
+        self.done = recorder.history[-1]["epoch"] if recorder.history else 0
         if self.done:
             _log.info("training goes on after epoch %d, where it was interrupted", self.done)
-        for row, ended in zip(clock.history, clock.ended, strict=True):
+        for row, ended in zip(recorder.history, recorder.ended, strict=True):
             self._report(row, ended)
 
     def restore_optimizer(self, model: keras.Model) -> None:
@@ -200,14 +248,14 @@ class CheckpointEpochs(keras.callbacks.Callback):
                     for number, array in enumerate(arrays)
                 },
                 {
-                    "history": self.clock.history,
-                    "speed": self.clock.speed,
-                    "ended": self.clock.ended,
+                    "history": self.recorder.history,
+                    "speed": self.recorder.speed,
+                    "ended": self.recorder.ended,
                     "best_loss": self._best.loss,
                     "best_epoch": self._best.epoch,
                 },
             )
-        self._report(self.clock.history[-1], self.clock.ended[-1])
+        self._report(self.recorder.history[-1], self.recorder.ended[-1])
 
     def _report(self, row: dict[str, Any], ended: int) -> None:
         metrics = dict(row)

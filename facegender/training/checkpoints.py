@@ -78,17 +78,17 @@ class Checkpoint:
         """Replace the file, whole or not at all. A full disk costs the checkpoint, no more."""
         if self._path is None:
             return
-        aside = self._path.with_suffix(".partial")
+        temporary = self._path.with_suffix(".partial")
         text = json.dumps({**notes, "run_id": self.run_id})
         content: dict[str, Any] = {**arrays, _NOTES: np.frombuffer(text.encode(), np.uint8)}
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 np.savez(file, allow_pickle=False, **content)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(self._path)
+            temporary.replace(self._path)
         except OSError as error:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             _log.warning(
                 "no checkpoint of this epoch, because it could not be written: %s. If training is "
                 "interrupted, it continues from an earlier one",

@@ -22,6 +22,7 @@ from facegender.training.callbacks import (
     CheckpointEpochs,
     EarlyStopping,
     EpochRecorder,
+    FailOnDivergence,
     OnEpoch,
     SeedPerEpoch,
     SwapEma,
@@ -31,7 +32,7 @@ from facegender.training.strategy import Share, distribute
 
 _log = logging.getLogger(__name__)
 
-HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]
+HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "kept"]
 SPEED_COLUMNS = ["epoch", "seconds", "images_per_second"]
 
 
@@ -40,7 +41,8 @@ class Training:
     """What training leaves behind, besides the weights of the kept epoch in the network.
 
     Attributes:
-        history: a row an epoch, HISTORY_COLUMNS; the same bytes for the same seed.
+        history: a row an epoch, HISTORY_COLUMNS; the same bytes for the same seed. `kept` is 1 for
+            the epoch whose weights are kept, and 0 for the others.
         speed: a row an epoch, SPEED_COLUMNS; differs from run to run.
         kept_epoch: the epoch whose weights are kept, from 1; 0 if none was run.
     """
@@ -136,55 +138,81 @@ def train_network(
         augmentation = augmentation_layers(recipe.augmentation, recipe.seed)
     model = network.training(augmentation)
     passes, _ = _epoch_length(len(train), recipe)
-    clock, best = EpochRecorder(len(train)), BestWeights(model)
-    keeper = CheckpointEpochs(model, checkpoint or Checkpoint(None), clock, best, on_epoch)
+    recorder, best = EpochRecorder(len(train)), BestWeights(model)
+    checkpoints = CheckpointEpochs(model, checkpoint or Checkpoint(None), recorder, best, on_epoch)
     callbacks = [
         SeedPerEpoch(model, strategy),
-        clock,
+        recorder,
         best,
-        keras.callbacks.TerminateOnNaN(),
-        keeper,
+        FailOnDivergence(),
+        checkpoints,
     ]
-    small = recipe.small_image_size if recipe.small_epochs else None
-    if keeper.done < recipe.head_epochs:
-        _train_head(network, train, validation, recipe, strategy, small, callbacks, keeper, verbose)
+    job = _Job(
+        train=train,
+        validation=validation,
+        recipe=recipe,
+        strategy=strategy,
+        small=recipe.small_image_size if recipe.small_epochs else None,
+        callbacks=callbacks,
+        checkpoints=checkpoints,
+        verbose=verbose,
+    )
+    if checkpoints.done < recipe.head_epochs:
+        _train_head(network, job)
     if recipe.epochs:
-        if keeper.done <= recipe.head_epochs:
+        if checkpoints.done <= recipe.head_epochs:
             # What the head reached by itself is where fine-tuning starts, not what it competes
             # with.
             best.restart()
-        clock.images = passes * len(train)
-        _fine_tune(model, train, validation, recipe, strategy, small, callbacks, keeper, verbose)
-    if recipe.keep == "best" or not clock.history:
+        recorder.images = passes * len(train)
+        _fine_tune(model, job)
+    if recipe.keep == "best" or not recorder.history:
         best.restore()
         kept = best.epoch
     else:
-        kept = clock.history[-1]["epoch"]
+        kept = recorder.history[-1]["epoch"]
     network.set_replicated(False)
     if recipe.mixed_precision:
         network.set_float32()
 
-    history = pd.DataFrame(clock.history, columns=HISTORY_COLUMNS)
-    speed = pd.DataFrame(clock.speed, columns=SPEED_COLUMNS)
+    history = pd.DataFrame(recorder.history, columns=HISTORY_COLUMNS)
+    history["kept"] = (history["epoch"] == kept).astype(int)
+    speed = pd.DataFrame(recorder.speed, columns=SPEED_COLUMNS)
     return Training(history, speed, kept)
 
 
-def _train_head(
-    network: Network,
-    train: ProcessedSplit,
-    validation: ProcessedSplit,
-    recipe: Train,
-    strategy: tf.distribute.Strategy,
-    size: int | None,
-    callbacks: list[keras.callbacks.Callback],
-    keeper: CheckpointEpochs,
-    verbose: int,
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What the head and fine-tuning share.
+
+    Attributes:
+        train: training split.
+        validation: validation split.
+        recipe: how to train, with the batch size of all devices together.
+        strategy: the one that the network was built with.
+        small: pixels a side of the images to begin with; None to train on full ones only.
+        callbacks: for Keras' `fit`; the last one is `checkpoints`.
+        checkpoints: what earlier processes did, and where each epoch is kept.
+        verbose: as in Keras' `fit`.
+    """
+
+    train: ProcessedSplit
+    validation: ProcessedSplit
+    recipe: Train
+    strategy: tf.distribute.Strategy
+    small: int | None
+    callbacks: list[keras.callbacks.Callback]
+    checkpoints: CheckpointEpochs
+    verbose: int
+
+
+def _train_head(network: Network, job: _Job) -> None:
     """Train the head on features of the frozen base, each computed once, without augmentation."""
+    train, validation, recipe, strategy = job.train, job.validation, job.recipe, job.strategy
     extract = network.features()
     inputs, val_inputs = (
         # Half precision halves what a large set takes of memory, and costs the head nothing.
-        extract.predict(make_batches(part, recipe.batch_size, size=size), verbose=0).astype(
+        extract.predict(make_batches(part, recipe.batch_size, size=job.small), verbose=0).astype(
             "float16"
         )
         for part in (train, validation)
@@ -195,7 +223,7 @@ def _train_head(
     head = _for_strategy(network.head, strategy)
 
     def train_share(share: Share) -> tf.data.Dataset:
-        epochs = range(keeper.done, recipe.head_epochs)
+        epochs = range(job.checkpoints.done, recipe.head_epochs)
         return _with_class_weights(
             make_feature_batches(
                 inputs,
@@ -215,32 +243,24 @@ def _train_head(
     with strategy.scope():
         _compile_model(head, recipe, schedule)
         _build_optimizer(head, strategy, (val_inputs[:1], validation.labels[:1, None]))
-        keeper.restore_optimizer(head)
+        job.checkpoints.restore_optimizer(head)
         head.fit(
             distribute(strategy, train_share),
             validation_data=distribute(strategy, validation_share),
-            initial_epoch=keeper.done,
+            initial_epoch=job.checkpoints.done,
             epochs=recipe.head_epochs,
             steps_per_epoch=math.ceil(len(train) / recipe.batch_size),
             validation_steps=math.ceil(len(validation) / recipe.batch_size),
             shuffle=False,  # the dataset shuffles itself
-            callbacks=callbacks,
-            verbose=verbose,
+            callbacks=job.callbacks,
+            verbose=job.verbose,
         )
 
 
-def _fine_tune(
-    model: keras.Model,
-    train: ProcessedSplit,
-    validation: ProcessedSplit,
-    recipe: Train,
-    strategy: tf.distribute.Strategy,
-    small: int | None,
-    callbacks: list[keras.callbacks.Callback],
-    keeper: CheckpointEpochs,
-    verbose: int,
-) -> None:
-    """Train the whole, first on images of `small` pixels a side, then on those of the parts."""
+def _fine_tune(model: keras.Model, job: _Job) -> None:
+    """Train the whole, first on small images, then on those of the splits."""
+    train, validation, recipe, strategy = job.train, job.validation, job.recipe, job.strategy
+    callbacks = job.callbacks
     passes, steps = _epoch_length(len(train), recipe)
     warmup = recipe.warmup_epochs * steps
     schedule = keras.optimizers.schedules.CosineDecay(
@@ -252,23 +272,29 @@ def _fine_tune(
         alpha=1.0 if recipe.schedule == "constant" else 0.0,
     )
     model = _for_strategy(model, strategy)
-    done = max(0, keeper.done - recipe.head_epochs)
+    done = max(0, job.checkpoints.done - recipe.head_epochs)
     with strategy.scope():
         _compile_model(model, recipe, schedule, average_steps=recipe.ema_epochs * steps)
         example = validation.read(np.arange(1)), validation.labels[:1, None]
         _build_optimizer(model, strategy, example)
         if done:
-            keeper.restore_optimizer(model)
-    if recipe.ema_epochs:
+            job.checkpoints.restore_optimizer(model)
+    averages = SwapEma(averaged=done > 0) if recipe.ema_epochs else None
+    if averages is not None:
         # Before the others, which then judge and keep the averaged weights.
-        callbacks = [SwapEma(averaged=done > 0), *callbacks]
+        callbacks = [averages, *callbacks]
     if recipe.early_stopping_patience:
         # Before the last, which does not keep the epoch that training stops at.
         patience = recipe.early_stopping_patience
-        stopper = EarlyStopping(patience, keeper.clock.history, after=recipe.head_epochs)
-        callbacks = [*callbacks[:-1], stopper, keeper]
-    first_full = min(recipe.small_epochs, recipe.epochs) if small else 0
-    for size, epochs in ((small, range(first_full)), (None, range(first_full, recipe.epochs))):
+        stopper = EarlyStopping(
+            patience,
+            job.checkpoints.recorder.history,
+            after=recipe.head_epochs,
+            averages=averages,
+        )
+        callbacks = [*callbacks[:-1], stopper, job.checkpoints]
+    first_full = min(recipe.small_epochs, recipe.epochs) if job.small else 0
+    for size, epochs in ((job.small, range(first_full)), (None, range(first_full, recipe.epochs))):
         epochs = range(max(done, epochs.start), epochs.stop)
         if not epochs or model.stop_training:
             continue
@@ -299,7 +325,7 @@ def _fine_tune(
                 validation_steps=math.ceil(len(validation) / recipe.batch_size),
                 shuffle=False,  # the dataset shuffles itself
                 callbacks=callbacks,
-                verbose=verbose,
+                verbose=job.verbose,
             )
 
 

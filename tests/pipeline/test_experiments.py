@@ -124,11 +124,13 @@ def test_a_sweep_nests_its_runs_and_marks_the_best_by_validation_loss(swept: Clo
         parent.info.run_id
     }
     client = mlflow.MlflowClient()
-    losses = {
-        name: min(point.value for point in client.get_metric_history(run.info.run_id, "val_loss"))
-        for name, run in children.items()
-        if run.info.status == "FINISHED"
-    }
+
+    def kept(run: Run) -> float:
+        by_epoch = client.get_metric_history(run.info.run_id, "val_loss")
+        (loss,) = (p.value for p in by_epoch if p.step == run.data.metrics["kept_epoch"])
+        return loss
+
+    losses = {name: kept(run) for name, run in children.items() if run.info.status == "FINISHED"}
     assert set(losses) == {*TRAINED, "sweep-3"}
     best = min(losses, key=lambda name: losses[name])
     marked = [name for name, run in children.items() if "facegender.best" in run.data.tags]

@@ -257,7 +257,7 @@ def assert_complete(server: Server) -> None:
     (run,) = server.runs()
     assert run.info.status == "FINISHED"
     assert steps_of(run, server.client()) == list(range(1, EPOCHS + 1))
-    assert {"test_accuracy", "temperature", "export_n"} <= run.data.metrics.keys()
+    assert {"test_accuracy", "calibration_slope", "export_n"} <= run.data.metrics.keys()
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_bad_input_is_refused_and_the_server_lives_on(post: Post, content: list[
         ({"inputs": np.zeros((1, 32, 32), int).tolist()}, "of shape (1, 32, 32)"),
         ({"inputs": np.zeros((1, 32, 32, 3)).tolist()}, "whole numbers from 0 to 255"),
         ({"dataframe_split": {"columns": ["a", "b"], "data": [[good, good]]}}, "One column"),
-        ({"inputs": [good], "params": {"abstain_below": 2}}, "from 0.5 to 1"),
+        ({"inputs": [good], "params": {"abstain_below": 2}}, "from 0 to 1"),
         (b"no JSON", "valid JSON"),
         (b"\xff", "valid JSON"),
         (b"", "valid JSON"),

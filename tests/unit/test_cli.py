@@ -14,6 +14,7 @@ from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.litert import probe_litert
+from facegender.inference.threshold import add_threshold, read_threshold
 from tests.conftest import Exported
 from tools.compose_params import ROOT
 
@@ -63,18 +64,41 @@ def test_it_abstains_when_asked(
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "least"),
+    ("option", "value"),
     [
-        *(("--abstain-below", value, "0.5") for value in ("0.4", "1.1", "nan", "much")),
-        *(("--threshold", value, "0") for value in ("-0.1", "50", "nan")),
+        *(("--abstain-below", value) for value in ("-0.1", "1.1", "nan", "much")),
+        *(("--threshold", value) for value in ("-0.1", "50", "nan")),
     ],
 )
 def test_a_probability_out_of_range_is_refused(
-    folder: Path, capsys: pytest.CaptureFixture, option: str, value: str, least: str
+    folder: Path, capsys: pytest.CaptureFixture, option: str, value: str
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         _run(["predict", option, value, str(folder)])
-    assert f"{value} is not between {least} and 1" in capsys.readouterr().err
+    assert f"{value} is not between 0 and 1" in capsys.readouterr().err
+
+
+def test_the_threshold_is_that_of_the_model_unless_named(
+    exported: Exported, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = tmp_path / "model.tflite"
+    content = exported.float32.read_bytes()
+    plain = content[: content.index(b"PK\3\4", 20)]
+    for threshold, flags in ((0.2, []), (0.8, []), (0.2, ["--threshold", "0.8"])):
+        model.write_bytes(add_threshold(plain, threshold))
+        predict(model, "--json", *flags, folder)
+        captured = capsys.readouterr()
+        answers = [json.loads(line) for line in captured.out.splitlines()]
+        asked = float(flags[1]) if flags else threshold
+        assert 0 < sum(item["label"] == "male" for item in answers) < 64
+        assert all((item["label"] == "male") == (item["probability"] >= asked) for item in answers)
+        assert captured.err == ""
+    model.write_bytes(plain)
+    predict(model, folder / "00.png")
+    assert "model.tflite carries no threshold: 0.5 is used" in capsys.readouterr().err
+    model.write_bytes(add_threshold(b"", 50))
+    with pytest.raises(UserError, match="not a probability between 0 and 1"):
+        read_threshold(model)
 
 
 def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProcess:

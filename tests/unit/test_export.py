@@ -15,6 +15,7 @@ from facegender.errors import UserError
 from facegender.inference import export
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE, representative_images
 from facegender.inference.litert import load_litert
+from facegender.inference.threshold import add_threshold, read_threshold
 from facegender.model.saved_model import load_model
 from stages.export import main
 from tests.conftest import Exported
@@ -23,8 +24,8 @@ from tools.compose_params import ROOT
 
 @pytest.fixture
 def processed(exported: Exported, tmp_path: Path) -> Path:
-    """Train and test splits of the exported model's images, labelled as the model says."""
-    for name in ("train", "test"):
+    """Train and validation splits of the exported model's images, labelled as the model says."""
+    for name in ("train", "validation"):
         folder = tmp_path / "processed" / name
         folder.mkdir(parents=True)
         np.save(folder / "images.npy", exported.images)
@@ -95,8 +96,8 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
     )
     files = [exported.keras, tmp_path / "images.npy", tmp_path / "a", tmp_path / "b"]
     subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=ROOT, capture_output=True)
-    assert (tmp_path / "a").read_bytes() == exported.float32.read_bytes()
-    assert (tmp_path / "b").read_bytes() == exported.int8.read_bytes()
+    for name, path in (("a", exported.float32), ("b", exported.int8)):
+        assert add_threshold((tmp_path / name).read_bytes(), 0.5) == path.read_bytes()
 
 
 def test_representative_images_are_drawn_by_the_seed(processed: Path) -> None:
@@ -114,6 +115,7 @@ def test_the_stage_reports_both_formats(
 ) -> None:
     report = run_stage(processed, exported, tmp_path, monkeypatch)
     assert (tmp_path / "models" / "a.tflite").read_bytes() == exported.float32.read_bytes()
+    assert read_threshold(tmp_path / "models" / "a.tflite") == 0.5
     assert report["n"] == 64
     assert report["latency_threads"] == 1
     assert report["float32"]["size_bytes"] == exported.float32.stat().st_size

@@ -23,11 +23,11 @@ def built() -> Network:
 def test_it_takes_plain_uint8_and_gives_a_probability(built: Network) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     assert built.inference().input.dtype == "uint8"
-    probabilities = built.inference(temperature=2.0).predict_on_batch(images)
+    probabilities = built.inference(slope=0.5, intercept=1.0).predict_on_batch(images)
     assert probabilities.shape == (3, 1)
     logits = built.training([]).predict_on_batch(images)
     np.testing.assert_allclose(
-        probabilities, 1 / (1 + np.exp(-logits / 2)), atol=MAX_FLOAT_DIFFERENCE
+        probabilities, 1 / (1 + np.exp(-logits / 2 - 1)), atol=MAX_FLOAT_DIFFERENCE
     )
 
 

@@ -80,12 +80,15 @@ def test_a_failing_model_is_an_error_and_no_hang(sources: list) -> None:
     ("brightness", "threshold", "abstain_below", "label"),
     [
         (51, 0.5, 0.5, "female"),
-        (51, 0.1, 0.5, "male"),
+        (51, 0.1, 0.0, "male"),  # though female is likelier
+        (51, 0.1, 0.2, "male"),
+        (51, 0.1, 0.21, "uncertain"),
+        (204, 0.9, 0.0, "female"),
         (51, 0.5, 0.79, "female"),
         (51, 0.5, 0.81, "uncertain"),
         (204, 0.5, 0.79, "male"),
         (204, 0.5, 0.81, "uncertain"),
-        (204, 0.9, 0.79, "female"),
+        (204, 0.9, 0.21, "uncertain"),
         (255, 0.5, 1.0, "male"),
     ],
 )

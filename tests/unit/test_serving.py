@@ -172,8 +172,26 @@ CUT = base64.b64encode(
         ({"inputs": np.full((1, 8, 8, 3), 256).tolist()}, "whole numbers from 0 to 255"),
         ({"inputs": np.full((1, 8, 8, 3), -1).tolist()}, "whole numbers from 0 to 255"),
         ({"inputs": [[[[1, 2, 3]], [[1, 2]]]]}, ""),
-        ({"inputs": [GOOD], "params": {"abstain_below": 0.2}}, "from 0.5 to 1, not 0.2"),
-        ({"inputs": [GOOD], "params": {"abstain_below": "much"}}, "abstain_below"),
+        ({"inputs": [GOOD], "params": {"abstain_below": -1}}, "from 0 to 1, not '-1'"),
+        *(
+            ({"inputs": [GOOD], "params": {"abstain_below": value}}, f"from 0 to 1, not {shown}")
+            for value, shown in (
+                ("x", "'x'"),
+                (None, "'None'"),
+                (True, "'True'"),
+                ([0.9], "'[0.9]'"),
+            )
+        ),
+        (
+            {"inputs": [GOOD], "params": {"abstain_bellow": 0.9}},
+            "are abstain_below, whole, not ['abstain_bel",
+        ),
+        ({"inputs": [GOOD], "params": {"whole": 1}}, "whole is true or false, not '1'"),
+        (
+            {"inputs": [GOOD], "params": {"whole": None}},
+            "whole is true or false, not 'None'",
+        ),
+        ({"inputs": [GOOD], "params": 5}, "params"),
         ({"images": [GOOD]}, "exactly one of the input fields"),
         ([GOOD], "Received a list"),
         (None, ""),
@@ -183,6 +201,7 @@ def test_bad_input_is_a_400_with_a_clear_text(ask: Ask, body: Any, reason: str) 
     status, answer = ask(body)
     assert status == 400, answer
     assert reason in answer["message"]
+    assert GOOD not in answer["message"]  # which can be megabytes
     assert "stack_trace" not in answer
     assert "Traceback" not in answer["message"]
 
@@ -210,6 +229,9 @@ def test_requests_at_once_do_not_mix(ask: Ask, exported: Exported, expected: np.
 
 
 def test_bytes_in_a_table(model: PyFuncModel, exported: Exported, expected: np.ndarray) -> None:
+    assert (
+        model.predict([bytearray(encode_png(exported.images[0]))])["probability"][0] == expected[0]
+    )
     table = pd.DataFrame({"image": [encode_png(image) for image in exported.images]})
     np.testing.assert_array_equal(model.predict(table)["probability"], expected)
 

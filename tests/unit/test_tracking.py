@@ -67,7 +67,7 @@ def test_a_server_that_fails_later_costs_the_log_alone(
             patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
             log.log_epoch(2, {"loss": 0.4})
             log.log_epoch(3, {"loss": 0.3})
-            log.log_temperature(1.0)
+            log.log_numbers("calibration", {"slope": 1.0})
     assert len(reached) == 1
     assert "the rest of this stage is not logged" in caplog.text
     assert "canary" not in caplog.text

@@ -17,6 +17,7 @@ from facegender.model.saved_model import load_model, predict_arrays, save_model
 from facegender.params import Augmentation, Params, Train
 from facegender.training.augmentation import augmentation_layers
 from facegender.training.batches import make_batches
+from facegender.training.checkpoints import Checkpoint
 from facegender.training.train import (
     HISTORY_COLUMNS,
     Training,
@@ -75,6 +76,8 @@ def test_history_and_the_kept_epoch(part: ProcessedSplit, recipe: Train) -> None
     assert (training.speed["images_per_second"] > 0).all()
     # The head's epochs are no rivals of those of fine-tuning.
     losses = training.history.set_index("epoch")["val_loss"]
+    kept = training.history.loc[training.history["kept"] == 1, "epoch"]
+    assert kept.tolist() == [training.kept_epoch]
     best = losses.loc[3:].min()
     assert training.kept_epoch > 2
     assert losses[training.kept_epoch] == best
@@ -149,6 +152,45 @@ def test_early_stopping_and_class_weights(part: ProcessedSplit, recipe: Train) -
     _, training = fit(part, recipe.model_copy(update=changes))
     assert len(training.history) < 30
     assert training.history["learning_rate"].nunique() == 1
+
+
+def test_early_stopping_keeps_the_averaged_weights(part: ProcessedSplit, recipe: Train) -> None:
+    changes = {
+        "epochs": 30,
+        "early_stopping_patience": 1,
+        "min_steps_per_epoch": 6,
+        "ema_epochs": 1,
+        "keep": "last",
+        "learning_rate": 0.03,
+    }
+    network, training = fit(part, recipe.model_copy(update=changes))
+    assert len(training.history) < 30
+    assert training.history["kept"].tolist() == [0] * (len(training.history) - 1) + [1]
+    probabilities = predict_arrays(network.inference(), part.batches(16))
+    right = np.where(part.labels == 1, probabilities, 1 - probabilities)
+    last = training.history["val_loss"].iloc[-1]
+    assert -np.log(right.clip(1e-7)).mean() == pytest.approx(last, rel=1e-3)
+
+
+@pytest.mark.parametrize("head_epochs", [0, 2])
+def test_a_training_that_diverges_names_the_epoch_and_keeps_its_checkpoint(
+    part: ProcessedSplit, recipe: Train, tmp_path: Path, head_epochs: int
+) -> None:
+    path = tmp_path / "checkpoint.npz"
+
+    def diverge(epoch: int, metrics: dict, ended: int) -> None:
+        if epoch == 2:
+            network.head.set_weights([weight * np.nan for weight in network.head.get_weights()])
+
+    network = small_network()
+    diverging = recipe.model_copy(update={"epochs": 4, "head_epochs": head_epochs})
+    with pytest.raises(UserError, match="diverged in epoch 3: loss is nan"):
+        train_network(
+            network, part, part, diverging, on_epoch=diverge, checkpoint=Checkpoint(path), verbose=0
+        )
+    saved = Checkpoint(path).saved
+    assert [row["epoch"] for row in saved.notes["history"]] == [1, 2]
+    assert all(np.isfinite(array).all() for array in saved.arrays.values())
 
 
 def test_augmentation_changes_training_images_only() -> None:
