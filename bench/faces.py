@@ -15,8 +15,9 @@ from PIL import Image
 
 from facegender.data.image_files import find_images
 from facegender.data.images import decode_picture
-from facegender.faces.crop import FaceCrop, find_faces
+from facegender.faces.crop import find_faces
 from facegender.faces.detector import Face
+from facegender.faces.settings import FaceCrop
 from facegender.inference.litert import load_litert
 from facegender.inference.prediction import predict_images
 from facegender.runtime.entry_points import run_command

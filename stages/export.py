@@ -5,8 +5,8 @@ import json
 import logging
 from pathlib import Path
 
-from facegender.data.face_images import crop_of
 from facegender.errors import UserError
+from facegender.faces.settings import crop_of
 from facegender.inference.crop_file import write_crop
 from facegender.params import load_params
 from facegender.runtime.dvc_context import check_inputs

@@ -4,11 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from facegender.data.face_images import crop_of
 from facegender.data.face_table import read_faces
 from facegender.data.invalid import check_invalid
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.data.preprocessing import write_split
+from facegender.faces.settings import crop_of
 from facegender.params import load_params
 from facegender.runtime.dvc_context import check_inputs
 from facegender.runtime.entry_points import run_stage

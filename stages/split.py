@@ -9,13 +9,13 @@ import pandas as pd
 
 from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
-from facegender.data.face_images import crop_of
 from facegender.data.face_table import find_all_faces, missed_by_group
 from facegender.data.invalid import check_invalid
 from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.data.notes import Notes
 from facegender.evaluation import plots
+from facegender.faces.settings import crop_of
 from facegender.labels import LABELS
 from facegender.params import load_params
 from facegender.runtime.dvc_context import check_inputs

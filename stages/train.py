@@ -5,7 +5,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from facegender.data.face_images import crop_of
+from facegender.faces.settings import crop_of
 from facegender.inference.crop_file import write_crop
 from facegender.params import flatten, load_params
 from facegender.runtime.dvc_context import (

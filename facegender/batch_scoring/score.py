@@ -11,7 +11,7 @@ from facegender.batch_scoring.spark_session import spark_session, wait_with_prog
 from facegender.batch_scoring.storage import storage_of
 from facegender.batch_scoring.tasks import scored_parts
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
+from facegender.faces.settings import FaceCrop
 
 _DONE = "_SUCCESS"
 

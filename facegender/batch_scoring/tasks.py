@@ -21,7 +21,7 @@ from facegender.batch_scoring.plan import Job, part_name, read_part
 from facegender.batch_scoring.storage import Storage
 from facegender.data.face_images import box_of, face_images
 from facegender.data.images import InvalidImage
-from facegender.faces.crop import FaceCrop
+from facegender.faces.settings import FaceCrop
 from facegender.inference.predictor import NO_FACE
 
 if TYPE_CHECKING:

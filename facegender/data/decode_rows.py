@@ -14,8 +14,8 @@ from PIL import Image
 from facegender.data.face_images import cut_image
 from facegender.data.images import InvalidImage, verdict
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
 from facegender.faces.detector import Face
+from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
 
 

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from facegender.data.images import InvalidImage, decode_image, decode_picture
-from facegender.faces.crop import FaceCrop, cut_out, find_faces
+from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.detector import Face
-
-if TYPE_CHECKING:
-    from facegender.params import Image as ImageParams
-
-
-def crop_of(image: ImageParams) -> FaceCrop | None:
-    """Return how faces are cut out by the parameters, or None if whole pictures are judged."""
-    return FaceCrop(**image.crop.model_dump()) if image.face == "crop" else None
+from facegender.faces.settings import FaceCrop
 
 
 def face_images(

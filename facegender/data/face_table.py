@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from facegender.data.face_images import locate_faces
 from facegender.data.manifest import COLUMNS, read_manifest
-from facegender.faces.crop import FaceCrop
 from facegender.faces.detector import Face
+from facegender.faces.settings import FaceCrop
 
 _CHUNK = 16  # images a task
 _BOX = [field.name for field in fields(Face)]

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from facegender.data.decode_rows import decode_rows, write_rows
 from facegender.data.manifest import write_table
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
 from facegender.faces.detector import Face
+from facegender.faces.settings import FaceCrop
 
 _CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
 _CHUNK_BYTES = 16_000_000  # of rows that a task on a cluster returns

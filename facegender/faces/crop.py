@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
-from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image
 
 from facegender.faces.detector import Detector, Face
+from facegender.faces.settings import FaceCrop
 
 # A crop this large, as a share of the picture's shorter side, is the whole picture.
 _FILLS = 0.95
 _LOCAL = threading.local()
-
-
-@dataclass(frozen=True)
-class FaceCrop:
-    """How faces are found and cut out; it travels with the model.
-
-    Attributes:
-        margin: what is added to the detector's box, as a share of it; 0.25 makes it 1.25 times as
-            wide.
-        align: whether to turn the picture until the eyes are level.
-        min_score: lowest score of a face, from 0 to 1.
-        min_size: shortest side of a face, in pixels of the picture.
-    """
-
-    margin: float
-    align: bool
-    min_score: float
-    min_size: int
-
-    def to_json(self) -> str:
-        """Return the attributes as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> FaceCrop:
-        """Return what `to_json` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
-        values = json.loads(text)
-        if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != {
-            "margin": float,
-            "align": bool,
-            "min_score": float,
-            "min_size": int,
-        }:
-            raise ValueError("not the parameters of a crop")
-        crop = cls(**values)
-        if not (0 <= crop.margin <= 4 and 0 <= crop.min_score <= 1 and crop.min_size >= 1):
-            raise ValueError("parameters of a crop out of range")
-        return crop
 
 
 def find_faces(picture: Image.Image, crop: FaceCrop) -> list[Face]:

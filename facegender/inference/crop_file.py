@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
+from facegender.faces.settings import FaceCrop
 from facegender.model.attachment import attach, attached
 
 _NAME = "face_crop.json"

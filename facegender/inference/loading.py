@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
+from facegender.faces.settings import FaceCrop
 from facegender.inference.crop_file import read_crop
 from facegender.inference.predictor import BATCH_SIZE, Predictor
 

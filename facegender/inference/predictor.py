@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from facegender.faces.crop import FaceCrop
+from facegender.faces.settings import FaceCrop
 from facegender.labels import NAMES
 
 UNCERTAIN = "uncertain"

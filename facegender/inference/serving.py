@@ -27,8 +27,8 @@ from PIL import Image
 from facegender.data.face_images import box_of, face_images, picture_faces
 from facegender.data.images import InvalidImage
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
 from facegender.faces.detector import Face
+from facegender.faces.settings import FaceCrop
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import BATCH_SIZE, NO_FACE, label_of
 

@@ -12,7 +12,8 @@ from PIL import Image
 from facegender.cli.main import _run
 from facegender.data.images import decode_picture
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop, cut_out, find_faces
+from facegender.faces.crop import cut_out, find_faces
+from facegender.faces.settings import FaceCrop
 from facegender.inference.crop_file import read_crop, write_crop
 from facegender.inference.litert import load_litert
 from facegender.inference.serving import FaceGender

@@ -13,7 +13,7 @@ from facegender.data.face_table import find_all_faces, missed_by_group, read_fac
 from facegender.data.manifest import write_table
 from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
-from facegender.faces.crop import FaceCrop
+from facegender.faces.settings import FaceCrop
 
 CROP = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)
 # Of no, one and three faces.

@@ -12,8 +12,9 @@ from PIL import Image
 from facegender.data.images import decode_image, encode_png
 from facegender.errors import UserError
 from facegender.faces import detector
-from facegender.faces.crop import FaceCrop, cut_out
+from facegender.faces.crop import cut_out
 from facegender.faces.detector import Detector, Face
+from facegender.faces.settings import FaceCrop
 from tools.compose_params import ROOT
 
 OPTIONS = {"min_score": 0.75, "min_size": 24}
@@ -189,7 +190,7 @@ def test_a_hostile_picture_takes_less_than_a_gigabyte(
     code = (
         "import re, sys; from pathlib import Path\n"
         "from facegender.data.face_images import face_images\n"
-        "from facegender.faces.crop import FaceCrop\n"
+        "from facegender.faces.settings import FaceCrop\n"
         "crop = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)\n"
         "print(len(face_images(Path(sys.argv[1]), 224, crop)))\n"
         "status = Path('/proc/self/status').read_text()\n"
