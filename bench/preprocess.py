@@ -65,7 +65,7 @@ def compare(folder: Path, images: int, raw_size: int, size: int, jobs: int, roun
 
     def in_tensorflow() -> int:
         new_array()
-        rows = np.load(array, mmap_mode="r+")
+        rows = np.load(array, mmap_mode="r+", allow_pickle=False)
         for index, pixels in enumerate(tensorflow_pixels(paths, size, jobs)):
             rows[index] = pixels
         return images
@@ -93,7 +93,7 @@ def write_rows(
     start: int,
     size: int,
 ) -> None:
-    rows = np.load(array, mmap_mode="r+")
+    rows = np.load(array, mmap_mode="r+", allow_pickle=False)
     for row, path in enumerate(paths, start):
         rows[row] = function(path, size)
 

@@ -85,11 +85,11 @@ def module_deps(stage: str) -> list[str]:
 
 def main() -> None:
     """Rewrite dvc.yaml in place; comments stay."""
-    yaml = YAML()
-    yaml.width = 100
-    yaml.indent(mapping=2, sequence=4, offset=2)
+    editor = YAML()  # keeps comments
+    editor.width = 100
+    editor.indent(mapping=2, sequence=4, offset=2)
     path = ROOT / "dvc.yaml"
-    content = yaml.load(path)
+    content = editor.load(path)
     for name, stage in content["stages"].items():
         if name == "report":  # prints a digest of all of the code, and so depends on all of it
             continue
@@ -101,7 +101,7 @@ def main() -> None:
         for item in stage["params"]:
             if isinstance(item, dict):
                 item["conf/packages.yaml"] = imported_packages(name)
-    yaml.dump(content, path)
+    editor.dump(content, path)
 
 
 if __name__ == "__main__":

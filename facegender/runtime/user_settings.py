@@ -39,8 +39,10 @@ def drop_user_settings(environment: MutableMapping[str, str]) -> list[str]:
     Returns:
         The names of the removed variables, sorted; they are the user's to know.
     """
-    if environment.get("KERAS_BACKEND") == _BACKEND:
-        del environment["KERAS_BACKEND"]
+    # The values that this function and TensorFlow set themselves.
+    for name, value in (("KERAS_BACKEND", _BACKEND), ("TF2_BEHAVIOR", "1")):
+        if environment.get(name) == value:
+            del environment[name]
     dropped = [] if environment.get(KEEP) else sorted(filter(_decides, environment))
     for name in dropped:
         del environment[name]

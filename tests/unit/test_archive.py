@@ -429,7 +429,9 @@ def test_what_is_refused_leaves_the_raw_data_as_they_were(tmp_path, name):
     raw.mkdir(parents=True)
     (raw / "old.jpg").write_bytes(b"old")
     archive = make_zip(tmp_path / "faces.zip", {"female/a.jpg": b"1", name: b"2"})
-    dataset = FolderDataset(source="folder", input=str(archive), path=str(archive))
+    dataset = FolderDataset.model_validate(
+        {"source": "folder", "input": "x", "path": str(archive), "labels": {"kind": "folders"}}
+    )
     with pytest.raises(UserError, match=r"faces\.zip"):
         fetch_dataset(dataset, raw, limits=LIMITS, cache=tmp_path / "cache")
     assert read(tmp_path / "data") == {"raw/old.jpg": b"old"}

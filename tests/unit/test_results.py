@@ -240,7 +240,7 @@ def test_a_stricter_rule_applies_at_once(project: Project, capsys: pytest.Captur
     edit_params(project, gate__floors__accuracy__at_least=0.99, gate__floors__brier={"at_most": 1})
     assert gate("--baseline", "HEAD") == 1
     out = capsys.readouterr().out
-    assert "accuracy is 0.9583; it must be at least 0.99" in out
+    assert "accuracy is 0.9667; it must be at least 0.99" in out
     assert (
         "stricter than the baseline's: gate.floors.accuracy.at_least from 0.93 to 0.99, "
         "gate.floors.brier.at_most 1.0 is new"

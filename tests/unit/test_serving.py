@@ -17,6 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.scoring_server import invocations
@@ -253,6 +254,10 @@ def test_a_model_logged_before_the_package_had_folders_still_scores(
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as old:
         old.extractall(model / "code", filter="data")
     shutil.copy(model / "code" / "facegender" / "serving.py", model / "serving.py")
+    described = yaml.safe_load((model / "MLmodel").read_text())
+    parameter = {"name": "abstain_below", "default": 0.5, "shape": None, "type": "double"}
+    described["signature"]["params"] = json.dumps([parameter])
+    (model / "MLmodel").write_text(yaml.safe_dump(described))
     (tmp_path / "image.png").write_bytes(encode_png(exported.images[0]))
     code = (
         "import sys, pathlib, mlflow, facegender.cli.main, facegender.inference.serving\n"

@@ -109,6 +109,7 @@ def test_parameters_and_datasets_that_an_outage_lost_are_sent_again(
     run_id = opened.info.run_id
     mlflow.MlflowClient().log_metric(run_id, "val_loss", 0.5)
     assert runs.validation_loss(run_id) is None  # a sweep that meets it goes on
+    mlflow.MlflowClient().log_metric(run_id, "kept_val_loss", 0.5)
     with runs.evaluation_run(
         run_id,
         model=tmp_path / "absent",

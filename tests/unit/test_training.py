@@ -179,17 +179,17 @@ def test_a_training_that_diverges_names_the_epoch_and_keeps_its_checkpoint(
     path = tmp_path / "checkpoint.npz"
 
     def diverge(epoch: int, metrics: dict, ended: int) -> None:
-        if epoch == 2:
+        if epoch == 1:
             network.head.set_weights([weight * np.nan for weight in network.head.get_weights()])
 
     network = small_network()
     diverging = recipe.model_copy(update={"epochs": 4, "head_epochs": head_epochs})
-    with pytest.raises(UserError, match="diverged in epoch 3: loss is nan"):
+    with pytest.raises(UserError, match="diverged in epoch 2: loss is nan"):
         train_network(
             network, part, part, diverging, on_epoch=diverge, checkpoint=Checkpoint(path), verbose=0
         )
     saved = Checkpoint(path).saved
-    assert [row["epoch"] for row in saved.notes["history"]] == [1, 2]
+    assert [row["epoch"] for row in saved.notes["history"]] == [1]
     assert all(np.isfinite(array).all() for array in saved.arrays.values())
 
 
