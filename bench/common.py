@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from facegender.data.labelling import build_manifest
+from facegender.data.raw_manifest import build_manifest
 
 
 def make_raw(folder: Path, images: int, *, size: int = 200, distinct: int = 100) -> pd.DataFrame:

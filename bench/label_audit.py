@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.data.splits import split_at_random
 from facegender.runtime.entry_points import run_command
 

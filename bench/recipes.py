@@ -37,10 +37,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from facegender.data import checks
 from facegender.data.fingerprint_store import fingerprint_images
-from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.evaluation.metrics import expected_calibration_error
 from facegender.params import Params, load_params

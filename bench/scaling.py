@@ -18,10 +18,10 @@ import numpy as np
 
 from bench.common import make_raw
 from facegender.data.fingerprint_store import fingerprint_images
-from facegender.data.labelling import build_manifest
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.data.sources.sample import draw_sample
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command

@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.hard_sample import make_hard_sample
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.data.splits import split_at_random
 from facegender.evaluation.metrics import classification_metrics
 from facegender.params import Params, load_params

@@ -11,9 +11,9 @@ from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
 from facegender.data.face_table import find_all_faces, missed_by_group
 from facegender.data.invalid import check_invalid
-from facegender.data.labelling import build_manifest
 from facegender.data.manifest import write_table
 from facegender.data.notes import Notes
+from facegender.data.raw_manifest import build_manifest
 from facegender.evaluation import plots
 from facegender.faces.settings import crop_of
 from facegender.labels import LABELS

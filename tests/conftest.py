@@ -10,9 +10,9 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.params import Params, load_params
 from tools.compose_params import ROOT
 

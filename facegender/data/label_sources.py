@@ -1,4 +1,4 @@
-"""Labels from a table beside the images, or from their file names."""
+"""Where labels come from: class folders, a table beside the images, or their file names."""
 
 import csv
 import re
@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from facegender.data.manifest import SPLIT_FOLDERS
 from facegender.data.metadata import one_row_each, our_name, read_csv
 from facegender.data.notes import Notes
 from facegender.errors import UserError
@@ -30,6 +31,101 @@ def meanings(
                     f"The {what} {name!r} is listed under two classes: see {where} in params.yaml."
                 )
     return meaning
+
+
+def label_images(
+    paths: Sequence[PurePosixPath],
+    *,
+    female: Sequence[str],
+    male: Sequence[str],
+    ignore: Sequence[str],
+) -> pd.DataFrame:
+    """Give each image the label of the folders above it whose names, in any case, are aliases.
+
+    An alias of one letter counts only at the top level of the dataset: below folders that all
+    images share or that name a split. Elsewhere such folders sort names by their first letter.
+
+    Args:
+        paths: images, relative to the raw data.
+        female: folder names that mean female.
+        male: folder names that mean male.
+        ignore: folder names whose images are left out, unless a nearer folder names a class.
+
+    Returns:
+        A frame with the columns `path` (str) and `label` (int), in the order of `paths`.
+
+    Raises:
+        UserError: an image lies below no known folder, or below folders of both classes.
+    """
+    meaning = meanings(female, male, ignore, "split.classes", "folder name")
+    shared = _shared_folders(paths)
+    rows: list[tuple[str, int]] = []
+    unknown: dict[str, int] = {}
+    contradicting: list[str] = []
+    for path in paths:
+        found = [meaning[name] for name in _class_folders(path, meaning, shared)]
+        if not found:
+            folder = str(path.parent)
+            unknown[folder] = unknown.get(folder, 0) + 1
+        elif (label := found[-1]) is not None:
+            if {0, 1} <= set(found):
+                contradicting.append(str(path))
+            rows.append((str(path), label))
+
+    if contradicting:
+        shown = ", ".join(repr(path) for path in contradicting[:10])
+        raise UserError(
+            f"{len(contradicting)} image(s) lie below folders of both classes: {shown}. Rename or "
+            "move the folders, or remove a name from split.classes in params.yaml."
+        )
+    if "." in unknown and len(unknown) == 1:
+        raise UserError(
+            f"Cannot tell the class of {unknown['.']} image(s): they are in no subfolder, and "
+            "labels come from folder names. If labels are in a table or in the file names, "
+            "use dataset=table, filename, celeba, fairface or utkface; else sort the images into "
+            "class folders (female/, male/). docs/kaggle.md shows each."
+        )
+    if unknown:
+        listed = ", ".join(
+            f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20]
+        )
+        raise UserError(
+            f"Cannot tell the class of the images in {len(unknown)} folder(s): {listed}. Known "
+            f"names, in any case, are {', '.join(female)} for female (0) and {', '.join(male)} for "
+            "male (1). Map a folder by adding its name, for example with "
+            "`dvc exp run -S 'split.classes.female=[ladies]' -S 'split.classes.male=[gents]'`, or "
+            "leave it out with `-S 'split.classes.ignore=[unknown]'`."
+        )
+    frame = pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
+    return frame
+
+
+def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
+    """Return the number of leading folders that all paths share."""
+    parents = [path.parent.parts for path in paths]
+    if not parents:
+        return 0
+    first, last = min(parents), max(parents)
+    return next(
+        (
+            index
+            for index, names in enumerate(zip(first, last, strict=False))
+            if len(set(names)) > 1
+        ),
+        min(len(first), len(last)),
+    )
+
+
+def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
+    """Return the known folder names above an image, outermost first."""
+    found = []
+    top = True
+    for index, part in enumerate(path.parent.parts):
+        name = part.casefold()
+        if name in known and (top or len(name) > 1):
+            found.append(name)
+        top = top and (name in SPLIT_FOLDERS or (index < shared and name not in known))
+    return found
 
 
 def label_by_table(

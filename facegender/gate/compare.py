@@ -16,7 +16,7 @@ from facegender.gate.freshness import edited_results, why_stale
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results
 from facegender.gate.revisions import git, read_text, resolve, shallow_hint
-from facegender.gate.rules import Rules, combine_rules
+from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
 from facegender.params import Params

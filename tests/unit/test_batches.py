@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.training.batches import make_batches, make_feature_batches, weigh
 from facegender.training.strategy import WHOLE, Share
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from facegender.data.exclusions import read_exclusions
-from facegender.data.labelling import build_manifest
 from facegender.data.notes import Notes
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.files import file_sha256
 

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.params import Params
 from facegender.training import label_audit

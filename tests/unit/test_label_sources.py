@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from facegender.data.labelling import build_manifest
 from facegender.data.notes import Notes
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels, load_params
 from tools.compose_params import ROOT, compose

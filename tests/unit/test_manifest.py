@@ -3,10 +3,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.data.image_files import find_images
-from facegender.data.labelling import build_manifest, label_images
+from facegender.data.label_sources import label_images
 from facegender.data.manifest import read_manifest, write_table
 from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 
 ALIASES = {"female": ["female", "women"], "male": ["male", "men"], "ignore": ["unknown"]}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 
 
@@ -13,7 +13,7 @@ def test_nothing_of_dask_is_imported_by_default(make_images, tmp_path: Path) -> 
     raw = make_images(per_class=70)
     code = (
         "import sys; from pathlib import Path\n"
-        "from facegender.data.labelling import build_manifest\n"
+        "from facegender.data.raw_manifest import build_manifest\n"
         "from facegender.data.preprocessing import write_split\n"
         "raw, target = map(Path, sys.argv[1:])\n"
         "manifest = build_manifest(raw, female=['female'], male=['male'], ignore=[])\n"

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from facegender.data import alignment, similar_pictures
 from facegender.data.checks import find_duplicate_groups
 from facegender.data.fingerprint_store import Fingerprints, Thumbnails
-from facegender.data.labelling import label_images
+from facegender.data.label_sources import label_images
 from facegender.data.manifest import SPLITS, read_manifest, write_table
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.splits import find_leaks, split_at_random, split_by_folder

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from facegender.data.labelling import build_manifest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.loading import keras_predictor

@@ -1,0 +1,85 @@
+"""The manifest of the raw data: each image with its label, digest and metadata."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from facegender.data.exclusions import (
+    digest_if_readable,
+    exclude_digests,
+    exclude_paths,
+    refuse_unmatched,
+)
+from facegender.data.image_files import IMAGE_SUFFIXES, find_images
+from facegender.data.label_sources import label_by_name, label_by_table, label_images
+from facegender.data.metadata import read_metadata
+from facegender.data.notes import Notes
+from facegender.errors import UserError
+from facegender.labels import LABELS
+from facegender.params import FilenameLabels, Labels, TableLabels
+
+
+def build_manifest(
+    directory: Path,
+    *,
+    female: Sequence[str],
+    male: Sequence[str],
+    ignore: Sequence[str],
+    labels: Labels | None = None,
+    exclude: Sequence[str] = (),
+    max_unlabelled: float = 0,
+    notes: Notes | None = None,
+) -> pd.DataFrame:
+    """Return the manifest of the raw data in `directory`, sorted by path.
+
+    The digest of a file that cannot be read is empty; the data checks name it with the reason.
+
+    Args:
+        directory: raw data.
+        female: folder names that mean female.
+        male: folder names that mean male.
+        ignore: folder names whose images are left out.
+        labels: where labels come from; None for folders.
+        exclude: paths below `directory`, or SHA-256 digests, of images to leave out.
+        max_unlabelled: share of the images that may be without label, by table or file name.
+        notes: where to note what is left out.
+
+    Raises:
+        UserError: no image, or none of a class, is left; an excluded path does not exist; or as
+            `label_images`, `label_by_table`, `label_by_name` and `read_metadata` do.
+    """
+    notes = Notes() if notes is None else notes
+    found = find_images(directory)
+    if not found:
+        raise UserError(
+            f"{directory.name}/ holds no images. Put them in one folder for each class "
+            f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    paths = exclude_paths(found, exclude, notes)
+    tables: list[Path] = []
+    if isinstance(labels, TableLabels):
+        manifest, tables = label_by_table(directory, paths, labels, notes)
+    elif isinstance(labels, FilenameLabels):
+        manifest = label_by_name(paths, labels, notes)
+    else:
+        manifest = label_images(paths, female=female, male=male, ignore=ignore)
+    notes.ignored = len(paths) - len(manifest) - len(notes.unlabelled)
+    notes.limit_unlabelled(max_unlabelled, len(paths))
+    for name, label in LABELS.items():
+        if not (manifest["label"] == label).any():
+            raise UserError(
+                f"No image is labelled {name}: of {len(found)} image file(s) found, "
+                f"{len(manifest)} are labelled as the other class, {notes.ignored} are ignored and "
+                f"{len(notes.excluded)} excluded. Check the data, and what means each class: "
+                "split.classes for folders, else dataset.labels, in params.yaml."
+            )
+    with ThreadPoolExecutor() as pool:
+        files = [directory / path for path in manifest["path"]]
+        manifest.insert(2, "sha256", list(pool.map(digest_if_readable, files)))
+    manifest = exclude_digests(manifest, directory, exclude, notes)
+    refuse_unmatched(exclude, notes)
+    metadata = read_metadata(directory, found, notes, skip=tables)
+    taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
+    return manifest.join(metadata.rename(columns=taken), on="path")
