@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 def compose(output: Path, *overrides: str) -> None:
     """Write conf/, with overrides such as `train.epochs=5`, to a YAML file."""
-    compose_and_dump(output, str(ROOT / "conf"), None, "config", "", list(overrides))
+    conf = str(ROOT / "conf")
+    compose_and_dump(output, conf, None, "config", conf, list(overrides))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.config import Config
 
 from facegender.errors import UserError
 from facegender.params import Classes, Params, flatten, load_params
@@ -33,9 +34,17 @@ def test_all_parameters_pass_through_json(tmp_path: Path) -> None:
     assert Params.model_validate_json(params.to_json()) == params
 
 
-def test_the_folder_itself_is_what_dvc_watches(tmp_path: Path) -> None:
-    compose(tmp_path / "params.yaml", "dataset=folder", "dataset.path=some/faces")
-    assert load_params(tmp_path / "params.yaml").dataset.input == "some/faces"
+@pytest.mark.parametrize(
+    ("path", "watched"), [("some/faces", "some/faces"), ("'~/a (1).zip'", "/home/me/a (1).zip")]
+)
+def test_the_folder_itself_is_what_dvc_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, watched: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    compose(tmp_path / "params.yaml", "dataset=folder", f"dataset.path={path}")
+    assert load_params(tmp_path / "params.yaml").dataset.input == watched
+    # Where DVC itself finds what conf/ calls `expanduser`.
+    assert Config(str(ROOT / ".dvc"))["hydra"]["plugins_path"] == "conf"
 
 
 @pytest.mark.parametrize(
