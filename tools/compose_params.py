@@ -10,8 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 def compose(output: Path, *overrides: str) -> None:
     """Write conf/, with overrides such as `train.epochs=5`, to a YAML file."""
-    conf = str(ROOT / "conf")
-    compose_and_dump(output, conf, None, "config", conf, list(overrides))
+    compose_and_dump(output, str(ROOT / "conf"), None, "config", "", list(overrides))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from facegender.data.image_files import find_images
 from facegender.data.sources.archive import ArchiveLimits
-from facegender.data.sources.folder import copy_folder, name_rest, summarize
+from facegender.data.sources.folder import copy_folder, list_folder, name_rest, summarize
 from facegender.errors import UserError
 from tests.conftest import WITH_PERMISSIONS
 from tests.unit.test_raw import fill, read
@@ -160,6 +160,18 @@ def test_folders_that_each_link_twice_to_the_next_cost_no_power_of_two(tmp_path)
     assert read(tmp_path / "target") == {f"{path}/1.jpg": "a" for path in paths}
     assert len(left_out) == 8 * 38
     assert left_out["0/a/b/a"] == "is a link to a folder inside 2 others"
+
+
+def test_a_listing_has_what_is_copied_and_what_is_not(tmp_path, source):
+    os.mkfifo(source / "pipe.jpg")
+    (source / ".dvcignore").write_text("*.jpg")
+    fill(source, {"README.md": "x"})
+    listing = list_folder(source, LIMITS, Path.read_text)
+    pipe = {"pipe.jpg": "is a pipe or device", "README.md": "is neither an image nor a CSV"}
+    assert listing == WANTED | pipe
+    assert list_folder(source / "README.md", LIMITS, Path.read_text) == {"README.md": "x"}
+    with pytest.raises(UserError, match="is not a folder or archive"):
+        list_folder(source / "pipe.jpg", LIMITS, Path.read_text)
 
 
 def test_a_link_to_a_folder_is_a_source(tmp_path, source, caplog):

@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,12 +54,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
             two names that are one when spelt out.
         ValueError: the target is not empty.
     """
-    if not source.exists():
-        raise UserError(
-            f"{str(source)!r} is not a folder or archive. Set the path with "
-            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
-            "starts at the root of the repository."
-        )
+    _check_source(source)
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"The folder {str(source)!r} contains this project's own data. Name the folder "
@@ -78,6 +75,59 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
         return left_out
+
+
+def list_folder(
+    source: Path, limits: ArchiveLimits, digest: Callable[[Path], str]
+) -> dict[str, str]:
+    """Return what tells one content of a directory or archive from another.
+
+    Args:
+        source: a directory, or an archive.
+        limits: what the directory may hold.
+        digest: the digest of a file.
+
+    Returns:
+        By its path in `source`, the digest of each file that `copy_folder` copies, and why it
+        leaves out what it does; of an archive, its own digest.
+
+    Raises:
+        UserError: `source` is missing, exceeds the limits, or cannot be read.
+    """
+    _check_source(source)
+    files = {PurePosixPath(source.name): source}
+    listing: dict[str, str] = {}
+    with _named_faults(source):
+        if source.is_dir():
+            scan = _Scan(source.resolve(), limits)
+            scan.walk(source, PurePosixPath(), ())
+            files, listing = scan.files, scan.left_out
+        for relative, path in tqdm(files.items(), desc="list", unit="file", disable=None):
+            try:
+                listing[str(relative)] = digest(path)
+            except PermissionError:
+                listing[str(relative)] = _UNREADABLE
+    return listing
+
+
+def _check_source(source: Path) -> None:
+    if not source.is_dir() and not source.is_file():
+        raise UserError(
+            f"{str(source)!r} is not a folder or archive. Set the path with "
+            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
+            "starts at the root of the repository."
+        )
+
+
+@contextmanager
+def _named_faults(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot copy {str(error.filename or source)!r}: {error.strerror}. Check its "
+            "permissions, and that the disk has room."
+        ) from error
 
 
 def log_left_out(left_out: dict[str, str], source: str) -> None:
@@ -128,10 +178,9 @@ def wanted(path: PurePosixPath, start: bytes, left_out: dict[str, str]) -> bool:
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
     """Copy what is wanted of a directory; return what was left out, and why."""
-    relative = PurePosixPath()
-    try:
+    with _named_faults(source):
         scan = _Scan(source.resolve(), limits)
-        scan.walk(source, relative, ())
+        scan.walk(source, PurePosixPath(), ())
         for relative, path in tqdm(scan.files.items(), desc="copy", unit="file", disable=None):
             copy = target / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -142,11 +191,6 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
                 if error.filename != str(path):
                     raise
                 scan.left_out[str(relative)] = _UNREADABLE
-    except OSError as error:
-        raise UserError(
-            f"Cannot copy {str(error.filename or relative)!r}: {error.strerror}. Check its "
-            "permissions, and that the disk has room."
-        ) from error
     return dict(sorted(scan.left_out.items()))
 
 
