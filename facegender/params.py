@@ -339,11 +339,13 @@ class Params(_Strict):
     # In no dump: it would be a part of digests, of the page and of MLflow's parameters, and the
     # same results would differ by the machines that they were made on.
     compute: Compute = Field(exclude=True)
+    # For DVC only. Revisions of before lack it.
+    listed: tuple[str, ...] = Field(default=(), exclude=True)
 
     def to_json(self) -> str:
-        """Return all parameters, `compute` as well, for `Params.model_validate_json`."""
-        whole = self.model_dump(mode="json") | {"compute": self.compute.model_dump(mode="json")}
-        return json.dumps(whole)
+        """Return all parameters, those out of dumps as well, for `Params.model_validate_json`."""
+        rest = {"compute": self.compute.model_dump(mode="json"), "listed": self.listed}
+        return json.dumps(self.model_dump(mode="json") | rest)
 
 
 def load_params(path: Path) -> Params:

@@ -4,26 +4,36 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import joblib
+from joblib.externals import loky
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from facegender.errors import UserError
 
 
 def run_tasks(
-    tasks: Iterable[Any], *, jobs: int = -1, scheduler: str | None = None, patience: float = 300
+    tasks: Iterable[Any],
+    *,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    patience: float = 300,
+    ordered: bool = False,
 ) -> Iterator[Any]:
-    """Run tasks and yield their results as they end, in any order.
+    """Run tasks and yield their results as they end.
 
     Args:
-        tasks: what `joblib.delayed` makes.
+        tasks: what `joblib.delayed` makes. The first argument of each is a list of files; other
+            lists of this length hold something for each of these.
         jobs: processes of this machine; -1 for one a core.
         scheduler: address of a Dask cluster that runs them, instead of this machine.
         patience: seconds without sign of life after which a cluster is given up.
+        ordered: whether results come in the order of the tasks; on this machine only.
 
     Raises:
-        UserError: the cluster does not answer, is lost, or runs other code.
+        UserError: a process of this machine is killed, and its file is named if one alone does it;
+            the cluster does not answer, is lost, or runs other code.
     """
     if scheduler is None:
-        yield from joblib.Parallel(jobs, return_as="generator_unordered")(tasks)
+        yield from _run_here(tasks, jobs, "generator" if ordered else "generator_unordered")
         return
     try:
         from facegender.data import dask_cluster
@@ -33,3 +43,54 @@ def run_tasks(
             "`pip install 'facegender[dask]'` or `make install-scale`, or set it to loky."
         ) from error
     yield from dask_cluster.run_tasks(tasks, scheduler, patience=patience)
+
+
+def _run_here(tasks: Iterable[Any], jobs: int, return_as: str) -> Iterator[Any]:
+    """Run tasks in processes of this machine; when one is killed, find the file that did it."""
+    started: dict[int, Any] = {}
+
+    def numbered() -> Iterator[Any]:
+        for number, task in enumerate(tasks):
+            started[number] = task
+            yield joblib.delayed(_with_number)(number, *task)
+
+    try:
+        for number, result in joblib.Parallel(jobs, return_as=return_as)(numbered()):
+            del started[number]
+            yield result
+    except TerminatedWorkerError as error:
+        killer = _find_killer(started.values())
+        raise UserError(
+            "A process that decodes images was killed, and no file does this alone: too little "
+            "memory is the likely cause. Close other programs, or start again with fewer "
+            "processes: `LOKY_MAX_CPU_COUNT=1 dvc repro`."
+            if killer is None
+            else f"The process that decodes {str(killer)!r} is killed each time: the file crashes "
+            "the decoder, or needs more memory than there is. Name it in the list `data.exclude` "
+            "(docs/parameters.md), or see to more memory."
+        ) from error
+
+
+def _with_number(number: int, function: Any, args: Any, kwargs: Any) -> tuple[int, Any]:
+    return number, function(*args, **kwargs)
+
+
+def _find_killer(tasks: Iterable[Any]) -> Any | None:
+    """Return the first file of unfinished tasks that alone kills the process it is read in."""
+    # One by one: halves of a task would decode each file as often, and more than once.
+    with loky.ProcessPoolExecutor(max_workers=1) as executor:
+        for function, args, kwargs in tasks:
+            for index, file in enumerate(args[0]):
+
+                def one(value: Any, index: int = index, files: int = len(args[0])) -> Any:
+                    whole = isinstance(value, list) and len(value) == files
+                    return value[index : index + 1] if whole else value
+
+                run = executor.submit(
+                    function,
+                    *map(one, args),
+                    **{name: one(value) for name, value in kwargs.items()},
+                )
+                if isinstance(run.exception(), TerminatedWorkerError):
+                    return file
+    return None

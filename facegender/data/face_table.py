@@ -9,6 +9,7 @@ import joblib
 import pandas as pd
 from tqdm import tqdm
 
+from facegender.data.engine import run_tasks
 from facegender.data.face_images import locate_faces
 from facegender.data.manifest import COLUMNS, read_manifest
 from facegender.faces.detector import Face
@@ -40,7 +41,7 @@ def find_all_faces(
     )
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(paths), desc="find faces", unit="image", mininterval=1) as bar:
-        for chunk in joblib.Parallel(jobs, return_as="generator")(tasks):
+        for chunk in run_tasks(tasks, jobs=jobs, ordered=True):
             rows += [
                 {"faces": len(found), **(asdict(found[0]) if found else {})} for found in chunk
             ]

@@ -80,7 +80,8 @@ def fingerprint_images(
         patience: seconds without sign of life after which a cluster is given up.
 
     Raises:
-        UserError: the cluster does not answer, is lost, sees other files or runs other code.
+        UserError: a process is killed; the cluster does not answer, is lost, sees other files or
+            runs other code.
     """
     n = len(manifest)
     folder = raw.absolute()

@@ -12,8 +12,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from facegender.data.decode_rows import decode_rows, write_rows
+from facegender.data.engine import run_tasks
 from facegender.data.manifest import write_table
-from facegender.errors import UserError
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 
@@ -58,7 +58,8 @@ def write_split(
         For each image that could not be decoded, its `path` and the `reason`, in order.
 
     Raises:
-        UserError: the cluster does not answer, is lost, sees other files or runs other code.
+        UserError: a process is killed; the cluster does not answer, is lost, sees other files or
+            runs other code.
     """
     target.mkdir(parents=True)
     array_path = target / "images.npy"
@@ -122,7 +123,7 @@ def _on_this_machine(
         )
         for start in range(0, len(manifest), _CHUNK)
     )
-    yield from joblib.Parallel(jobs, return_as="generator_unordered")(tasks)
+    yield from run_tasks(tasks, jobs=jobs)
 
 
 def _on_cluster(
@@ -143,14 +144,6 @@ def _on_cluster(
     with it what it holds of a neighbour's rows; and one that was taken for dead might write into
     the data of a later run.
     """
-    try:
-        from facegender.data import dask_cluster
-    except ImportError as error:
-        raise UserError(
-            f"compute.backend is dask, which is not installed ({error}). Install it with "
-            "`pip install 'facegender[dask]'` or `make install-scale`, or set it to loky."
-        ) from error
-
     row_bytes = size * size * 3
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // row_bytes))
     folder = raw.absolute()
@@ -166,9 +159,7 @@ def _on_cluster(
         for start in range(0, len(manifest), chunk)
     )
     with array.open("r+b") as file:
-        for first_row, pixels, reasons in dask_cluster.run_tasks(
-            tasks, scheduler, patience=patience
-        ):
+        for first_row, pixels, reasons in run_tasks(tasks, scheduler=scheduler, patience=patience):
             file.seek(offset + first_row * row_bytes)
             file.write(pixels.data)
             yield len(pixels), reasons

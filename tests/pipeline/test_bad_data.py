@@ -44,6 +44,32 @@ def folder(make_images: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(600)
+def test_dvc_neither_waits_nor_stops_at_what_is_in_a_folder_and_sees_its_changes(
+    new_clone: Callable[..., Clone], folder: Path
+) -> None:
+    (folder / "nowhere.jpg").symlink_to("missing.jpg")
+    (folder / ".dvcignore").write_text("*.png")
+    clone = new_clone()
+
+    def ran(*command: str) -> list[str]:
+        return clone.ran(clone.run("dvc", *command, "download", HOME=str(folder.parent)).stdout)
+
+    new = ("-S", "dataset=folder", "-S", f"dataset.path='~/{folder.name}'")
+    assert ran("exp", "run", *new) == ["list@folder", "download"]
+    copied = clone.root / "data/raw/female"
+    assert {"000.png", r"caf\xe9.jpg"} <= {path.name for path in copied.iterdir()}
+    assert {"nowhere.jpg", "male/pipe.jpg", "male/itself.jpg"} <= json.loads(
+        (clone.root / "data/raw.json").read_text()
+    )["left_out"].keys()
+    assert ran("repro") == ["list@folder"]
+    (folder / "female/000.png").write_bytes(GOOD["jpeg"])
+    assert ran("repro") == ["list@folder", "download"]
+    assert (copied / "000.png").read_bytes() == GOOD["jpeg"]
+    clone.compose()
+    assert ran("repro") == ["download"]
+
+
+@pytest.mark.timeout(600)
 def test_each_is_used_or_named_and_no_stage_stops(
     new_clone: Callable[..., Clone], folder: Path
 ) -> None:
@@ -52,12 +78,11 @@ def test_each_is_used_or_named_and_no_stage_stops(
         *SMALL[2:],
         "dataset=folder",
         f"dataset.path={folder}",
-        # DVC itself would wait for the pipe and stop at the link that leads to itself.
-        "dataset.input=facegender/data/sources/folder.py",
         "data.max_invalid_fraction=0.5",
+        "data.max_dropped_fraction=0.5",
     )
     done = clone.run("dvc", "repro", "preprocess")
-    assert clone.ran(done.stdout) == ["download", "split", "preprocess"]
+    assert clone.ran(done.stdout) == ["list@folder", "download", "split", "preprocess"]
     raw = json.loads((clone.root / "data/raw.json").read_text())
     assert sorted(raw["left_out"]) == [
         f"male/{name}" for name in ("circle", "itself.jpg", "outside.jpg", "pipe.jpg")

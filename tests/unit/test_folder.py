@@ -12,7 +12,7 @@ import pytest
 
 from facegender.data.image_files import find_images
 from facegender.data.sources.archive import ArchiveLimits
-from facegender.data.sources.folder import copy_folder, name_rest, summarize
+from facegender.data.sources.folder import copy_folder, list_folder, name_rest, summarize
 from facegender.errors import UserError
 from tests.conftest import WITH_PERMISSIONS
 from tests.unit.test_raw import fill, read
@@ -148,6 +148,32 @@ def test_folders_that_link_to_one_another_end(tmp_path, source):
     assert read(tmp_path / "target") == WANTED
 
 
+def test_folders_that_each_link_twice_to_the_next_cost_no_power_of_two(tmp_path):
+    source = tmp_path / "source"
+    for level in range(40):
+        (source / f"{level}").mkdir(parents=True)
+        for name in "ab":
+            (source / f"{level}" / name).symlink_to(f"../{level + 1}")
+    fill(source, {"40/1.jpg": "a"})
+    left_out = copy_folder(source, tmp_path / "target", LIMITS)
+    paths = ["40", "39/a", "39/b", *(f"38/{first}/{last}" for first in "ab" for last in "ab")]
+    assert read(tmp_path / "target") == {f"{path}/1.jpg": "a" for path in paths}
+    assert len(left_out) == 8 * 38
+    assert left_out["0/a/b/a"] == "is a link to a folder inside 2 others"
+
+
+def test_a_listing_has_what_is_copied_and_what_is_not(tmp_path, source):
+    os.mkfifo(source / "pipe.jpg")
+    (source / ".dvcignore").write_text("*.jpg")
+    fill(source, {"README.md": "x"})
+    listing = list_folder(source, LIMITS, Path.read_text)
+    pipe = {"pipe.jpg": "is a pipe or device", "README.md": "is neither an image nor a CSV"}
+    assert listing == WANTED | pipe
+    assert list_folder(source / "README.md", LIMITS, Path.read_text) == {"README.md": "x"}
+    with pytest.raises(UserError, match="is not a folder or archive"):
+        list_folder(source / "pipe.jpg", LIMITS, Path.read_text)
+
+
 def test_a_link_to_a_folder_is_a_source(tmp_path, source, caplog):
     (tmp_path / "link").symlink_to(source)
     copy_folder(tmp_path / "link", tmp_path / "target", LIMITS)
@@ -178,6 +204,14 @@ def test_names_of_every_kind_arrive_and_those_that_are_no_text_are_spelt_out(tmp
     expected = dict.fromkeys(names, "a") | {r"men/ren\xe9.jpg": "b", r"men/cr\r.jpg": "c"}
     assert read(tmp_path / "target") == expected
     assert [str(path) for path in find_images(tmp_path / "target")] == sorted(expected)
+
+
+def test_names_that_are_one_when_spelt_out_are_an_error(tmp_path):
+    source = fill(tmp_path / "source", {r"men/ren\xe9.jpg": "a"})
+    (source / os.fsdecode(b"men/ren\xe9.jpg")).write_text("b")
+    with pytest.raises(UserError, match=r"be stored as 'men/ren.*Rename one"):
+        copy_folder(source, tmp_path / "target", LIMITS)
+    assert read(tmp_path / "target") == {}
 
 
 def test_photos_that_are_not_decoded_are_taken_along_to_be_named(tmp_path, source):

@@ -5,6 +5,7 @@ import yaml
 
 from facegender.errors import UserError
 from facegender.params import Classes, Params, flatten, load_params
+from facegender.runtime.dvc_context import pipeline_paths
 from tools.compose_params import ROOT, compose
 
 
@@ -33,9 +34,16 @@ def test_all_parameters_pass_through_json(tmp_path: Path) -> None:
     assert Params.model_validate_json(params.to_json()) == params
 
 
-def test_the_folder_itself_is_what_dvc_watches(tmp_path: Path) -> None:
-    compose(tmp_path / "params.yaml", "dataset=folder", "dataset.path=some/faces")
-    assert load_params(tmp_path / "params.yaml").dataset.input == "some/faces"
+@pytest.mark.parametrize("dataset", ["sample", "kaggle", "folder", "table", "celeba"])
+def test_what_lies_on_disk_is_listed_and_dvc_watches_the_listing(
+    tmp_path: Path, dataset: str
+) -> None:
+    compose(tmp_path / "params.yaml", f"dataset={dataset}", "+dataset.path=x")
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    on_disk = dataset not in {"sample", "kaggle"}
+    listing = pipeline_paths((ROOT / "dvc.yaml").read_text())["listing"]
+    assert params["listed"] == (["folder"] if on_disk else [])
+    assert (params["dataset"]["input"] == listing) == on_disk
 
 
 @pytest.mark.parametrize(

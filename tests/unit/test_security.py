@@ -106,7 +106,8 @@ def test_the_rule_passes_over_what_is_safe(source: str) -> None:
 def test_no_parameter_gets_into_a_shell() -> None:
     # DVC has a shell run the commands. Paths are written in dvc.yaml; parameters anybody may set.
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    used = {name for stage in stages.values() for name in re.findall(r"\$\{(.*?)\}", stage["cmd"])}
+    commands = [stage.get("do", stage)["cmd"] for stage in stages.values()]
+    used = {name for command in commands for name in re.findall(r"\$\{(.*?)\}", command)}
     assert "path.raw" in used
     assert [name for name in sorted(used) if not name.startswith("path.")] == []
 

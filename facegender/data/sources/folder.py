@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +26,9 @@ from facegender.errors import UserError
 
 OTHER = "is neither an image nor a CSV"
 _UNREADABLE = "cannot be read: permission denied"
+# Links that a path may hold to folders: where each folder links twice to the next, the number of
+# paths doubles with each more.
+_MAX_LINKS = 2
 _log = logging.getLogger(__name__)
 
 
@@ -31,10 +36,10 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
     """Copy the images and metadata CSVs of a directory or archive, keeping their places.
 
     Hidden files and the litter of operating systems are left out. A symbolic link is followed
-    if it leads to somewhere else inside `source`. What else cannot be copied is left out, named in
-    a warning and returned: links that lead out, round in a circle or nowhere, pipes and devices,
-    what this user may not read, and archives in it. Files that are neither images nor CSVs, by
-    their endings and their first bytes, are counted by ending.
+    if it leads to somewhere else inside `source`, and, to a folder, if it is one of the first two
+    on its path. What else cannot be copied is left out, named in a warning and returned: other
+    links, pipes and devices, what this user may not read, and archives in it. Files that are
+    neither images nor CSVs, by their endings and their first bytes, are counted by ending.
 
     Args:
         source: a directory, or a zip or tar archive.
@@ -45,15 +50,11 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         The reason for each thing left out, by its path in `source`.
 
     Raises:
-        UserError: `source` is missing, holds no image, exceeds the limits, or cannot be read.
+        UserError: `source` is missing, holds no image, exceeds the limits, cannot be read, or holds
+            two names that are one when spelt out.
         ValueError: the target is not empty.
     """
-    if not source.exists():
-        raise UserError(
-            f"{str(source)!r} is not a folder or archive. Set the path with "
-            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
-            "starts at the root of the repository."
-        )
+    _check_source(source)
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(
             f"The folder {str(source)!r} contains this project's own data. Name the folder "
@@ -74,6 +75,59 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
         return left_out
+
+
+def list_folder(
+    source: Path, limits: ArchiveLimits, digest: Callable[[Path], str]
+) -> dict[str, str]:
+    """Return what tells one content of a directory or archive from another.
+
+    Args:
+        source: a directory, or an archive.
+        limits: what the directory may hold.
+        digest: the digest of a file.
+
+    Returns:
+        By its path in `source`, the digest of each file that `copy_folder` copies, and why it
+        leaves out what it does; of an archive, its own digest.
+
+    Raises:
+        UserError: `source` is missing, exceeds the limits, or cannot be read.
+    """
+    _check_source(source)
+    files = {PurePosixPath(source.name): source}
+    listing: dict[str, str] = {}
+    with _named_faults(source):
+        if source.is_dir():
+            scan = _Scan(source.resolve(), limits)
+            scan.walk(source, PurePosixPath(), ())
+            files, listing = scan.files, scan.left_out
+        for relative, path in tqdm(files.items(), desc="list", unit="file", disable=None):
+            try:
+                listing[str(relative)] = digest(path)
+            except PermissionError:
+                listing[str(relative)] = _UNREADABLE
+    return listing
+
+
+def _check_source(source: Path) -> None:
+    if not source.is_dir() and not source.is_file():
+        raise UserError(
+            f"{str(source)!r} is not a folder or archive. Set the path with "
+            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
+            "starts at the root of the repository."
+        )
+
+
+@contextmanager
+def _named_faults(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot copy {str(error.filename or source)!r}: {error.strerror}. Check its "
+            "permissions, and that the disk has room."
+        ) from error
 
 
 def log_left_out(left_out: dict[str, str], source: str) -> None:
@@ -124,11 +178,10 @@ def wanted(path: PurePosixPath, start: bytes, left_out: dict[str, str]) -> bool:
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
     """Copy what is wanted of a directory; return what was left out, and why."""
-    relative = PurePosixPath()
-    try:
+    with _named_faults(source):
         scan = _Scan(source.resolve(), limits)
-        scan.walk(source, relative, ())
-        for relative, path in tqdm(scan.files, desc="copy", unit="file", disable=None):
+        scan.walk(source, PurePosixPath(), ())
+        for relative, path in tqdm(scan.files.items(), desc="copy", unit="file", disable=None):
             copy = target / relative
             copy.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -138,11 +191,6 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
                 if error.filename != str(path):
                     raise
                 scan.left_out[str(relative)] = _UNREADABLE
-    except OSError as error:
-        raise UserError(
-            f"Cannot copy {str(error.filename or relative)!r}: {error.strerror}. Check its "
-            "permissions, and that the disk has room."
-        ) from error
     return dict(sorted(scan.left_out.items()))
 
 
@@ -152,12 +200,17 @@ class _Scan:
 
     root: Path
     limits: ArchiveLimits
-    files: list[tuple[PurePosixPath, Path]] = field(default_factory=list)
+    files: dict[PurePosixPath, Path] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     total_bytes: int = 0
 
-    def walk(self, folder: Path, relative: PurePosixPath, above: tuple[Path, ...]) -> None:
-        """Collect the files of `folder`, found at `relative`, inside the real folders `above`."""
+    def walk(
+        self, folder: Path, relative: PurePosixPath, above: tuple[Path, ...], links: int = 0
+    ) -> None:
+        """Collect the files of `folder`, found at `relative`, inside the real folders `above`.
+
+        `links` of these are links.
+        """
         above = (*above, folder.resolve())
         try:
             with os.scandir(folder) as found:
@@ -175,8 +228,10 @@ class _Scan:
                 self.left_out[str(inner)] = (
                     "is a link that leads out of the folder, into itself or nowhere"
                 )
+            elif entry.is_dir() and entry.is_symlink() and links == _MAX_LINKS:
+                self.left_out[str(inner)] = f"is a link to a folder inside {_MAX_LINKS} others"
             elif entry.is_dir():
-                self.walk(path, inner, above)
+                self.walk(path, inner, above, links + entry.is_symlink())
             elif not entry.is_file():
                 self.left_out[str(inner)] = "is a pipe or device"
             elif wanted(inner, read_start(path), self.left_out):
@@ -190,7 +245,11 @@ class _Scan:
         return real.is_relative_to(self.root) and real not in above
 
     def _add(self, relative: PurePosixPath, path: Path) -> None:
-        self.files.append((relative, path))
+        if (other := self.files.setdefault(relative, path)) is not path:
+            raise UserError(
+                f"Two files would both be stored as {str(relative)!r}, because DVC cannot hold the "
+                f"name of one: {os.fsencode(other)!r} and {os.fsencode(path)!r}. Rename one."
+            )
         self.total_bytes += path.stat().st_size
         for name, found, most in (
             ("max_files", len(self.files), self.limits.max_files),
