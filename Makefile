@@ -32,7 +32,7 @@ $(PIP) --no-deps --no-build-isolation --editable .
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-scale repro report gate ci sweep seeds test test-fast test-scale campaign matrix fuzz lint audit format params deps lock ui serve bench verify-reproducible clean clean-cache
+.PHONY: help install install-scale repro report gate ci sweep seeds test test-fast test-scale campaign matrix fuzz lint audit format params deps lock ui demo serve bench verify-reproducible clean clean-cache
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -125,6 +125,9 @@ seeds: $(INSTALLED) ## train with N=5 seeds, and print how far chance moves the 
 
 ui: $(INSTALLED) ## MLflow's pages, for this machine only, on port 5000 or PORT=n
 	@python -m tools.ui $(if $(PORT),--port $(PORT))
+
+demo: $(INSTALLED) ## a page to try the model, for this machine only, on port 5002 or PORT=n
+	@facegender demo $(if $(PORT),--port $(PORT))
 
 serve: $(INSTALLED) ## serve the champion over HTTP, for this machine only, on port 5001
 	mlflow models serve -m models:/facegender@champion --env-manager local \

@@ -12,6 +12,7 @@ from facegender.runtime.user_settings import restart_without_early_settings
 # module of the command that runs is imported.
 COMMANDS = {
     "predict": ("predict:add_predict", "print the label and P(male) of images"),
+    "demo": ("demo:add_demo", "show a page on which to try a model"),
     "gate": ("gate:add_gate", "refuse a model that is worse than the previous one"),
     "audit-labels": ("audit_labels:add_audit_labels", "list images whose label may be wrong"),
     "report": ("report:add_report", "write one page of results, compared with a commit"),

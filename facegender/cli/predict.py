@@ -93,7 +93,7 @@ def predict(args: argparse.Namespace) -> int:
     predictions = predict_images(
         load_predictors(model, len(sources), trusted=args.model is None),
         sources,
-        threshold=_threshold(model) if args.threshold is None else args.threshold,
+        threshold=threshold_of(model) if args.threshold is None else args.threshold,
         abstain_below=args.abstain_below,
         faces="whole" if args.whole else "largest" if args.largest else "all",
     )
@@ -120,7 +120,8 @@ def predict(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _threshold(model: Path) -> float:
+def threshold_of(model: Path) -> float:
+    """Return the threshold that a model carries, or 0.5, with a note on standard error."""
     from facegender.inference.threshold import read_threshold
 
     threshold = read_threshold(model)

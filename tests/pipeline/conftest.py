@@ -100,7 +100,8 @@ def browser() -> Iterator[Browser]:
         pytest.skip("needs chromium or google-chrome on PATH")
     with sync_playwright() as playwright:
         # Root, as in a container, cannot have Chromium's sandbox.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        options = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=program, args=options)
         yield browser
         browser.close()
 
