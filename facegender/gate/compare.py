@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from facegender.gate.revisions import git, read_text, resolve, shallow_hint
 from facegender.gate.rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
-from facegender.params import Params
+from facegender.params import Gate, Params
 from facegender.runtime.dvc_context import pipeline_paths
 
 MAIN = ("main", "origin/main")
@@ -54,7 +55,8 @@ def judge_work_tree(
     candidate = read_results(root)
     baseline = None
     rules = Rules(params.gate, params.evaluate.min_group_size, params.evaluate.groups)
-    undecided = why_stale(root, _result_paths(root, None, candidate.name).values())
+    stale = why_stale(root, _result_paths(root, None, candidate.name).values())
+    undecided = list(stale)
     notes: list[str] = []
     try:
         why = ""
@@ -68,17 +70,45 @@ def judge_work_tree(
         baseline = replace(found, name=f"{why} ({revision[:10]})") if why else found
     except UserError as error:
         undecided.append(str(error))
-    return judge(
-        candidate,
-        baseline,
-        rules.gate,
-        min_group_size=rules.min_group_size,
-        chosen=rules.groups,
-        accept_data_change=accept_data_change,
-        require_evidence=require_evidence,
-        undecided=undecided,
-        notes=notes,
-    )
+
+    def judged(beside: Results | None, gate: Gate, evidence: bool, why: Sequence[str]) -> Report:
+        return judge(
+            candidate,
+            beside,
+            gate,
+            min_group_size=rules.min_group_size,
+            chosen=rules.groups,
+            accept_data_change=accept_data_change,
+            require_evidence=evidence,
+            undecided=why,
+        )
+
+    report = judged(baseline, rules.gate, require_evidence, undecided)
+    report = replace(report, notes=[*notes, *report.notes])
+    reference = rules.gate.reference
+    if reference is None or stale:
+        return report
+    try:
+        fixed = read_results(root, reference)
+        edited = _edited(root, reference, fixed.name)
+        # The floors are judged already, and are the same.
+        beside = judged(fixed, rules.gate.model_copy(update={"floors": {}}), False, edited)
+    except UserError as error:
+        return _undecided_by_reference(report, reference, [str(error)])
+    if beside.undecided:
+        report = _undecided_by_reference(report, reference, beside.undecided)
+    return replace(report, reference=beside if beside.comparisons else None)
+
+
+def _undecided_by_reference(report: Report, reference: str, reasons: Sequence[str]) -> Report:
+    new = [reason.rstrip(".") for reason in reasons if reason not in report.undecided]
+    sentences = [
+        f"the candidate is not judged against gate.reference {reference}: {reason}. Fetch it (`git "
+        "fetch --tags`), or set gate.reference to a commit with results on these test images; the "
+        "gate accepts that with --accept-rule-change"
+        for reason in new
+    ]
+    return replace(report, undecided=[*report.undecided, *sentences])
 
 
 def judge_folders(candidate: Path, champion: Path | None, params: Params) -> Report:
