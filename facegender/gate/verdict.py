@@ -358,6 +358,6 @@ def _code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     plain = html.escape(" ".join(text.split()), quote=False)
-    for character in "|`*_[]@~#\\":
+    for character in "#|`*_[]@~\\":  # first the one that the others insert
         plain = plain.replace(character, f"&#{ord(character)};")
     return plain
