@@ -301,6 +301,7 @@ class Gate(_Strict):
     significance: Annotated[float, Field(gt=0, lt=1)]
     bootstrap_samples: Positive
     seed: Seed
+    reference: str | None = None
     cost: Cost
 
 

@@ -39,6 +39,12 @@ def add_promote(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="why the model is promoted by force; stored with the version",
     )
+    parser.add_argument(
+        "--accept-rule-change",
+        action="store_true",
+        help="judge by the gate's rules in the work tree even where they are looser than the "
+        "committed ones: those of HEAD, main and the champion",
+    )
     parser.set_defaults(run=promote, parser=parser)
 
 
@@ -47,14 +53,22 @@ def promote(args: argparse.Namespace) -> int:
     if args.force != (args.reason is not None):
         args.parser.error("--force and --reason need each other")
     with open_registry() as (registry, lock):
-        from facegender.gate.compare import judge_folders, may_be_champion
+        from facegender.gate.promotion import judge_promotion, may_be_champion
         from facegender.gate.verdict import as_markdown
         from facegender.params import load_params
 
-        params = load_params(project_root() / "params.yaml")
+        root = project_root()
+        params = load_params(root / "params.yaml")
 
         def judge(candidate: Path, champion: Path | None) -> Any:
-            report = judge_folders(candidate, champion, params)
+            report = judge_promotion(
+                root,
+                candidate,
+                champion,
+                params,
+                champion_commit=registry.champion_commit(),
+                accept_rule_change=args.accept_rule_change,
+            )
             return registry.Verdict(may_be_champion(report), as_markdown(report))
 
         run = registry.find_run(args.mlflow_run)

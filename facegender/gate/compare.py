@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,12 @@ from facegender.gate.revisions import git, read_text, resolve, shallow_hint
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
-from facegender.params import Params
+from facegender.params import Gate, Params
 from facegender.runtime.dvc_context import pipeline_paths
 
 MAIN = ("main", "origin/main")
 # The files that the gate reads, by their names in dvc.yaml.
 _RESULTS = ("test_metrics", "predictions", "export_metrics", "speed")
-NO_CHAMPION = "there is no champion to compare with"
 
 
 def judge_work_tree(
@@ -54,7 +54,8 @@ def judge_work_tree(
     candidate = read_results(root)
     baseline = None
     rules = Rules(params.gate, params.evaluate.min_group_size, params.evaluate.groups)
-    undecided = why_stale(root, _result_paths(root, None, candidate.name).values())
+    stale = why_stale(root, _result_paths(root, None, candidate.name).values())
+    undecided = list(stale)
     notes: list[str] = []
     try:
         why = ""
@@ -63,63 +64,69 @@ def judge_work_tree(
         found = read_results(root, revision)
         undecided += _edited(root, revision, found.name)
         rules, notes = combine_rules(
-            rules, _read_params(root, revision), accept_change=accept_rule_change
+            rules, read_params(root, revision), accept_change=accept_rule_change
         )
         baseline = replace(found, name=f"{why} ({revision[:10]})") if why else found
     except UserError as error:
         undecided.append(str(error))
-    return judge(
-        candidate,
-        baseline,
-        rules.gate,
-        min_group_size=rules.min_group_size,
-        chosen=rules.groups,
-        accept_data_change=accept_data_change,
-        require_evidence=require_evidence,
-        undecided=undecided,
-        notes=notes,
-    )
+
+    def judged(
+        beside: Results | None, gate: Gate, why: Sequence[str], *, evidence: bool = False
+    ) -> Report:
+        return judge(
+            candidate,
+            beside,
+            gate,
+            min_group_size=rules.min_group_size,
+            chosen=rules.groups,
+            accept_data_change=accept_data_change,
+            require_evidence=evidence,
+            undecided=why,
+        )
+
+    report = judged(baseline, rules.gate, undecided, evidence=require_evidence)
+    report = replace(report, notes=[*notes, *report.notes])
+    return report if stale else add_reference(report, root, rules.gate, judged)
 
 
-def judge_folders(candidate: Path, champion: Path | None, params: Params) -> Report:
-    """Judge results in a folder against those in another.
+def add_reference(
+    report: Report,
+    root: Path,
+    settings: Gate,
+    judged: Callable[[Results, Gate, Sequence[str]], Report],
+) -> Report:
+    """Return a report with the comparison with the fixed reference, if there is one.
 
     Args:
-        candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.
-        champion: the same for the model before; None if the floors alone count.
-        params: parameters of the gate.
-
-    Raises:
-        UserError: a file is not what its stage writes.
+        report: the candidate beside its baseline.
+        root: the repository.
+        settings: the rules that apply, with the reference.
+        judged: function that judges the candidate beside results, by rules, undecided for reasons.
     """
-    return judge(
-        _read_folder(candidate, "the run"),
-        None if champion is None else _read_folder(champion, "the champion"),
-        params.gate,
-        min_group_size=params.evaluate.min_group_size,
-        chosen=params.evaluate.groups,
-        undecided=[NO_CHAMPION] if champion is None else [],
-    )
+    reference = settings.reference
+    if reference is None:
+        return report
+    try:
+        fixed = read_results(root, reference)
+        edited = _edited(root, reference, fixed.name)
+        # The floors are judged already, and are the same.
+        beside = judged(fixed, settings.model_copy(update={"floors": {}}), edited)
+    except UserError as error:
+        return _undecided_by_reference(report, reference, [str(error)])
+    if beside.undecided:
+        report = _undecided_by_reference(report, reference, beside.undecided)
+    return replace(report, reference=beside if beside.comparisons else None)
 
 
-def may_be_champion(report: Report) -> bool:
-    """Return whether a report of `judge_folders` allows promotion.
-
-    The first champion has no other to be compared with; nothing else that is undecided is excused.
-    """
-    alone = list(report.undecided) == [NO_CHAMPION] and not report.failures
-    return alone or report.exit_code == 0
-
-
-def _read_folder(folder: Path, name: str) -> Results:
-    predictions, export = folder / "predictions.csv", folder / "export.json"
-    return parse_results(
-        name,
-        test_metrics=(folder / "test.json").read_text(encoding="utf-8"),
-        predictions=predictions.read_text(encoding="utf-8") if predictions.is_file() else None,
-        export_metrics=export.read_text(encoding="utf-8") if export.is_file() else None,
-        speed=None,
-    )
+def _undecided_by_reference(report: Report, reference: str, reasons: Sequence[str]) -> Report:
+    new = [reason.rstrip(".") for reason in reasons if reason not in report.undecided]
+    sentences = [
+        f"the candidate is not judged against gate.reference {reference}: {reason}. Fetch it (`git "
+        "fetch --tags`), or set gate.reference to a commit with results on these test images; the "
+        "gate accepts that with --accept-rule-change"
+        for reason in new
+    ]
+    return replace(report, undecided=[*report.undecided, *sentences])
 
 
 def commit_of(root: Path) -> str | None:
@@ -242,7 +249,7 @@ def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _read_params(root: Path, revision: str) -> dict[str, Any]:
+def read_params(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml at a revision, unchecked; empty if missing or not a mapping."""
     text = read_text(root, "params.yaml", resolve(root, revision))
     try:

@@ -17,6 +17,7 @@ from facegender.params import Gate
 _Path = tuple[str, ...]
 _FLOORS = ("gate", "floors")
 _GROUPS = ("evaluate", "groups")
+_REFERENCE = ("gate", "reference")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,12 @@ def combine_rules(
         if path not in new:
             # A floor of the other direction replaces one as little as none at all.
             applied = {key: kept for key, kept in applied.items() if key[:3] != path[:3]}
-        if path == _GROUPS:
+        if path == _REFERENCE and value is None:
+            stricter.append(_change(path, value, new[path]))
+            continue
+        if path in (_GROUPS, _REFERENCE):
             # More groups would each be judged less sharply, so that neither choice is stricter.
+            # A later reference would forget the drops before it.
             looser.append(_change(path, value, new[path]))
             applied[path] = value
             continue

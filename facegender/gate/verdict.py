@@ -91,6 +91,7 @@ class Report:
             `new_probability`, `right` (whether the candidate is right).
         notes: further warnings, one sentence each.
         evidence: what a paired comparison can show.
+        reference: the candidate judged against the fixed reference, without floors; or None.
     """
 
     candidate: str
@@ -105,6 +106,7 @@ class Report:
     flips: pd.DataFrame = field(default_factory=NO_FLIPS.copy)
     notes: Sequence[str] = ()
     evidence: Evidence | None = None
+    reference: "Report | None" = None
 
     @property
     def failures(self) -> list[str]:
@@ -116,6 +118,7 @@ class Report:
                 for row in (*self.comparisons, *self.groups)
                 if row.verdict == "fail"
             ),
+            *self._beside_reference(self.reference.failures if self.reference else []),
         ]
 
     @property
@@ -136,7 +139,12 @@ class Report:
                 if row.verdict == "warn"
             ),
             *(_cost_sentence(row) for row in self.costs if row.verdict == "warn"),
+            *self._beside_reference(self.reference.warnings if self.reference else []),
         ]
+
+    def _beside_reference(self, sentences: Sequence[str]) -> list[str]:
+        name = self.reference.baseline if self.reference else None
+        return [f"against the reference {name}: {one}" for one in sentences]
 
     @property
     def verdict(self) -> Literal["pass", "pass with warnings", "fail", "cannot tell"]:
@@ -154,9 +162,10 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole report, ready for JSON; an undefined value is None."""
-        content = asdict(replace(self, flips=pd.DataFrame(), evidence=None))
+        content = asdict(replace(self, flips=pd.DataFrame(), evidence=None, reference=None))
         content["flips"] = self.flips.to_dict("records")
         content["evidence"] = self.evidence.to_json() if self.evidence else None
+        content["reference"] = self.reference.to_json() if self.reference else None
         summary = {
             "verdict": self.verdict,
             "exit_code": self.exit_code,
@@ -181,7 +190,7 @@ def _drop_sentence(row: Comparison) -> str:
 
 
 def _cost_sentence(row: CostRatio) -> str:
-    return f"{row.metric} is {row.ratio:.2f} times the baseline's (limit {row.limit:g})"
+    return f"{row.metric} is {row.ratio:.2f} times the old one (limit {row.limit:g})"
 
 
 def as_text(report: Report) -> str:
@@ -207,7 +216,7 @@ def as_markdown(report: Report) -> str:
         parts.append("Not in groups: " + _escaped("; ".join(report.left_out)))
     for title, headers, rows, left_out in _tables(report, _code):
         table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-        if title == _METRICS:
+        if title.startswith(_METRICS):
             parts += [f"**{title}**", table]
         elif rows:
             summary = f"<details><summary>{title}</summary>"
@@ -221,6 +230,9 @@ _METRICS, _FLOORS = "Metrics", "Floors"
 
 
 def _about(report: Report) -> str:
+    if report.reference:
+        reference = _about(replace(report.reference, candidate="Beside the reference"))
+        return f"{_about(replace(report, reference=None))}. {reference}"
     if report.baseline is None:
         return f"{report.candidate}, with no baseline"
     if not report.comparisons:
@@ -297,8 +309,15 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
             0,
         ),
     ]
-    compared = bool(report.comparisons)
-    return [table for table in tables if compared or table[0] == _FLOORS]
+    shown = tables if report.comparisons else tables[1:2]
+    if report.reference is None:
+        return shown
+    about = f", against the reference {name(report.reference.baseline or '')}"
+    metrics, _, by_group, *_ = _tables(report.reference, name)
+    return [
+        *shown,
+        *((f"{title}{about}", head, rows, cut) for title, head, rows, cut in (metrics, by_group)),
+    ]
 
 
 def _importance(row: Comparison) -> tuple[bool, int, float]:
@@ -339,6 +358,6 @@ def _code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     plain = html.escape(" ".join(text.split()), quote=False)
-    for character in "|`*_[]@~#\\":
+    for character in "#|`*_[]@~\\":  # first the one that the others insert
         plain = plain.replace(character, f"&#{ord(character)};")
     return plain

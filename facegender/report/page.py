@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.errors import UserError
+from facegender.evaluation.groups import find_groups
 from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
 from facegender.files import file_sha256
@@ -159,6 +160,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
             f"{sources.test_metrics.name} is missing: run `make repro` first, which evaluates the "
             "model on the test split."
         )
+    groups = _groups(sources.test_plots / "groups.csv", metrics["accuracy"])
     return {
         "metrics": metrics,
         "figures": _figures(metrics),
@@ -166,7 +168,8 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "raw": _json(sources.raw_info),
         "data": _json(sources.data_metrics),
         "kept": _kept_epoch(sources.history),
-        "groups": _groups(sources.test_plots / "groups.csv", metrics["accuracy"]),
+        "groups": groups,
+        "left_out": _left_out(sources.predictions, params) if groups else [],
         "export": _json(sources.export_metrics),
         "params": params,
     }
@@ -236,6 +239,14 @@ def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
     ]
 
 
+def _left_out(path: Path, params: Params) -> Sequence[str]:
+    """Return what belongs to no group, one sentence each."""
+    if not path.is_file():
+        return []
+    chosen, minimum = params.evaluate.groups, params.evaluate.min_group_size
+    return find_groups(read_manifest(path), chosen, minimum).left_out
+
+
 def _worst(path: Path, threshold: float) -> list[dict[str, Any]] | None:
     """Return the most confident errors, in the order of the picture's faces."""
     if not path.is_file():
@@ -299,6 +310,8 @@ def _missing(value: object) -> bool:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
+    if value == math.inf:
+        return "\N{INFINITY}"
     return "\N{EN DASH}" if _missing(value) else f"{value:.{digits}f}"
 
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from facegender.errors import UserError
 from facegender.tracking.connection import EXPERIMENT
@@ -175,6 +176,15 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(number))
         client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
         return Promotion(number, former, verdict, champion=True)
+
+
+def champion_commit() -> str | None:
+    """Return the commit of the code that made the champion, or None if it is not recorded."""
+    client = MlflowClient()
+    champion = _champion(client)
+    if champion is None:
+        return None
+    return client.get_run(champion.run_id or "").data.tags.get(MLFLOW_GIT_COMMIT)
 
 
 def rollback(*, lock: Path) -> tuple[int, int]:

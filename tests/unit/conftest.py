@@ -1,4 +1,5 @@
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,21 @@ def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str
     return run.info.run_id
 
 
+def commit_params(root: Path, *before: str) -> str:
+    """Commit params.yaml, after another command of git; return the commit."""
+    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (
+        before,
+        ("add", "params.yaml"),
+        (*who, "commit", "--quiet", "--allow-empty", "--message", "rules"),
+    ):
+        subprocess.run(["git", *words], cwd=root, check=True)
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
 @pytest.fixture
 def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The filled store, to change: a copy, chosen as the commands would choose it."""
@@ -80,8 +96,9 @@ def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings["gate"]["floors"] = {"accuracy": {"at_least": 0.5}}
-    settings["evaluate"]["groups"] = None  # the metadata here lack the sample's columns
+    settings["evaluate"]["groups"] = None  # these runs have no metadata
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    commit_params(root, "init", "--quiet", "--initial-branch=main")
     # MLflow remembers where a run's artifacts are by its id, which all copies of the store share.
     _artifact_repos_cache.clear()
     connection.connect(root)

@@ -1,5 +1,6 @@
 """The gate's verdicts: floors, drops judged on the same images, groups, costs, and its report."""
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from scipy.stats import binomtest, bootstrap
 
 from facegender.evaluation.groups import holm
 from facegender.evaluation.metrics import METRICS, classification_metrics
-from facegender.gate.compare import judge_folders, may_be_champion, parse_results
+from facegender.gate.compare import parse_results
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results
+from facegender.gate.promotion import judge_promotion, may_be_champion
 from facegender.gate.significance import (
     Resampling,
     paired_difference,
@@ -478,10 +480,10 @@ def test_the_first_champion_is_excused_for_having_none_before_it_alone(
     for name in ("test.json", "predictions.csv"):
         shutil.copy(ROOT / "metrics" / name, tmp_path)
     params = params.model_copy(update={"gate": settings})
-    assert may_be_champion(judge_folders(tmp_path, None, params))
+    assert may_be_champion(judge_promotion(ROOT, tmp_path, None, params))
     metrics = json.loads((tmp_path / "test.json").read_text())
     (tmp_path / "test.json").write_text(json.dumps(metrics | {"accuracy": 0.999}))
-    report = judge_folders(tmp_path, None, params)
+    report = judge_promotion(ROOT, tmp_path, None, params)
     assert (report.exit_code, report.failures) == (2, [])
     assert not may_be_champion(report)
 
@@ -543,6 +545,7 @@ def test_names_from_the_data_cannot_break_the_markdown(compare: Callable) -> Non
     (line,) = (line for line in text.splitlines() if "someone" in line)
     assert line.count("|") == 6
     assert not any(mark in line for mark in ("<script", "</details", "@", "`", "[x]", "*"))
+    assert html.unescape(line).count(" ".join(evil.split())) == 1
 
 
 def test_a_long_list_is_cut_and_says_so(compare: Callable) -> None:

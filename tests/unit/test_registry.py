@@ -18,7 +18,7 @@ from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.tracking import pages, registry
 from facegender.tracking.registry import Promotion, Verdict, find_run
-from tests.unit.conftest import Store
+from tests.unit.conftest import Store, commit_params
 from tools.compose_params import ROOT
 
 
@@ -366,3 +366,57 @@ def test_the_gate_judges_beside_the_champion(
     assert aliases()["champion"] == 2
     assert _run(["promote", "worse", "--force", "--reason", "a test"]) == 0
     assert "which is significant" in version(aliases()["champion"]).description
+
+
+def set_rules(store: Store, drop: float, floor: float = 0.5, reference: str | None = None) -> None:
+    path = store.root / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["gate"]["floors"] = {"accuracy": {"at_least": floor}}
+    content["gate"]["max_drop"] = dict.fromkeys(content["gate"]["max_drop"], drop)
+    content["gate"]["reference"] = reference
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize("whose", ["HEAD", "the merge base with main", "the champion"])
+def test_looser_rules_of_the_work_tree_promote_nothing(
+    store: Store, capsys: pytest.CaptureFixture, whose: str
+) -> None:
+    assert _run(["promote", "better"]) == 0
+    commit = commit_params(store.root, "switch", "--quiet", "--create", "branch")
+    if whose == "the champion":
+        MlflowClient().set_tag(store.runs["better"], "mlflow.source.git.commit", commit)
+    set_rules(store, drop=0.9)
+    if whose != "HEAD":
+        commit_params(store.root, "status", "--short")
+    if whose == "the champion":
+        commit_params(store.root, "branch", "--quiet", "--force", "main")
+    with pytest.raises(UserError, match="version 1 stays"):
+        _run(["promote", "worse"])
+    out = capsys.readouterr().out
+    assert f"beside the rules of {whose} (" in out
+    assert "loosens the gate's rules: gate.max&#95;drop.accuracy from 0.01 to 0.9" in out
+    assert ("the champion's commit, not recorded, is not in this clone" in out) == (
+        whose != "the champion"
+    )
+    assert aliases() == {"champion": 1, "challenger": 2}
+    assert _run(["promote", "worse", "--accept-rule-change"]) == 0
+    assert "accepted: looser rules than the baseline's" in capsys.readouterr().out
+
+
+def test_without_committed_rules_promotion_needs_force(
+    store: Store, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.rmtree(store.root / ".git")
+    with pytest.raises(UserError, match="does not pass"):
+        _run(["promote", "good"])
+    assert "the committed rules cannot be read: git rev-parse failed" in capsys.readouterr().out
+    assert _run(["promote", "good", "--force", "--reason", "a trial"]) == 0
+
+
+def test_promotion_judges_against_the_reference(
+    store: Store, capsys: pytest.CaptureFixture
+) -> None:
+    set_rules(store, drop=0.01, reference="v9")
+    with pytest.raises(UserError, match="does not pass"):
+        _run(["promote", "good"])
+    assert "not judged against gate.reference v9: Cannot read v9" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import yaml
 from scipy.stats import binomtest
 
 from facegender.errors import UserError
-from facegender.evaluation.groups import group_metrics
+from facegender.evaluation.groups import NO_METADATA, group_metrics
 from facegender.evaluation.metrics import classification_metrics, shown_metrics
 from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
@@ -159,7 +159,7 @@ def test_names_from_the_data_stay_text(sources: Sources, params: Params) -> None
     assert "<script" not in card
     assert "[x](javascript" not in card
     rows = [line for line in card.splitlines() if "alert(1)" in line and line.startswith("|")]
-    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [10]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [10, 7]
 
 
 def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
@@ -218,14 +218,24 @@ def test_small_and_low_groups_are_marked(sources: Sources, params: Params) -> No
     groups = group_metrics(table, threshold=0.5, minimum=20)
     groups.to_csv(sources.test_plots / "groups.csv", index=False)
     rows = [line for line in render_card(sources, params).splitlines() if "| age: " in line]
-    marks = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows}
+    marks = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows[:3]}
     assert marks == {"age: middle": "small", "age: old": "below", "age: young": ""}
     # The recall of a class has an interval of its own.
     row = groups.set_index("group").loc["young"]
     of_class = int(((table["age"] == "young") & (table["label"] == 1)).sum())
     interval = binomtest(of_class, of_class).proportion_ci(method="wilson")
     assert (row["recall_male_low"], row["recall_male_high"]) == (interval.low, interval.high)
+    # The second table compares each group with the images outside it.
+    old = groups.set_index("group").loc["old"]
+    assert old["difference"] < -0.3
+    cells = [cell.strip().replace("\N{MINUS SIGN}", "-") for row in rows for cell in row.split("|")]
+    interval = f"{old['difference_low']:+.3f} to {old['difference_high']:+.3f}"
+    ratio = f"{old['error_ratio']:.2f}" if np.isfinite(old["error_ratio"]) else "\N{EN DASH}"
+    at = cells.index(f"{old['difference']:+.3f}")
+    assert cells[at + 1 : at + 3] == [interval, ratio]
+    assert cells[at + 4] == f"{old['p']:.3f}"
     page = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    assert f"{interval} {ratio}" in page.replace("\N{MINUS SIGN}", "-")
     assert "1 has fewer than 20 images" in page
     assert "old below 50 0.000" in page
 
@@ -299,3 +309,29 @@ def test_the_committed_card_is_the_one_of_the_committed_results() -> None:
     groups = pd.read_csv(ROOT / "metrics/test/groups.csv", keep_default_na=False)
     for row in groups.itertuples():
         assert f"| {row.column}: {row.group} | {row.n} | {row.accuracy:.3f} | " in card
+
+
+def test_what_belongs_to_no_group_is_said(sources: Sources, params: Params) -> None:
+    predictions = pd.read_csv(sources.predictions)
+    column = next(name for name in predictions.columns if name not in NO_METADATA)
+    predictions.loc[:4, column] = None
+    predictions.to_csv(sources.predictions, index=False)
+    evaluate = params.evaluate.model_copy(update={"groups": [column]})
+    params = params.model_copy(update={"evaluate": evaluate})
+    missing = int(predictions[column].isna().sum())
+    for text in (render_page(sources, params, PROVENANCE), render_card(sources, params)):
+        (line,) = re.findall("Not in groups: .*", text)
+        assert "not in evaluate.groups: " in line
+        assert f"missing for {missing} images" in line
+
+
+def test_both_comparisons_are_shown(sources: Sources, params: Params) -> None:
+    fixed = Report("now", "v1 (abc)", [], comparisons=[Comparison("accuracy", 9, 0.8, 0.6, -0.2)])
+    row = Comparison("accuracy", 9, 0.61, 0.6, -0.01)
+    gate = Report("now", "main", [], comparisons=[row], reference=fixed)
+    elements = Elements(render_page(sources, params, PROVENANCE, gate))
+    text = " ".join(" ".join(elements.texts).split())
+    assert "The fixed reference, which small drops cannot move, is v1 (abc)" in text
+    assert "Metrics of the reference and of these results" in text
+    assert "accuracy 9 0.6100 0.6000" in text
+    assert "accuracy 9 0.8000 0.6000" in text

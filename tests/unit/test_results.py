@@ -224,6 +224,85 @@ def test_a_candidate_cannot_loosen_its_own_rules(
     assert after["groups"] == before["groups"]
 
 
+def drift(project: Project, reference: str | None, steps: int = 4) -> list[int]:
+    """Lose three of 360 images at each commit; return each step's exit code."""
+    edit_params(project, gate__floors={}, gate__reference=reference)
+    project.git("tag", "release")
+    project.commit("rules")
+    codes = []
+    for step in range(steps):
+        project.spoil(3)
+        codes.append(gate("--baseline", "HEAD"))
+        project.commit(f"step {step}")
+    return codes
+
+
+def test_small_drops_that_pass_one_by_one_fail_as_a_sum(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    assert drift(project, "release") == [0, 0, 1, 1]
+    capsys.readouterr()
+    assert gate("--baseline", "HEAD~1", "--format", "json") == 1
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["metric"]: row for row in report["comparisons"]}
+    fixed = {row["metric"]: row for row in report["reference"]["comparisons"]}
+    assert rows["accuracy"]["difference"] == pytest.approx(-3 / 360)
+    assert fixed["accuracy"]["difference"] == pytest.approx(-12 / 360)
+    assert (rows["accuracy"]["verdict"], fixed["accuracy"]["verdict"]) == ("pass", "fail")
+    name = f"release ({project.first[:10]})"
+    assert report["failures"][0].startswith(f"against the reference {name}: accuracy went from ")
+    for form in ("text", "markdown"):
+        assert gate("--baseline", "HEAD~1", "--format", form) == 1
+        out = capsys.readouterr().out
+        assert f"Beside the reference, compared with {name} image by image" in out
+        assert out.count("-0.0333") == out.count("-0.0083") == 1
+
+
+def test_without_a_reference_small_drops_pass(project: Project) -> None:
+    assert drift(project, None) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("later", [None, "HEAD"])
+def test_a_candidate_cannot_forget_the_reference(
+    project: Project, capsys: pytest.CaptureFixture, later: str | None
+) -> None:
+    drift(project, "release")
+    capsys.readouterr()
+    content = yaml.safe_load((project.root / "params.yaml").read_text())
+    content["gate"]["reference"] = later
+    (project.root / "params.yaml").write_text(yaml.safe_dump(content))
+    assert gate("--baseline", "HEAD~1") == 1
+    assert "loosens the gate's rules: gate.reference " in capsys.readouterr().out
+    assert gate("--baseline", "HEAD~1", "--accept-rule-change") == 0
+
+
+@pytest.mark.parametrize("fault", ["unknown", "images", "edited"])
+def test_a_reference_that_cannot_be_compared_gets_no_verdict(
+    project: Project, capsys: pytest.CaptureFixture, fault: str
+) -> None:
+    if fault != "unknown":
+        path = project.root / "metrics" / "predictions.csv"
+        text = path.read_text()
+        table = pd.read_csv(path)
+        table.loc[0, "sha256"] = "0" * 64
+        table.to_csv(path, index=False)
+        if fault == "images":
+            project.lock()
+        project.git("tag", "other", project.commit("another test set"))
+        path.write_text(text)
+    edit_params(project, gate__reference="other")
+    assert gate("--baseline", project.first) == 2
+    out = capsys.readouterr().out
+    said = {
+        "unknown": "unknown Git revision 'other'",
+        "images": "the test sets differ: 360 images in the work tree, 360 in other",
+        "edited": "is not what its dvc.lock records",
+    }[fault]
+    assert "not judged against gate.reference other: " in out
+    assert said in out
+    assert "set gate.reference to a commit with results on these test images" in out
+
+
 def test_a_looser_rule_that_is_accepted_applies_and_is_reported(
     project: Project, capsys: pytest.CaptureFixture
 ) -> None:
@@ -240,7 +319,8 @@ def test_a_stricter_rule_applies_at_once(project: Project, capsys: pytest.Captur
     edit_params(project, gate__floors__accuracy__at_least=0.99, gate__floors__brier={"at_most": 1})
     assert gate("--baseline", "HEAD") == 1
     out = capsys.readouterr().out
-    assert "accuracy is 0.9667; it must be at least 0.99" in out
+    accuracy = json.loads((project.root / "metrics" / "test.json").read_text())["accuracy"]
+    assert f"accuracy is {accuracy:.4f}; it must be at least 0.99" in out
     assert (
         "stricter than the baseline's: gate.floors.accuracy.at_least from 0.93 to 0.99, "
         "gate.floors.brier.at_most 1.0 is new"

@@ -1,0 +1,101 @@
+"""May a run's model become the champion? Its results beside the champion's, by committed rules."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from facegender.errors import UserError
+from facegender.gate.compare import MAIN, add_reference, parse_results, read_params
+from facegender.gate.judge import judge
+from facegender.gate.pairing import Results
+from facegender.gate.revisions import git, resolve
+from facegender.gate.stricter_rules import Rules, combine_rules
+from facegender.gate.verdict import Report
+from facegender.params import Gate, Params
+
+NO_CHAMPION = "there is no champion to compare with"
+
+
+def judge_promotion(
+    root: Path,
+    candidate: Path,
+    champion: Path | None,
+    params: Params,
+    *,
+    champion_commit: str | None = None,
+    accept_rule_change: bool = False,
+) -> Report:
+    """Judge a run's results beside the champion's.
+
+    The strictest rules apply of the work tree, HEAD, the merge base with main and the commit that
+    made the champion.
+
+    Args:
+        root: the repository.
+        candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.
+        champion: the same for the champion; None if the floors alone count.
+        params: parameters in the work tree.
+        champion_commit: commit that the champion's run records, or None.
+        accept_rule_change: whether the work tree's rules apply even where they are looser.
+
+    Raises:
+        UserError: a file is not what its stage writes.
+    """
+    rules = Rules(params.gate, params.evaluate.min_group_size, params.evaluate.groups)
+    notes: list[str] = []
+    undecided = [NO_CHAMPION] if champion is None else []
+    try:
+        sources = {resolve(root, "HEAD"): "HEAD"}
+        branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
+        base = branches and git(root, "merge-base", "HEAD", *branches)
+        if base:
+            sources.setdefault(base, "the merge base with main")
+        if champion is not None:
+            try:
+                sources.setdefault(resolve(root, champion_commit or ""), "the champion")
+            except UserError:
+                notes.append(
+                    f"the champion's commit, {champion_commit or 'not recorded'}, is not in this "
+                    "clone: its rules cannot be read, those of HEAD apply"
+                )
+        for commit, name in sources.items():
+            rules, changes = combine_rules(
+                rules, read_params(root, commit), accept_change=accept_rule_change
+            )
+            notes += [f"beside the rules of {name} ({commit[:10]}): {one}" for one in changes]
+    except UserError as error:
+        undecided.append(f"the committed rules cannot be read: {error}")
+    results = _read_folder(candidate, "the run")
+
+    def judged(beside: Results | None, gate: Gate, why: Sequence[str]) -> Report:
+        return judge(
+            results,
+            beside,
+            gate,
+            min_group_size=rules.min_group_size,
+            chosen=rules.groups,
+            undecided=why,
+            notes=notes if gate is rules.gate else [],
+        )
+
+    beside = None if champion is None else _read_folder(champion, "the champion")
+    return add_reference(judged(beside, rules.gate, undecided), root, rules.gate, judged)
+
+
+def may_be_champion(report: Report) -> bool:
+    """Return whether a report of `judge_promotion` allows promotion.
+
+    The first champion has no other to be compared with; nothing else that is undecided is excused.
+    """
+    alone = list(report.undecided) == [NO_CHAMPION] and not report.failures
+    return alone or report.exit_code == 0
+
+
+def _read_folder(folder: Path, name: str) -> Results:
+    predictions, export = folder / "predictions.csv", folder / "export.json"
+    return parse_results(
+        name,
+        test_metrics=(folder / "test.json").read_text(encoding="utf-8"),
+        predictions=predictions.read_text(encoding="utf-8") if predictions.is_file() else None,
+        export_metrics=export.read_text(encoding="utf-8") if export.is_file() else None,
+        speed=None,
+    )
