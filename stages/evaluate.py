@@ -134,8 +134,7 @@ def main() -> None:
         )
         exported = json.loads(args.export_metrics.read_text())
         # Here, not in train: evaluate can be repeated if the server missed it.
-        for row in history[history["kept"] == 1].itertuples():
-            log.log_numbers("kept", {"epoch": row.epoch, "val_loss": row.val_loss})
+        log.log_kept_epoch(history)
         log.log_numbers("calibration", exported["calibration"])
         log.log_export(
             exported,

@@ -341,7 +341,9 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
         tags={**tags, "dvc.restored": "true"},
         manifests={},
     ) as run:
-        log.log_history(pd.read_csv(io.StringIO(read(paths["history"]))))
+        history = pd.read_csv(io.StringIO(read(paths["history"])))
+        log.log_history(history)
+        log.log_kept_epoch(history)
         for prefix in ("test", "export"):
             log.log_numbers(prefix, json.loads(read(paths[f"{prefix}_metrics"])))
     return run.info.run_id

@@ -86,8 +86,14 @@ def log_history(history: pd.DataFrame) -> None:
     """Log a finished training's metrics, one row per epoch, to the open run."""
     for row in history.to_dict("records"):
         epoch = int(row.pop("epoch"))
-        row.pop("kept", None)  # logged with the evaluation
+        row.pop("kept", None)  # logged by `log_kept_epoch`
         log_epoch(epoch, {str(key): value for key, value in row.items()})
+
+
+def log_kept_epoch(history: pd.DataFrame) -> None:
+    """Log the epoch whose weights are the model, and its validation loss, to the open run."""
+    for row in history[history["kept"] == 1].itertuples():
+        log_numbers("kept", {"epoch": row.epoch, "val_loss": row.val_loss})
 
 
 @skip_if_server_failed

@@ -100,8 +100,7 @@ def test_each_is_used_or_named_and_no_stage_stops(
         "both_labels": 2,
         "leakage": 0,
         "exact_duplicates": 1,
-        # Two odd pictures and a turned one show the same, but in black and white alone: all of it is
-        # clipped, so there is nothing to compare.
+        # Three show the same, but in black and white alone: all is clipped, nothing is compared.
         "near_duplicates": 0,
     }
     assert data["under_both_labels"] == ["female/other-label.png", "male/001.png"]
