@@ -70,7 +70,7 @@ def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
 def test_it_prints_no_line_that_looks_like_a_fault(first_repro: Path) -> None:
     # Bars are drawn over themselves.
     lines = re.split(r"[\r\n]+", (first_repro / "stderr").read_text())
-    expected = r"|(draw|check|preprocess \w+): .*image/s\]|INFO: .*|WARNING: int8 loses .*"
+    expected = r"|(draw|check|compare|preprocess \w+): .*image/s\]|INFO: .*|WARNING: int8 loses .*"
     assert [line for line in lines if not re.fullmatch(expected, line)] == []
 
 
@@ -155,8 +155,8 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
     done = reproduced.run("facegender", "predict", "--csv", "broken.jpg", paths[0], check=False)
     (reproduced.root / "broken.jpg").unlink()
     header, broken, good = done.stdout.splitlines()
-    assert header == "image,label,probability,error"
-    assert broken == "broken.jpg,,,not an image in a known format"
+    assert header == "image,label,probability,error,left,top,width,height,score"
+    assert broken == "broken.jpg,,,not an image in a known format,,,,,"
     assert good.startswith(paths[0])
     assert done.returncode == 1
 
@@ -171,7 +171,7 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
         ("facegender/training/augmentation.py", "train report"),
         ("tensorflow", "train export"),
         ("keras", "train export"),
-        ("ai-edge-litert", "export evaluate"),
+        ("ai-edge-litert", "split preprocess export evaluate"),
         ("pillow", "download split preprocess evaluate"),
         ("scikit-learn", "split train evaluate"),
     ],

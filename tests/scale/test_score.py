@@ -61,6 +61,7 @@ def expected(champion: Clone, exported: Exported) -> pd.DataFrame:
     done = champion.run("facegender", "predict", "--csv", *model, "in", check=False)
     assert done.returncode == 1, done.stderr
     table = pd.DataFrame(csv.DictReader(io.StringIO(done.stdout))).replace("", None)
+    table = table[["image", "label", "probability", "error"]]  # whole images have no boxes
     assert table["error"].notna().sum() == len(BAD)
     # Else all of this could be true of a model that says the same of every image.
     assert table["probability"].nunique() > 50
