@@ -33,7 +33,7 @@ def main() -> None:
         from facegender.data.processed import ProcessedSplit
         from facegender.inference import export
         from facegender.inference.litert import load_litert
-        from facegender.inference.threshold import add_threshold
+        from facegender.inference.threshold import write_threshold
         from facegender.model.saved_model import load_model, predict_arrays
 
     model, validation = load_model(args.model), ProcessedSplit(args.processed / "validation")
@@ -46,7 +46,8 @@ def main() -> None:
         converted = export.convert(model, representative)
     for path, content in zip((args.float32, args.int8), converted, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(add_threshold(content, params.evaluate.threshold))
+        path.write_bytes(content)
+        write_threshold(path, params.evaluate.threshold)
         write_crop(path, crop_of(params.image))
     expected = predict_arrays(model, validation.batches(params.evaluate.batch_size))
     results = {

@@ -112,7 +112,7 @@ def export_small_model(folder: Path) -> None:
     import keras
 
     from facegender.inference.export import convert
-    from facegender.inference.threshold import add_threshold
+    from facegender.inference.threshold import write_threshold
     from facegender.model.saved_model import predict_arrays, save_model
     from tests.networks import small_network
 
@@ -134,7 +134,8 @@ def export_small_model(folder: Path) -> None:
     first, *others = (folder / name for name in EXPORTED)
     save_model(model, first)
     for path, content in zip(others, convert(model, images), strict=True):
-        path.write_bytes(add_threshold(content, 0.5))
+        path.write_bytes(content)
+        write_threshold(path, 0.5)
     for name, array in zip(ARRAYS, (images, predict_arrays(model, [images])), strict=True):
         np.save(folder / f"{name}.npy", array)
 

@@ -24,7 +24,7 @@ def read_crop(path: Path) -> FaceCrop | None:
     try:
         text = attached(path, _NAME)
         return None if text is None else FaceCrop.from_json(text)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except ValueError as error:
         raise UserError(
             f"The model {path.name} does not say how faces are cut out: its {_NAME} is damaged "
             f"({error}). `dvc repro` builds the model, `dvc pull` fetches it from a remote."

@@ -1,27 +1,17 @@
-"""The threshold that travels in a model's file, so that every program labels alike.
+"""The threshold that travels in a model's file, so that every program labels alike."""
 
-It is a file in a ZIP archive after the model, where TFLite's metadata keeps associated files: the
-runtime ignores it, and `unzip` shows it.
-"""
-
-import io
 import json
-import zipfile
 from pathlib import Path
 
 from facegender.errors import UserError
-from facegender.model.attachment import attached
+from facegender.model.attachment import attach, attached
 
 _NAME = "facegender.json"
 
 
-def add_threshold(model: bytes, threshold: float) -> bytes:
-    """Return a `.tflite` model with the lowest P(male) that is labelled male."""
-    buffer = io.BytesIO(model)
-    with zipfile.ZipFile(buffer, "a") as archive:
-        # ZipInfo's own date is a constant.
-        archive.writestr(zipfile.ZipInfo(_NAME), json.dumps({"threshold": threshold}))
-    return buffer.getvalue()
+def write_threshold(path: Path, threshold: float) -> None:
+    """Add the lowest P(male) that is labelled male to a `.tflite` file."""
+    attach(path, _NAME, json.dumps({"threshold": threshold}))
 
 
 def read_threshold(path: Path) -> float | None:
@@ -35,7 +25,7 @@ def read_threshold(path: Path) -> float | None:
         if content is None:
             return None
         threshold = float(json.loads(content)["threshold"])
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError):
+    except (ValueError, TypeError, KeyError):
         threshold = 0.0
     if not 0 < threshold < 1:
         raise UserError(

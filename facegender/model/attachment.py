@@ -5,6 +5,7 @@ file is a ZIP archive itself and gets one more member.
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 
 _MAX_BYTES = 10_000
@@ -23,11 +24,16 @@ def attached(path: Path, name: str) -> str | None:
     Raises:
         ValueError: the text is too long, or damaged.
     """
+    if not zipfile.is_zipfile(path):
+        return None
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as member:
             content = member.read(_MAX_BYTES + 1)
-    except (KeyError, OSError, zipfile.BadZipFile):
+    except KeyError:
         return None
+    # RuntimeError: the member is encrypted, or packed by a method that zipfile does not know.
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
     if len(content) > _MAX_BYTES:
         raise ValueError("too long")
     return content.decode()

@@ -14,7 +14,7 @@ from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.litert import probe_litert
-from facegender.inference.threshold import add_threshold, read_threshold
+from facegender.inference.threshold import read_threshold, write_threshold
 from tests.conftest import Exported
 from tools.compose_params import ROOT
 
@@ -85,7 +85,8 @@ def test_the_threshold_is_that_of_the_model_unless_named(
     content = exported.float32.read_bytes()
     plain = content[: content.index(b"PK\3\4", 20)]
     for threshold, flags in ((0.2, []), (0.8, []), (0.2, ["--threshold", "0.8"])):
-        model.write_bytes(add_threshold(plain, threshold))
+        model.write_bytes(plain)
+        write_threshold(model, threshold)
         predict(model, "--json", *flags, folder)
         captured = capsys.readouterr()
         answers = [json.loads(line) for line in captured.out.splitlines()]
@@ -96,7 +97,8 @@ def test_the_threshold_is_that_of_the_model_unless_named(
     model.write_bytes(plain)
     predict(model, folder / "00.png")
     assert "model.tflite carries no threshold: 0.5 is used" in capsys.readouterr().err
-    model.write_bytes(add_threshold(b"", 50))
+    model.write_bytes(b"")
+    write_threshold(model, 50)
     with pytest.raises(UserError, match="not a probability between 0 and 1"):
         read_threshold(model)
 

@@ -15,7 +15,7 @@ from facegender.errors import UserError
 from facegender.inference import export
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE, representative_images
 from facegender.inference.litert import load_litert
-from facegender.inference.threshold import add_threshold, read_threshold
+from facegender.inference.threshold import read_threshold, write_threshold
 from facegender.model.saved_model import load_model
 from stages.export import main
 from tests.conftest import Exported
@@ -97,7 +97,8 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
     files = [exported.keras, tmp_path / "images.npy", tmp_path / "a", tmp_path / "b"]
     subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=ROOT, capture_output=True)
     for name, path in (("a", exported.float32), ("b", exported.int8)):
-        assert add_threshold((tmp_path / name).read_bytes(), 0.5) == path.read_bytes()
+        write_threshold(tmp_path / name, 0.5)
+        assert (tmp_path / name).read_bytes() == path.read_bytes()
 
 
 def test_representative_images_are_drawn_by_the_seed(processed: Path) -> None:

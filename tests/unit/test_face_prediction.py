@@ -156,6 +156,17 @@ def test_a_damaged_crop_is_named(exported: Exported, tmp_path: Path, text: str) 
         read_crop(path)
 
 
+def test_a_crop_with_a_wrong_checksum_is_named_and_not_taken_for_none(
+    exported: Exported, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(exported.float32.read_bytes())
+    write_crop(path, CROP)
+    path.write_bytes(path.read_bytes().replace(b'"margin": 0.25', b'"margin": 0.35'))
+    with pytest.raises(UserError, match=r"does not say how faces are cut out.*Bad CRC"):
+        read_crop(path)
+
+
 def test_the_server_answers_for_the_largest_face_and_lists_all(
     model: Path, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
