@@ -1,5 +1,7 @@
 """The error that the user can fix."""
 
+from collections.abc import Mapping
+
 
 class UserError(Exception):
     """Error the user can fix; shown without a traceback.
@@ -7,3 +9,8 @@ class UserError(Exception):
     The message is one paragraph: what is wrong, and what to do next. Entry points print it and
     exit with code 1. Every other exception is a bug and keeps its traceback.
     """
+
+
+def listed(reasons: Mapping[str, str]) -> str:
+    """Return the first of some reasons by path, for a message."""
+    return "; ".join(f"{path!r} {reason}" for path, reason in list(reasons.items())[:10])

@@ -11,7 +11,7 @@ from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
 from facegender.data.face_table import find_all_faces, missed_by_group
 from facegender.data.invalid import check_invalid
-from facegender.data.manifest import write_table
+from facegender.data.manifest import COLUMNS, write_table
 from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.evaluation import plots
@@ -56,7 +56,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     if faces is not None:
         write_table(faces, args.splits / "faces.csv")
-        found = {"faces": {"missed_by_group": missed_by_group(manifest, faces)}}
+        missed = missed_by_group(manifest, faces)
+        not_grouped = [name for name in manifest.columns.drop(COLUMNS) if name not in missed]
+        found = {"faces": {"missed_by_group": missed, "not_grouped": not_grouped}}
     counts = {
         name: {label: int((images["label"] == value).sum()) for label, value in LABELS.items()}
         for name, images in splits.items()

@@ -22,7 +22,7 @@ from facegender.data.splits import (
     split_at_random,
     split_by_folder,
 )
-from facegender.errors import UserError
+from facegender.errors import UserError, listed
 from facegender.labels import LABELS, NAMES
 from facegender.params import Compute, Data, Split
 
@@ -33,13 +33,14 @@ STUDY_COUNTS = {
 }
 # The widest range of a colour channel, of 255, at which an image still counts as one colour.
 MAX_CONSTANT_CONTRAST = 8
+# The checks that need a detector.
+FACE_CHECKS = ("no_face", "several_faces")
 # The checks whose images are named and counted, in the order in which they are made.
 CHECKS = (
     "too_small",
     "extreme_shape",
     "constant",
-    "no_face",
-    "several_faces",
+    *FACE_CHECKS,
     "both_labels",
     "leakage",
     "exact_duplicates",
@@ -56,11 +57,13 @@ class Findings:
 
     Attributes:
         policies: by check, `drop`, `keep` or `fail`.
-        reasons: by check, and in it by path, what is wrong; `invalid` holds what is no image.
+        reasons: by check, and in it by path, what is wrong; `invalid` holds what is not an image.
+        without_subject: images that `split.group_by` says nothing of; None without it.
     """
 
     policies: Mapping[str, str]
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
+    without_subject: int | None = None
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
         """Note what a check found.
@@ -70,7 +73,7 @@ class Findings:
         """
         if not reasons:
             return
-        shown = "; ".join(f"{path!r} {reason}" for path, reason in list(reasons.items())[:10])
+        shown = listed(reasons)
         policy = self.policies.get(check, "drop")
         if policy == "fail":
             raise UserError(
@@ -97,7 +100,9 @@ class Findings:
     def summary(self) -> dict[str, Any]:
         """Return what metrics/data.json says of the checks, ready for JSON."""
         found = self.reasons
+        subjects = {} if self.without_subject is None else {"without_subject": self.without_subject}
         return {
+            **subjects,
             "checks": self.report(),
             "duplicates": sum(
                 len(found.get(f"{kind}_duplicates", ())) for kind in ("exact", "near")
@@ -149,9 +154,7 @@ def clean(
     """
     policies = data.checks.model_dump()
     if faces is None:
-        policies = {
-            name: policies[name] for name in policies if not name.endswith(("face", "faces"))
-        }
+        policies = {name: policies[name] for name in policies if name not in FACE_CHECKS}
     findings = Findings(policies)
     where: dict[str, Any] = (
         {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
@@ -174,6 +177,8 @@ def clean(
     subjects = (
         group_by_subject(manifest, duplicate_groups, split.group_by) if split.group_by else None
     )
+    if split.group_by:
+        findings.without_subject = int(manifest[split.group_by].isna().sum())
     options: dict[str, Any] = {
         "validation_fraction": split.validation_fraction,
         "seed": split.seed,
@@ -198,7 +203,7 @@ def check_images(
     min_side: int,
     max_aspect_ratio: float,
 ) -> tuple[pd.DataFrame, Fingerprints]:
-    """Leave out the images that are none, or that no face can be seen in.
+    """Leave out files that are not images, and images in which no face can be seen.
 
     Args:
         manifest: column `path` and any others.
@@ -255,8 +260,8 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
     findings.add("no_face", {path: "shows no face" for path in paths if counts[path] == 0})
     several = {path: f"shows {counts[path]} faces" for path in paths if counts[path] > 1}
     findings.add("several_faces", several)
-    checks = [check for check in ("no_face", "several_faces") if findings.policies[check] == "drop"]
-    gone = {path for check in checks for path in findings.reasons.get(check, ())}
+    dropping = [check for check in FACE_CHECKS if findings.policies[check] == "drop"]
+    gone = {path for check in dropping for path in findings.reasons.get(check, ())}
     return ~manifest["path"].isin(gone)
 
 
@@ -391,11 +396,12 @@ def check_dropped(
     dropped = total - sum(map(len, splits.values()))
     if dropped > max_fraction * total:
         counts = findings.table()["check"].value_counts(sort=False)
-        listed = ", ".join(f"{check} {count}" for check, count in counts.items())
+        by_check = ", ".join(f"{check} {count}" for check, count in counts.items())
         raise UserError(
             f"The checks leave out {dropped} of {total} images, more than "
-            f"data.max_dropped_fraction = {max_fraction:g} allows: {listed}. The log above names "
-            "some of each. Remove what is wrong, set the check to keep or fail, or raise the limit."
+            f"data.max_dropped_fraction = {max_fraction:g} allows: {by_check}. The log above names "
+            "some of each. List what is wrong in the file that data.exclude names, set the check "
+            "to keep or fail, or raise the limit."
         )
 
 

@@ -33,8 +33,13 @@ Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 # The code that decides the bytes.
 _DECODING = (
-    *("data/images.py", "data/decode_rows.py", "data/face_images.py", "data/fingerprints.py"),
-    *("faces/crop.py", "faces/detector.py"),
+    "data/damaged_metadata.py",
+    "data/decode_rows.py",
+    "data/face_images.py",
+    "data/fingerprints.py",
+    "data/images.py",
+    "faces/crop.py",
+    "faces/detector.py",
 )
 _HELD = 4  # results that are here and not yet used
 _ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers

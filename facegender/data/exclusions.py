@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from facegender.data.notes import Notes
-from facegender.errors import UserError
+from facegender.errors import UserError, listed
 from facegender.files import file_sha256
 
 _DIGEST = re.compile("[0-9a-f]{64}", re.IGNORECASE)
@@ -90,7 +90,6 @@ def refuse_unmatched(entries: Sequence[str], notes: Notes) -> None:
             ", ".join(notes.unmatched_digests[:10]),
         )
     if notes.excluded:
-        shown = "; ".join(
-            f"{path!r} {reason}" for path, reason in list(notes.excluded.items())[:10]
+        _log.warning(
+            "data.exclude leaves out %d image(s): %s", len(notes.excluded), listed(notes.excluded)
         )
-        _log.warning("data.exclude leaves out %d image(s): %s", len(notes.excluded), shown)

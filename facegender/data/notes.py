@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from facegender.errors import UserError
+from facegender.errors import UserError, listed
 
 _SHOWN = 20  # names in metrics/data.json
 _log = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ class Notes:
         """
         if not self.unlabelled:
             return
-        shown = "; ".join(
-            f"{path!r} {reason}" for path, reason in list(self.unlabelled.items())[:10]
-        )
+        shown = listed(self.unlabelled)
         if len(self.unlabelled) > fraction * total:
             rows = "".join(
                 f" In {table}, {row['unmatched']} of {row['rows']} rows match no image, such as "

@@ -307,6 +307,13 @@ def test_a_file_that_cannot_be_read_is_named(
         run()
 
 
+def test_images_without_a_subject_are_counted(run: Callable[..., Result], raw: Path) -> None:
+    rows = ["file,person", *(f"female/{number:02}.png,{number}" for number in range(3))]
+    (raw / "people.csv").write_text("\n".join(rows))
+    assert run(group_by="person").summary["without_subject"] == 37
+    assert "without_subject" not in run().summary
+
+
 def test_the_result_is_independent_of_names(run: Callable[..., Result], raw: Path) -> None:
     for number in range(4):
         copy_nearly(raw / "male" / f"{number:02}.png", raw / "male" / f"{number:02}-copy.jpg")

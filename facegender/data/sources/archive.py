@@ -20,10 +20,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, Self, cast
 
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
 from facegender.errors import UserError
+
+if TYPE_CHECKING:
+    from facegender.params import Archive
 
 _CHUNK = 1 << 20
 # Long names and other extended headers of a tar member, which tarfile reads in one go, have a
@@ -63,6 +66,11 @@ class ArchiveLimits:
     max_total_bytes: int
     max_ratio: float
     max_files: int
+
+    @classmethod
+    def from_params(cls, archive: "Archive") -> Self:
+        """Return the limits that the parameters set."""
+        return cls(int(archive.max_gigabytes * 10**9), archive.max_ratio, archive.max_files)
 
 
 class DamagedArchive(UserError):

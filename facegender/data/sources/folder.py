@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +23,7 @@ from facegender.data.image_files import (
 )
 from facegender.data.sources.archive import ArchiveLimits, extract_archive
 from facegender.data.sources.raw_directory import emptied_on_error, storable_path
-from facegender.errors import UserError
+from facegender.errors import UserError, listed
 
 OTHER = "is neither an image nor a CSV"
 _UNREADABLE = "cannot be read: permission denied"
@@ -66,7 +67,10 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
             left_out = _copy_tree(source, target, limits)
         else:
             extract_archive(
-                source, target, limits, keep=lambda path, start: wanted(path, start, left_out)
+                source,
+                target,
+                limits,
+                keep=lambda path, start: wanted(path, lambda: start, left_out),
             )
         log_left_out(left_out, source.name)
         if not find_images(target):
@@ -133,8 +137,7 @@ def _named_faults(source: Path) -> Iterator[None]:
 def log_left_out(left_out: dict[str, str], source: str) -> None:
     """Warn of what a source has and the pipeline does not use, if anything."""
     if left_out:
-        shown = "; ".join(f"{relative!r} {why}" for relative, why in list(left_out.items())[:10])
-        _log.warning("Left out %d item(s) of %s: %s", len(left_out), source, shown)
+        _log.warning("Left out %d item(s) of %s: %s", len(left_out), source, listed(left_out))
 
 
 def summarize(left_out: dict[str, str]) -> dict[str, Any]:
@@ -153,22 +156,25 @@ def name_rest(directory: Path) -> dict[str, str]:
     left_out: dict[str, str] = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            wanted(PurePosixPath(path.relative_to(directory)), read_start(path), left_out)
+            wanted(PurePosixPath(path.relative_to(directory)), partial(read_start, path), left_out)
     log_left_out(left_out, directory.name)
     return left_out
 
 
-def wanted(path: PurePosixPath, start: bytes, left_out: dict[str, str]) -> bool:
+def wanted(path: PurePosixPath, read: Callable[[], bytes], left_out: dict[str, str]) -> bool:
     """Return whether a file is data, an image or a table of metadata; if not, note why.
 
     Args:
         path: of the file, relative to the source.
-        start: its first bytes, to 512.
+        read: returns its first bytes, to 512; called only if its ending is unknown.
         left_out: reasons by path, to which this adds. Litter has none.
     """
     if is_litter(path):
         return False
-    if is_photo(path) or path.suffix.lower() == ".csv" or looks_like_image(start):
+    if is_photo(path) or path.suffix.lower() == ".csv":
+        return True
+    start = read()
+    if looks_like_image(start):
         return True
     left_out[str(path)] = (
         "is an archive in the source: unpack it first" if looks_like_archive(start) else OTHER
@@ -234,7 +240,7 @@ class _Scan:
                 self.walk(path, inner, above, links + entry.is_symlink())
             elif not entry.is_file():
                 self.left_out[str(inner)] = "is a pipe or device"
-            elif wanted(inner, read_start(path), self.left_out):
+            elif wanted(inner, partial(read_start, path), self.left_out):
                 self._add(inner, path)
 
     def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:

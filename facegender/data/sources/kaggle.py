@@ -419,7 +419,7 @@ def _retry_after(response: requests.Response) -> float | None:
 def _locked(directory: Path) -> Iterator[None]:
     """Wait until no other process downloads to `directory`: parallel experiments share it.
 
-    Whoever waits is told for which process.
+    The log says which process it waits for.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
