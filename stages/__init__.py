@@ -1,1 +1,1 @@
-"""One script a stage of dvc.yaml: list, download, split, preprocess, train, evaluate, export."""
+"""One script a stage of dvc.yaml."""

@@ -24,11 +24,7 @@ def main() -> None:
     info = fetch_dataset(
         params.dataset,
         args.raw,
-        limits=ArchiveLimits(
-            max_total_bytes=int(params.archive.max_gigabytes * 10**9),
-            max_ratio=params.archive.max_ratio,
-            max_files=params.archive.max_files,
-        ),
+        limits=ArchiveLimits.from_params(params.archive),
         known=known,
         cache=project_root() / ".dvc" / "tmp" / "kaggle",
     )

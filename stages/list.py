@@ -34,11 +34,7 @@ def main() -> None:
             state = repo.state if name.isprintable() else None
             return str(hash_file(name, LocalFileSystem(), "md5", state)[1].value)
 
-        limits = ArchiveLimits(
-            max_total_bytes=int(params.archive.max_gigabytes * 10**9),
-            max_ratio=params.archive.max_ratio,
-            max_files=params.archive.max_files,
-        )
+        limits = ArchiveLimits.from_params(params.archive)
         listing = list_folder(Path(params.dataset.path).expanduser(), limits, digest)
     write_atomically(args.listing, json.dumps(listing, indent=0, sort_keys=True) + "\n")
 

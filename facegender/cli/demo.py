@@ -7,7 +7,7 @@ import base64
 import io
 import logging
 import socket
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -177,7 +177,6 @@ def judge(content: bytes, predictor: Predictor, threshold: float) -> dict[str, A
     """
     from facegender.data.face_images import picture_faces
     from facegender.data.images import decode_image, decode_picture
-    from facegender.inference.predictor import BATCH_SIZE
 
     picture = decode_picture(content)
     found: list[tuple[Face | None, np.ndarray]]
@@ -186,9 +185,7 @@ def judge(content: bytes, predictor: Predictor, threshold: float) -> dict[str, A
     else:
         found = [(None, decode_image(content, predictor.size))]
     shown = found[:MAX_FACES]
-    starts = range(0, len(shown), BATCH_SIZE)
-    batches = (np.stack([crop for _, crop in shown[at : at + BATCH_SIZE]]) for at in starts)
-    probabilities = chain.from_iterable(map(predictor.predict, batches))
+    probabilities = predictor.predict_all([crop for _, crop in shown])
     return {
         "picture": _shown(picture),
         "width": picture.width,
@@ -196,7 +193,7 @@ def judge(content: bytes, predictor: Predictor, threshold: float) -> dict[str, A
         "threshold": threshold,
         "left_out": len(found) - len(shown),
         "faces": [
-            _described(face, crop, float(probability), threshold)
+            _described(face, crop, probability, threshold)
             for (face, crop), probability in zip(shown, probabilities, strict=True)
         ],
     }

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import secrets
 import statistics
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from facegender.cli.arguments import setting, whole_number
-from facegender.cli.sweep import experiment_name
+from facegender.cli.sweep import add_name
 from facegender.runtime.dvc_context import pipeline_paths, project_root, tracking_uri
 
 if TYPE_CHECKING:
@@ -49,11 +48,7 @@ def add_seeds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=whole_number, default=1, help="experiments at the same time (default: 1)"
     )
-    parser.add_argument(
-        "--name",
-        type=experiment_name,
-        help="name of the run in MLflow (default: seeds- and a random number)",
-    )
+    add_name(parser, "seeds")
     parser.set_defaults(run=seeds)
 
 
@@ -63,13 +58,12 @@ def seeds(args: argparse.Namespace) -> int:
     from facegender.tracking import connection
 
     root, environment = project_root(), dict(os.environ)
-    name = args.name or f"seeds-{secrets.token_hex(3)}"
     fixed = {key: yaml.safe_load(value) for key, value in args.set}
     connection.connect(root, tracking_uri())
     failed = run_sweep(
         root,
         {**{key: [value] for key, value in fixed.items()}, SEED: list(_range(args))},
-        name=name,
+        name=args.name,
         jobs=args.jobs,
         environment=environment,
         judge=(sys.executable, "-c", _GATE, "gate", "--baseline", "{baseline}"),

@@ -23,12 +23,18 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="experiments to run at the same time (default: 1)"
     )
+    add_name(parser, "sweep")
+    parser.set_defaults(run=sweep)
+
+
+def add_name(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add the option that names the run in MLflow, and with a number each experiment."""
     parser.add_argument(
         "--name",
         type=experiment_name,
-        help="name of the sweep (default: sweep- and a random number)",
+        default=f"{kind}-{secrets.token_hex(3)}",
+        help=f"name of the run in MLflow (default: {kind}- and a random number)",
     )
-    parser.set_defaults(run=sweep)
 
 
 def experiment_name(text: str) -> str:
@@ -49,7 +55,6 @@ def sweep(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise UserError("--jobs must be 1 or more.")
     grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
-    name = args.name or f"sweep-{secrets.token_hex(3)}"
     connection.connect(root, tracking_uri())
-    failed = run_sweep(root, grid, name=name, jobs=args.jobs, environment=environment)
+    failed = run_sweep(root, grid, name=args.name, jobs=args.jobs, environment=environment)
     return int(failed > 0)

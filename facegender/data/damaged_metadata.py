@@ -5,11 +5,10 @@ import io
 import struct
 from contextlib import suppress
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_ORIENTATION = 0x0112
 _EOI = b"\xff\xd9"
 # A decoder passes over it behind the last pixel, and takes it for pixels if some are missing.
 _FILLER = b"\xa9\x5c\x37" * 700
@@ -84,5 +83,5 @@ def _orientation(exif: bytes) -> int:
     # Whatever a damaged table of tags raises: then the picture stays as it lies.
     with suppress(Exception):
         tags.load(exif)
-        return int(tags.get(_ORIENTATION, 1))
+        return int(tags.get(ExifTags.Base.Orientation, 1))
     return 1

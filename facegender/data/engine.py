@@ -67,7 +67,7 @@ def _run_here(tasks: Iterable[Any], jobs: int, return_as: str) -> Iterator[Any]:
             if killer is None
             else f"The process that decodes {str(killer)!r} is killed each time: the file crashes "
             "the decoder, or needs more memory than there is. Name it in the list `data.exclude` "
-            "(docs/parameters.md), or see to more memory."
+            "(docs/parameters.md), or free some memory."
         ) from error
 
 

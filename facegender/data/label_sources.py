@@ -96,8 +96,7 @@ def label_images(
             "`dvc exp run -S 'split.classes.female=[ladies]' -S 'split.classes.male=[gents]'`, or "
             "leave it out with `-S 'split.classes.ignore=[unknown]'`."
         )
-    frame = pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
-    return frame
+    return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
 
 
 def _shared_folders(paths: Sequence[PurePosixPath]) -> int:

@@ -42,7 +42,7 @@ class Groups:
 def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
     """Return the groups that the metadata of images define, and what they leave out.
 
-    A group of all images is none.
+    A value that all images share is not a group.
 
     Args:
         table: one row per image; each column outside NO_METADATA is metadata.

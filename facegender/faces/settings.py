@@ -1,4 +1,4 @@
-"""The parameters by which faces are found and cut out; apart, because training knows only these."""
+"""How faces are found and cut out. Kept apart because training depends on these values alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Whether results are those of the code, data and parameters beside them, as dvc.lock records."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
             stages.add(name)
             deps = [dep["path"] for dep in lock[name].get("deps", [])]
             waiting += [made_by[path] for path in deps if path in made_by]
+    read = cache(lambda file: _read_yaml(root, file, None))
     for name in stages:
-        found |= _changed_params(root, lock[name])
+        found |= _changed_params(lock[name], read)
         found |= _changed_deps(root, lock, made_by, name)
     if not found:
         return []
@@ -79,10 +81,10 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
     ]
 
 
-def _changed_params(root: Path, stage: Mapping[str, Any]) -> set[str]:
+def _changed_params(stage: Mapping[str, Any], read: Callable[[str], Any]) -> set[str]:
     found = set()
     for file, values in stage.get("params", {}).items():
-        now = _read_yaml(root, file, None)
+        now = read(file)
         for key, recorded in values.items():
             if _lookup(now, key) != recorded:
                 found.add(f"{file}: {key}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
-from itertools import chain, islice
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from facegender.data.face_images import face_images
+from facegender.data.face_images import box_of, face_images
 from facegender.data.images import InvalidImage
-from facegender.faces.detector import Face
 from facegender.inference.predictor import BATCH_SIZE, NO_FACE, Predictor, label_of
 
 
@@ -109,21 +108,17 @@ def _predict_batch(
             if crop and not face:
                 predictions.append(Prediction(name, NO_FACE, None))
                 continue
-            predictions.append(Prediction(name, None, None, None, *_box(face)))
+            box: dict[str, Any] = box_of(face) if face else {}
+            predictions.append(Prediction(name, None, None, **box))
             pixels.append(image)
     # As few at a time as usual, because an image may have hundreds of faces.
-    chunks = (pixels[start : start + len(batch)] for start in range(0, len(pixels), len(batch)))
-    probabilities = chain.from_iterable(predictor.predict(np.stack(chunk)) for chunk in chunks)
+    probabilities = predictor.predict_all(pixels, len(batch))
     return [
         item
         if item.error is not None or item.label == NO_FACE
-        else _labelled(item, float(next(probabilities)), threshold, abstain_below)
+        else _labelled(item, next(probabilities), threshold, abstain_below)
         for item in predictions
     ]
-
-
-def _box(face: Face | None) -> tuple[float | None, ...]:
-    return astuple(face)[:5] if face else (None,) * 5
 
 
 def _labelled(

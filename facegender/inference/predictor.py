@@ -1,6 +1,6 @@
 """The interface of a loaded model, and the label for a probability."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,13 @@ class Predictor:
     size: int
     predict: Callable[[np.ndarray], np.ndarray]
     crop: FaceCrop | None = None
+
+    def predict_all(
+        self, images: Sequence[np.ndarray], batch_size: int = BATCH_SIZE
+    ) -> Iterator[float]:
+        """Yield P(male) of images, uint8 (size, size, 3), of which few are stacked at a time."""
+        for start in range(0, len(images), batch_size):
+            yield from map(float, self.predict(np.stack(images[start : start + batch_size])))
 
 
 def label_of(probability: float, *, threshold: float, abstain_below: float) -> str:

@@ -30,7 +30,7 @@ from facegender.errors import UserError
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.inference.litert import load_litert
-from facegender.inference.predictor import BATCH_SIZE, NO_FACE, label_of
+from facegender.inference.predictor import NO_FACE, label_of
 
 _DEFAULTS = {"abstain_below": 0.0, "whole": False}
 
@@ -91,15 +91,7 @@ class FaceGender(PythonModel):
         found = [_to_faces(item, size, crop, index) for index, item in enumerate(items)]
         images = [pixels for faces in found for face, pixels in faces if face or not crop]
         with self._one_at_a_time:
-            probabilities = iter(
-                [
-                    float(probability)
-                    for start in range(0, len(images), BATCH_SIZE)
-                    for probability in self._predictor.predict(
-                        np.stack(images[start : start + BATCH_SIZE])
-                    )
-                ]
-            )
+            probabilities = iter(list(self._predictor.predict_all(images)))
 
         def answer(face: Face | None) -> dict[str, Any]:
             if crop and not face:

@@ -238,13 +238,13 @@ def run_points(
             while waiting or running:
                 while waiting and len(running) < jobs:
                     point = waiting.pop(0)
-                    place = Path(folder) / point.name
-                    running[_start(snapshot, point, place, environment)] = point, place
+                    workspace = Path(folder) / point.name
+                    running[_start(snapshot, point, workspace, environment)] = point, workspace
                 time.sleep(_POLL_SECONDS)
                 for process in [one for one in running if one.poll() is not None]:
-                    point, place = running.pop(process)
-                    yield _end(snapshot, point, place, process.returncode, environment, judge)
-                    shutil.rmtree(place)
+                    point, workspace = running.pop(process)
+                    yield _end(snapshot, point, workspace, process.returncode, environment, judge)
+                    shutil.rmtree(workspace)
         finally:
             # Like Ctrl-C: the stage ends, and DVC cleans up.
             for process in running:
@@ -255,20 +255,20 @@ def run_points(
 
 
 def _start(
-    snapshot: Snapshot, point: Point, place: Path, environment: Mapping[str, str]
+    snapshot: Snapshot, point: Point, workspace: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen:
-    place.mkdir()
-    make_clone(snapshot, place / "clone")
+    workspace.mkdir()
+    make_clone(snapshot, workspace / "clone")
     overrides = (word for override in point.overrides for word in ("-S", override))
-    with (place / "log").open("wb") as output:
+    with (workspace / "log").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-c", _RUN, "exp", "run", "--name", point.name, *overrides],
-            cwd=place / "clone",
+            cwd=workspace / "clone",
             env={
                 **environment,
                 ROOT: str(snapshot.root),
                 # What DVC keeps of each repository outside it, here only for as long as the clone.
-                "DVC_SITE_CACHE_DIR": str(place / "dvc"),
+                "DVC_SITE_CACHE_DIR": str(workspace / "dvc"),
             },
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -280,12 +280,12 @@ def _start(
 def _end(
     snapshot: Snapshot,
     point: Point,
-    place: Path,
+    workspace: Path,
     code: int,
     environment: Mapping[str, str],
     judge: Sequence[str],
 ) -> Ended:
-    clone, output = place / "clone", (place / "log").read_text(errors="replace")
+    clone, output = workspace / "clone", (workspace / "log").read_text(errors="replace")
     commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
     judged = None
     if commit is not None and judge:

@@ -18,16 +18,18 @@ _BACKEND = "tensorflow"
 _DECISIVE = ("TF_", "TF2_", "XLA_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_OVERRIDE", "KERAS_")
 # Workers of a training, memory, and logs; Terraform's variables.
 _HARMLESS = (
-    *("KERAS_HOME", "TF_CONFIG", "TF_FORCE_GPU_ALLOW_GROWTH", "TF_GPU_ALLOCATOR", "TF_CPP_"),
-    *(
-        "TF_CLI_",
-        "TF_VAR_",
-        "TF_LOG",
-        "TF_DATA_DIR",
-        "TF_INPUT",
-        "TF_IN_AUTOMATION",
-        "TF_WORKSPACE",
-    ),
+    "KERAS_HOME",
+    "TF_CLI_",
+    "TF_CONFIG",
+    "TF_CPP_",
+    "TF_DATA_DIR",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "TF_GPU_ALLOCATOR",
+    "TF_INPUT",
+    "TF_IN_AUTOMATION",
+    "TF_LOG",
+    "TF_VAR_",
+    "TF_WORKSPACE",
 )
 # Read by Python, or by libraries that the stages import before they call anything here.
 _EARLY = ("NPY_", "SCIPY_", "PANDAS_", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONSAFEPATH")

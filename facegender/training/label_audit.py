@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from facegender.data.alignment import LUMA
 from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.params import Params
@@ -23,7 +24,6 @@ MIN_ENTROPY = 3.0  # bits of its histogram; a photo has 6 to 8
 MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
 _STRENGTH = 0.003  # of the classifier, inverse of its regularisation (`C`)
 _BATCH = 32
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np.ndarray:
@@ -153,7 +153,7 @@ def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
 
 
 def _picture_issue(image: np.ndarray) -> str:
-    grey = image @ _LUMA
+    grey = image @ LUMA
     counts = np.bincount(grey.astype(np.uint8).ravel(), minlength=256)
     share = counts[counts > 0] / grey.size
     sharpness = (
