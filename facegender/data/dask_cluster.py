@@ -179,7 +179,7 @@ def _check_workers(client: Client) -> None:
         try:
             lacks = future.result(timeout=_ANSWER_SECONDS) is None
         except TimeoutError:
-            continue  # one that is slow is no reason not to begin
+            continue  # start without a slow worker
         except ImportError:
             lacks = True
         if lacks:

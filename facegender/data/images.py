@@ -93,7 +93,7 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
         uint8 array of shape (size, size, 3).
 
     Raises:
-        InvalidImage: the bytes are no image that can be decoded, or too large a one.
+        InvalidImage: the bytes are not an image that can be decoded, or it is too large.
         UnreadableImage: the file was not read whole, or the memory did not suffice, several times.
     """
     return measure_image(source, size)[0]

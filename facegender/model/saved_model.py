@@ -51,13 +51,13 @@ def load_model(path: Path) -> keras.Model:
     """Load a saved model with stock Keras; code inside the file is never run.
 
     Raises:
-        UserError: the file is missing, is no `.keras` file, or asks for what a model of stock
+        UserError: the file is missing, is not a `.keras` file, or asks for what a model of stock
             layers needs not: code, other classes, other files.
     """
     remedy = "`dvc repro` trains it, `dvc pull` fetches it from a remote."
     if path.suffix != ".keras":
         # Keras goes by the ending, and has no safe mode for the older formats.
-        raise UserError(f"The model {path.name} is no .keras file. {remedy}")
+        raise UserError(f"The model {path.name} is not a .keras file. {remedy}")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     # Files that nobody vouches for make Keras raise what it likes.

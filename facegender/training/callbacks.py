@@ -167,7 +167,7 @@ class EpochRecorder(keras.callbacks.Callback):
         self._seconds = math.nan
 
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Stop the clock: validation is no part of the training speed."""
+        """Stop the clock: the training speed excludes validation."""
         self._seconds = time.perf_counter() - self._start
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

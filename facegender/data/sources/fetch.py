@@ -43,7 +43,7 @@ def fetch_dataset(
 def _fill(
     dataset: Dataset, target: Path, limits: ArchiveLimits, cache: Path, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    # Each source is imported when it is asked for: a change in one is no change in another.
+    # Import a source only when it is used, so that a change in one does not affect another.
     match dataset:
         case SampleDataset():
             from facegender.data.sources import sample

@@ -152,7 +152,7 @@ def check_variants(choices: Mapping[str, Collection[str]]) -> None:
     """Check every variant against the style, which draws nothing for a name that it lacks.
 
     Args:
-        choices: values by attribute; attributes that are no part of the drawing are passed over.
+        choices: values by attribute; attributes that are not part of the drawing are ignored.
 
     Raises:
         ValueError: the style has no such variant.
