@@ -75,7 +75,7 @@ def read_worker_group(text: str | None) -> WorkerGroup:
             address.rpartition(":")[0] and 0 < port < 65536
             for address, port in zip(workers, ports, strict=True)
         ),
-        "task.index is not the index of a worker": type(index) is not int or not 0 <= index < len(workers),
+        "task.index is not a worker's": type(index) is not int or not 0 <= index < len(workers),
     }
     if wrong := [fault for fault, found in faults.items() if found]:
         raise UserError(f"TF_CONFIG is not right: {wrong[0]}. {advice}")
