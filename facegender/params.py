@@ -123,7 +123,7 @@ class Split(_Strict):
 
 
 class Archive(_Strict):
-    """What an archive or folder may hold; more is refused."""
+    """Limits on an archive or folder; above them it is refused."""
 
     max_gigabytes: Annotated[float, Field(gt=0)]
     max_ratio: Annotated[float, Field(gt=0)]
@@ -131,7 +131,7 @@ class Archive(_Strict):
 
 
 class Checks(_Strict):
-    """What is done about images that a check finds; duplicates that are kept stay in one part."""
+    """Policy for images that a check finds; duplicates that are kept stay in one split."""
 
     too_small: Literal["drop", "fail"]
     extreme_shape: Literal["drop", "fail"]
@@ -145,7 +145,7 @@ class Checks(_Strict):
 
 
 class Data(_Strict):
-    """What the data must satisfy."""
+    """Requirements of the data."""
 
     exclude: str = Field(description="file that lists images to leave out, by path or SHA-256")
     max_invalid_fraction: Fraction
@@ -294,7 +294,7 @@ class Cost(_Strict):
 
 
 class Gate(_Strict):
-    """What a model must be worth, alone and beside the baseline."""
+    """Requirements of a model, alone and compared with the baseline."""
 
     floors: dict[str, AtLeast | AtMost]
     max_drop: MaxDrop

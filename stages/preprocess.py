@@ -51,7 +51,7 @@ def main() -> None:
         **summary,
         "total": total,
         "invalid": {"count": len(invalid), "images": invalid},
-        # What the source has and the pipeline does not use.
+        # Files of the source that the pipeline does not use.
         "left_out": source.get("left_out", {}),
         "other_files": source.get("other_files", {}),
     }

@@ -29,7 +29,7 @@ _DATE = "Wed, 01 Jan 2025 00:00:00 GMT"
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one answer. Byte counts are of the bytes that this answer would send.
+    """Faults of one answer. Byte counts are of the bytes that this answer would send.
 
     Attributes:
         status: of the answer, instead of what is right.

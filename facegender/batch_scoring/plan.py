@@ -21,7 +21,7 @@ _JOB = "_score/job.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What an output holds when it is complete, written down before the first image is read.
+    """The contents of a complete output, recorded before the first image is read.
 
     Attributes:
         source: absolute path or address of the images.

@@ -1,4 +1,4 @@
-"""What each Spark task does: decode the images of a part, have the model score them, write a file.
+"""Work of one Spark task: decode the images of a part, score them with the model, write a file.
 
 Spark holds only pixels at the model's size, so large files never pass through it.
 """

@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Findings:
-    """What the checks have found so far, and what was to be done about it.
+    """Findings of the checks so far, and the action for each.
 
     Attributes:
         policies: by check, `drop`, `keep` or `fail`.

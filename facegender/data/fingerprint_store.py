@@ -42,7 +42,7 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What is known of the images of a manifest, by row.
+    """Fingerprints of the images of a manifest, by row.
 
     Attributes:
         measures: int32 (n, 3): width, height and contrast, as `take_fingerprints` says.

@@ -189,7 +189,7 @@ def _use(content: bytes, use: Callable[[Image.Image], _T]) -> _T:
         with _open(content) as image:
             return use(image)
     except InvalidImage as error:
-        # What is too large stays refused, be it in metadata.
+        # Refuse oversized content, in metadata too.
         if "too large" in str(error) or (rest := without_metadata(content)) is None:
             raise
         shorter, orientation = rest

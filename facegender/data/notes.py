@@ -1,4 +1,4 @@
-"""What is left out before the checks, for the log, metrics/data.json and dropped.csv."""
+"""Notes on images left out before the checks, for the log, metrics/data.json and dropped.csv."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Notes:
-    """What was left out while images were labelled, and why.
+    """Images that were left out while labels were read, and why.
 
     Attributes:
         excluded: by path, which entry of `data.exclude` names it.

@@ -214,7 +214,7 @@ def _groups(manifest: pd.DataFrame, groups: pd.Series | None) -> pd.Series:
 
 
 class _Units:
-    """What goes to one split as a whole: files of one picture, or of one subject."""
+    """Images that stay in one split: files of one picture, or of one subject."""
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ def cut_out(picture: Image.Image, face: Face | None, crop: FaceCrop, size: int) 
         return np.asarray(whole)
     x, y = face.left + face.width / 2, face.top + face.height / 2
     angle = face.tilt if crop.align else 0.0
-    # What is left of a square after it is turned, and a pixel for the filter on each side.
+    # The part of a square that remains when it is rotated, and a pixel for the filter on each side.
     reach = math.ceil(side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))) + 2
     left, top = round(x) - reach, round(y) - reach
     region = _region(picture, left, top, 2 * reach)

@@ -1,4 +1,4 @@
-"""What a test set can show: the smallest drop that the gate would find significant."""
+"""The evidence of a test set: the smallest drop that the gate would find significant."""
 
 from dataclasses import dataclass
 from functools import cached_property

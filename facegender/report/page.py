@@ -54,7 +54,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the results were made with, besides data and parameters.
+    """Provenance of the results, besides data and parameters.
 
     Attributes:
         code: result of `code_digest`.

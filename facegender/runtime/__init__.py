@@ -1,1 +1,1 @@
-"""What every command and stage does."""
+"""Tasks that commands and stages share."""

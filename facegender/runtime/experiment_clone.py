@@ -77,7 +77,7 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
         shutil.copy(shallow, target / ".git" / "shallow")
     git(target, "checkout", "--quiet", "--detach", snapshot.head)
     git(target, "read-tree", "--reset", "-u", snapshot.changed)
-    # Who commits, and where the code comes from.
+    # The committer's identity, and the address that MLflow records for the code.
     for name in ("user.name", "user.email", "remote.origin.url"):
         if value := git(root, "config", "--default", "", name).strip():
             git(target, "config", name, value)

@@ -1,4 +1,4 @@
-"""What a stage prints: kept for MLflow in case it fails, and without the notes of native code."""
+"""Capture a stage's output for MLflow in case it fails, and hide the notes of native code."""
 
 import os
 import subprocess

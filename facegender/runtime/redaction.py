@@ -1,4 +1,4 @@
-"""What may be printed or kept: text without credentials or control characters."""
+"""Remove credentials and control characters from text before it is printed or stored."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What is logged to MLflow: inputs, metrics, files and the model."""
+"""Log inputs, metrics, files and the model to MLflow."""
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence

@@ -25,10 +25,10 @@ from facegender.data.processed import ProcessedSplit
 from facegender.files import file_sha256
 from facegender.params import Params
 
-# What is left of trainings that nobody took up again.
+# Checkpoints of trainings that nobody resumed.
 MAX_AGE_DAYS = 14
 
-# What decides the result of a training. An edited log line or gate voids no checkpoint.
+# The code that decides a training's result: editing a log line or the gate keeps checkpoints valid.
 DECISIVE_CODE = ("model", "training", "data/processed.py", "data/manifest.py")
 DECISIVE_PARAMS = {"image", "model", "train"}
 _PACKAGES = ("keras", "numpy", "tensorflow")

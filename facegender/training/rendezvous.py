@@ -97,7 +97,7 @@ def require_chief(cluster: WorkerGroup) -> None:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What the chief tells a worker."""
+    """The chief's instructions to a worker."""
 
     params: str
     checkpoint: bytes
@@ -206,7 +206,7 @@ def _send(connection: Connection, message: dict[str, Any]) -> None:
 
 
 def _receive(connection: Connection, deadline: float, patience: float = 60) -> dict[str, Any]:
-    # Who is connected and silent does not keep the others waiting for long.
+    # A silent connection must not keep the others waiting.
     if not connection.poll(max(0.0, min(patience, deadline - time.monotonic()))):
         raise EOFError("silent")
     return json.loads(connection.recv_bytes(maxlength=1_000_000))

@@ -38,7 +38,7 @@ SPEED_COLUMNS = ["epoch", "seconds", "images_per_second"]
 
 @dataclass(frozen=True)
 class Training:
-    """What training leaves behind, besides the weights of the kept epoch in the network.
+    """Results of a training, besides the weights of the kept epoch in the network.
 
     Attributes:
         history: a row an epoch, HISTORY_COLUMNS; the same bytes for the same seed. `kept` is 1 for
@@ -161,8 +161,7 @@ def train_network(
         _train_head(network, job)
     if recipe.epochs:
         if checkpoints.done <= recipe.head_epochs:
-            # What the head reached by itself is where fine-tuning starts, not what it competes
-            # with.
+            # Fine-tuning starts from the head's best weights; its epochs do not compete with them.
             best.restart()
         recorder.images = passes * len(train)
         _fine_tune(model, job)
@@ -183,7 +182,7 @@ def train_network(
 
 @dataclass(frozen=True)
 class _Job:
-    """What the head and fine-tuning share.
+    """State that the head and fine-tuning share.
 
     Attributes:
         train: training split.

@@ -21,7 +21,7 @@ from tools.ui import HOST
 pytestmark = pytest.mark.slow
 
 PAGE_MS = 60_000
-# What to try, and with which model, for a picture to keep.
+# Picture and model to use when the screenshot is to be kept.
 MODEL, PICTURE = (os.environ.get(f"FACEGENDER_DEMO_{name}") for name in ("MODEL", "PICTURE"))
 
 

@@ -152,7 +152,7 @@ def test_dvcs_own_lock_cut_short_needs_one_command(
     reproduced: Clone, tmp_path: Path, stages: tuple[str, ...]
 ) -> None:
     clone = copy_of(reproduced, tmp_path)
-    # What a kill leaves in the 0.03 seconds that DVC takes to write the file.
+    # The state after a kill in the 0.03 seconds in which DVC writes the file.
     (clone.root / "dvc.lock").write_text("")
     assert clone.run("dvc", "repro", check=False).returncode != 0
     (clone.root / "dvc.lock").unlink()
@@ -275,7 +275,7 @@ def test_two_clones_give_the_same_bytes(reproduced: Clone, unheard: tuple[Clone,
     other, _ = unheard
     for folder in ("metrics", "models", "data", "docs"):
         one, two = files(reproduced.root / folder), files(other.root / folder)
-        # What differs from run to run is in files of its own: times, and ids of runs.
+        # Times and run ids differ from run to run, and are in separate files.
         for expected in ("speed.csv", "export.json", "run.json", "evaluation_run.json"):
             assert one.pop(expected, None) != two.pop(expected, "absent")
         assert one == two

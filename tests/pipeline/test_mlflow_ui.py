@@ -55,7 +55,7 @@ class Ui:
 
     @property
     def all_three(self) -> dict[str, list[str]]:
-        """What the pages for several runs want to know."""
+        """Requests of the pages that show several runs."""
         return {
             "runs": [run.info.run_id for run in self.runs],
             "experiments": [self.runs[0].info.experiment_id],
@@ -171,7 +171,7 @@ def test_three_runs_can_be_compared(ui: Ui, page: Page, keep: Callable[[str], No
         for metric in ("accuracy", "export_float32.accuracy", "export_int8.accuracy"):
             assert float(shown[metric]) == pytest.approx(run.data.metrics[metric], abs=1e-3)
 
-    # What differs, alone: the parameter that was changed.
+    # Only what differs: the parameter that was changed.
     page.get_by_role("button", name="Visualizations").click()
     page.get_by_role("switch").nth(0).click()
     page.get_by_role("switch").nth(1).click()

@@ -70,7 +70,7 @@ def manifest(raw: Path) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def alone(manifest: pd.DataFrame, raw: Path) -> Path:
-    """What a single process makes of the images."""
+    """The result of a single process."""
     target = raw.with_name("alone")
     failed = write_split(manifest, raw, target, size=SIZE, name="alone", jobs=1)
     assert len(failed) == 2

@@ -129,7 +129,7 @@ def test_a_run_that_was_killed_goes_on(champion: Clone, expected: pd.DataFrame) 
     parts = -(-len(expected) // 3)
     assert 4 <= len(kept) < parts
     assert not (output / "_SUCCESS").exists()
-    # What a file cut short by the kill leaves behind.
+    # A file that the kill cut short.
     (output / ".part-000000.parquet.0.partial").write_bytes(b"PAR1")
     # A part of the plan is lost: its task fails. Those before it are kept all the same.
     plan = output / f"_score/plan/{parts - 1:06}.json"

@@ -26,7 +26,7 @@ PATIENCE = 300
 WAIT = {"FACEGENDER_WORKER_WAIT": str(PATIENCE)}
 METRICS = ["loss", "accuracy", "val_loss", "val_accuracy"]
 
-# What each device draws for itself is not what a single one draws, so nothing is drawn here. All
+# Each device draws other numbers than a single one would, so nothing is drawn here. All
 # batches can be halved. BatchNorm is frozen, as in the recipe `best`: with the statistics of a few
 # images of one pixel, as the last layers have here, differences of rounding grow.
 EQUAL = (

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.scale
 
 NAMES = ("one", "two", "three", "four")
 LOGGED = 20  # epochs
-# What a pipeline logs, in small: parameters, datasets, epochs, files, and nothing else runs.
+# Log as a pipeline does, without running one: parameters, datasets, epochs and files.
 PIPELINE = f"""
 import sys, time
 from pathlib import Path

@@ -35,7 +35,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 class Result:
-    """What the stage left."""
+    """Outputs of the stage."""
 
     def __init__(self, folder: Path) -> None:
         self.summary = json.loads((folder / "splits" / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""What a stage's script imports is what dvc.yaml lists: no stale result, no needless rerun."""
+"""dvc.yaml lists what each stage's script imports: no stale result, no needless rerun."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the gate says a test set can show, against simulated pairs of models."""
+"""The gate's claims about the power of a test set hold for simulated pairs of models."""
 
 import numpy as np
 import pytest

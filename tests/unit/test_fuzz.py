@@ -148,7 +148,7 @@ def unpack(content: bytes, members: list[tuple[str, bytes, str]] | None = None) 
         files = sorted(path.read_bytes() for path in found if path.is_file())
         assert sum(map(len, files)) <= LIMITS.max_total_bytes
         if members is not None:
-            # What is a folder by its name has no content.
+            # A member whose name is a folder's has no content.
             assert all(kind == "file" for _, _, kind in members)
             named = [c for name, c, _ in members if not name.endswith(("/", "\\"))]
             assert all(content in files for content in named)

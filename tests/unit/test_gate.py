@@ -105,7 +105,7 @@ def sample() -> Results:
     )
 
 
-# What the gate promises of chance.
+# Promises about chance.
 
 
 def simulated_failures(settings: Gate, drop: float, pairs: int = 200, n: int = 1102) -> int:
@@ -390,7 +390,7 @@ def test_a_calibrated_model_seldom_fails_the_floor_of_calibration(params: Params
     assert n < 360 or verdicts[100:].count("fail") >= 90
 
 
-# What cannot be compared.
+# Results that cannot be compared.
 
 
 def relabelled(frame: pd.DataFrame, count: int) -> pd.DataFrame:

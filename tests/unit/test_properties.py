@@ -1,5 +1,5 @@
-"""What holds for manifests, splits and clusters whatever the data, tried on data that hypothesis
-makes up; `make fuzz` tries more of them."""
+"""Properties of manifests, splits and clusters that hold for any data, tried on what hypothesis
+makes up; `make fuzz` tries more of it."""
 
 import itertools
 from collections.abc import Callable, Iterator

@@ -25,7 +25,7 @@ def tracked(*patterns: str) -> list[Path]:
     return [ROOT / name for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()]
 
 
-# What runs on people's machines; tests make hostile files, with pickle among other things.
+# Code that runs on people's machines. Tests make hostile files, also with pickle.
 SOURCES = tracked("facegender/*.py", "stages/*.py", "bench/*.py", "tools/*.py")
 
 

@@ -1,4 +1,4 @@
-"""What the scoring server of MLflow answers, without the server."""
+"""Answers of MLflow's scoring server, without starting it."""
 
 import base64
 import io
@@ -71,7 +71,7 @@ def ask(model: PyFuncModel) -> Ask:
 
     def post(body: Any) -> tuple[int, Any]:
         try:
-            # What the server does with a request.
+            # The server's way to parse a request.
             answer = invocations(json.dumps(body), "application/json", model, None)
         except MlflowException as error:
             return error.get_http_status_code(), json.loads(error.serialize_as_json())

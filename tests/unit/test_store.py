@@ -338,7 +338,7 @@ def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Who runs the tests may have SIGINT ignored, as a shell's background jobs do.
+        # SIGINT may be ignored here, as in a shell's background jobs.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     if sent is not None:

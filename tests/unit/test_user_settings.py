@@ -85,7 +85,7 @@ def test_a_stage_does_the_same_whatever_the_user_has_set(tmp_path: Path) -> None
         PYTHONOPTIMIZE="1",
     )
     assert noisy.stdout == plain.stdout
-    # Who set them is told.
+    # The user is told.
     assert "KERAS_BACKEND, KERAS_MAX_EPOCHS, ONEDNN_MAX_CPU_ISA, TF_ENABLE_ONEDNN" in noisy.stderr
 
 

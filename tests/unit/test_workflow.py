@@ -244,7 +244,7 @@ def test_the_event_chooses_the_baseline_and_a_label_accepts_data(stage: Stage) -
     assert stage.calls()[-1] == expected
     stage.run(".ci/gate", BASELINE="0" * 40, ACCEPT_DATA_CHANGE="false")
     assert stage.calls()[-1] == "facegender gate --format markdown"
-    # What main holds was accepted in its pull request.
+    # Commits on main were accepted in their pull requests.
     for environment in ({"ACCEPT_RULE_CHANGE": "true"}, {"GITHUB_EVENT_NAME": "push"}):
         stage.run(".ci/gate", **environment)
         assert stage.calls()[-1] == "facegender gate --format markdown --accept-rule-change"

@@ -33,7 +33,7 @@ _CHUNK = 1 << 20
 # few hundred bytes; ends of tapes are padded to some thousands.
 _MAX_HEADER_BYTES = 1 << 24
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flags of a zip member: password, strong, hidden names
-# What the standard library raises for damaged archives.
+# Exceptions that the standard library raises for damaged archives.
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -52,7 +52,7 @@ _REPACK = "Pack the images again without it, or ask the author of the archive."
 
 @dataclass(frozen=True)
 class ArchiveLimits:
-    """What an archive or folder may hold.
+    """Limits on an archive or folder.
 
     JPEG and PNG are compressed already, so their archives have a ratio near 1; bitmaps and tables
     may reach 20, a zip bomb 1000 and more.
@@ -86,7 +86,7 @@ class _RefusedError(Exception):
 
 
 class _DamagedError(Exception):
-    """What is broken in an archive."""
+    """The fault of an archive."""
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
 
 @dataclass
 class _Scan:
-    """What is to be copied from the directory `root`, an absolute path without links."""
+    """Files to copy from the directory `root`, an absolute path without links."""
 
     root: Path
     limits: ArchiveLimits

@@ -58,7 +58,7 @@ _RUN_AGAIN = "run the same command again: it resumes the download."
 
 @dataclass(frozen=True)
 class KaggleDownload:
-    """What was downloaded.
+    """A finished download.
 
     Attributes:
         slug: `owner/name`.
