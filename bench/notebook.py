@@ -40,9 +40,9 @@ def train(
 
     Args:
         images: uint8 of shape (m, 224, 224, 3), in memory: it need not decode.
-        labels: of shape (m,), 0 or 1.
+        labels: 0 or 1, (m,).
         test_images: uint8 of shape (n, 224, 224, 3).
-        test_labels: of shape (n,), 0 or 1.
+        test_labels: 0 or 1, (n,).
         weights: imagenet, or a no-top weights file in Keras' layout.
         on_epoch: called after each epoch with its number from 1, the seconds since the start, and
             the accuracy on the test split.

@@ -45,7 +45,7 @@ def same_picture(
 
     Args:
         moved: uint8 of shape (n, 32, 32, 3).
-        fixed: of the same shape.
+        fixed: picture of the same shape.
         matrix: float32 of shape (n, 2, 2): where the alignment starts. The pixel of `fixed` at p is
             looked for in `moved` at matrix @ p + shift, with coordinates from -1 to 1.
         shift: float32 of shape (n, 2).

@@ -56,8 +56,8 @@ class Findings:
     """Findings of the checks so far, and the action for each.
 
     Attributes:
-        policies: by check, `drop`, `keep` or `fail`.
-        reasons: by check, and in it by path, what is wrong; `invalid` holds what is not an image.
+        policies: `drop`, `keep` or `fail`, by check.
+        reasons: what is wrong, by check and path; `invalid` holds files that are not images.
         without_subject: images that `split.group_by` says nothing of; None without it.
     """
 
@@ -207,10 +207,10 @@ def check_images(
 
     Args:
         manifest: column `path` and any others.
-        fingerprints: of its rows, as `fingerprint_images` returns them.
+        fingerprints: fingerprints of its rows, from `fingerprint_images`.
         findings: where to note what is found.
         min_side: pixels of the shorter side.
-        max_aspect_ratio: of the longer side to the shorter.
+        max_aspect_ratio: longest side over shortest that passes.
 
     Returns:
         The rows that are left, and their fingerprints.
@@ -295,7 +295,7 @@ def check_labels(
 
     Args:
         manifest: columns `path`, `label` and any others.
-        duplicate_groups: what `find_duplicate_groups` returned.
+        duplicate_groups: result of `find_duplicate_groups`.
         findings: where to note what is found.
         min_per_class: images of each label that must be left.
 
@@ -340,7 +340,7 @@ def drop_duplicates(
 
     Args:
         splits: manifests, with each duplicate group in one of them.
-        duplicate_groups: what `find_duplicate_groups` returned.
+        duplicate_groups: result of `find_duplicate_groups`.
         sizes: pixels of each image, by path.
         findings: where to note what is found.
 
@@ -387,7 +387,7 @@ def check_dropped(
     Args:
         splits: manifests of what is left.
         total: images there were.
-        findings: what the checks found.
+        findings: findings of the checks.
         max_fraction: share of the images that may be left out.
 
     Raises:

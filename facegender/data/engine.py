@@ -21,7 +21,7 @@ def run_tasks(
     """Run tasks and yield their results as they end.
 
     Args:
-        tasks: what `joblib.delayed` makes. The first argument of each is a list of files; other
+        tasks: calls from `joblib.delayed`. The first argument of each is a list of files; other
             lists of this length hold something for each of these.
         jobs: processes of this machine; -1 for one a core.
         scheduler: address of a Dask cluster that runs them, instead of this machine.

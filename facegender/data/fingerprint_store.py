@@ -47,7 +47,7 @@ class Fingerprints:
     Attributes:
         measures: int32 (n, 3): width, height and contrast, as `take_fingerprints` says.
         thumbnails: uint8 (n, 32, 32, 3).
-        reasons: by row, why an image cannot be decoded.
+        reasons: why an image cannot be decoded, by row.
     """
 
     measures: np.ndarray

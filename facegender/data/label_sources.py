@@ -138,7 +138,7 @@ def label_by_table(
     Args:
         directory: raw data.
         images: images, relative to `directory`.
-        labels: which CSVs, which columns, and what their values mean.
+        labels: the CSVs and columns to read, and the meaning of their values.
         notes: where to note images without row, and rows without image.
 
     Returns:

@@ -18,12 +18,12 @@ class Notes:
     """Images that were left out while labels were read, and why.
 
     Attributes:
-        excluded: by path, which entry of `data.exclude` names it.
+        excluded: the entry of `data.exclude` that names an image, by path.
         unmatched_digests: entries of `data.exclude` that name no image.
-        unlabelled: by path, why it has no label.
+        unlabelled: why an image has no label, by path.
         ignored: images that `ignore` leaves out.
-        skipped_tables: by CSV, why it is skipped.
-        unmatched_rows: by CSV, how many rows match no image, and an example of each side.
+        skipped_tables: why a CSV is skipped, by CSV.
+        unmatched_rows: number of rows that match no image, with an example of each side, by CSV.
     """
 
     excluded: dict[str, str] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def write_split(
         raw: directory of the raw data.
         target: directory to make.
         size: pixels a side.
-        name: what the progress bar calls this split.
+        name: name of the split in the progress bar.
         jobs: processes; -1 for one a core.
         scheduler: address of a Dask cluster that does it, instead of processes of this machine.
         patience: seconds without sign of life after which a cluster is given up.

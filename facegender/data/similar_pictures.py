@@ -105,7 +105,7 @@ class _Index:
         Args:
             thumbnails: some of the pictures.
             start: index of the first of them.
-            groups: as in `find_candidates`.
+            groups: group of each picture, as in `find_candidates`.
         """
         grey, colour = _describe(thumbnails)
         warps = grey.shape[1]

@@ -36,9 +36,9 @@ def split_at_random(
         test_fraction: share of the distinct pictures that becomes the test split.
         validation_fraction: share of the rest that becomes the validation split.
         seed: source of chance.
-        duplicate_groups: by path, the group of files that show the same picture
+        duplicate_groups: the group of files that show the same picture, by path
             (`checks.find_duplicate_groups`); without it, files with the same bytes form a group.
-        subjects: by path, the group of files that must stay together (`group_by_subject`); without
+        subjects: the group of files that must stay together, by path (`group_by_subject`); without
             it, the files of a duplicate group.
 
     Returns:
@@ -71,8 +71,8 @@ def split_by_folder(
         manifest: columns `path`, `label`, `sha256` and any others.
         validation_fraction: share of the training pictures, if there is no validation folder.
         seed: source of chance.
-        duplicate_groups: as for `split_at_random`.
-        subjects: as for `split_at_random`.
+        duplicate_groups: groups by path, as for `split_at_random`.
+        subjects: groups by path, as for `split_at_random`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
@@ -106,8 +106,8 @@ def find_leaks(
 
     Args:
         manifest: columns `path` and `sha256`, and any others.
-        duplicate_groups: as for `split_at_random`.
-        subjects: as for `split_at_random`.
+        duplicate_groups: groups by path, as for `split_at_random`.
+        subjects: groups by path, as for `split_at_random`.
 
     Returns:
         By path, in order, the later image that shows the same picture or subject.
@@ -138,7 +138,7 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
 
     Args:
         manifest: columns `path`, `column` and any others.
-        duplicate_groups: as for `split_at_random`.
+        duplicate_groups: groups by path, as for `split_at_random`.
         column: column of the metadata that names the subject; files whose cell is empty are only
             joined with their duplicates.
 

@@ -32,7 +32,7 @@ class Groups:
 
     Attributes:
         members: column, group, and whether each image belongs to it, bool (n,).
-        left_out: what belongs to no group, one sentence each.
+        left_out: images and columns outside all groups, one sentence each.
     """
 
     members: Sequence[tuple[str, str, np.ndarray]]

@@ -28,7 +28,7 @@ class Metric:
     Attributes:
         name: its key in the test metrics.
         title: its name in the report and the model card.
-        meaning: what it measures, in one phrase.
+        meaning: one phrase on what it measures.
         higher_is_better: its direction.
         compute: function of labels, probabilities and predicted labels; None if undefined.
         digits: decimals shown.

@@ -15,7 +15,7 @@ class FaceCrop:
     """How faces are found and cut out; it travels with the model.
 
     Attributes:
-        margin: what is added to the detector's box, as a share of it; 0.25 makes it 1.25 times as
+        margin: extra width of the detector's box, as a share of it; 0.25 makes it 1.25 times as
             wide.
         align: whether to turn the picture until the eyes are level.
         min_score: lowest score of a face, from 0 to 1.

@@ -90,7 +90,7 @@ class Report:
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
             `new_probability`, `right` (whether the candidate is right).
         notes: further warnings, one sentence each.
-        evidence: what a paired comparison can show.
+        evidence: power of the paired comparison.
         reference: the candidate judged against the fixed reference, without floors; or None.
     """
 

@@ -65,7 +65,7 @@ def predict_images(
         threshold: same as in `label_of`.
         abstain_below: same as in `label_of`.
         batch_size: images in a batch.
-        faces: which faces of an image to judge, the largest first; or the whole image instead.
+        faces: the faces of an image to judge, the largest first; or the whole image instead.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
     for predictor in predictors:

@@ -31,7 +31,7 @@ class Predictor:
     def predict_all(
         self, images: Sequence[np.ndarray], batch_size: int = BATCH_SIZE
     ) -> Iterator[float]:
-        """Yield P(male) of images, uint8 (size, size, 3), of which few are stacked at a time."""
+        """Yield P(male) of images, uint8 (size, size, 3), stacked a few at a time."""
         for start in range(0, len(images), batch_size):
             yield from map(float, self.predict(np.stack(images[start : start + batch_size])))
 

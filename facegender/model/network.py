@@ -19,7 +19,7 @@ class Network:
     Attributes:
         image_size: pixels a side of what `inference` takes.
         base: the plain MobileNet, float32 (n, size, size, 3) in [-1, 1] to (n, features).
-        trained_base: what is trained in its place: `base` itself, or its folded equal, which takes
+        trained_base: the network trained in its place: `base` itself, or its folded equal, which takes
             images of any size.
         head: (n, features) to the logit (n, 1).
     """
@@ -142,8 +142,8 @@ def build_network(
         weights: `imagenet`, `none`, or the path of a weights file without top.
         dropout: rate before the last layer.
         batch_norm: `train`, or `frozen` to keep the statistics of the weights.
-        batch_norm_momentum: of the running statistics. Keras' 0.99 needs thousands of steps to
-            forget where it started; short training from scratch needs less.
+        batch_norm_momentum: momentum of the running statistics. Keras' 0.99 needs thousands of
+            steps to forget where it started; short training from scratch needs less.
         seed: source of chance of the dropout.
         weights_sha256: digest that a weights file must have, or None.
         test_time_flip: the logit is the mean of the image's and its mirror image's: more often

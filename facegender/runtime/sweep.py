@@ -108,7 +108,7 @@ class Ended:
     Attributes:
         point: the experiment.
         code: exit code of DVC.
-        output: what DVC and the stages printed.
+        output: text that DVC and the stages printed.
         commit: the experiment's commit, or None if it failed.
         judged: exit code of the command that judged it, or None.
     """

@@ -191,7 +191,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
     """Restore the former champion; a second call restores the one before it.
 
     Args:
-        lock: as in `promote`.
+        lock: lock file, as in `promote`.
 
     Returns:
         The version that was the champion, and the one that is now.

@@ -148,11 +148,11 @@ def evaluation_run(
         trained_by: id of the run that trained the model.
         model: file of the model.
         evaluation: digest of everything that decides the evaluation's result.
-        params: as in `training_run`; logged where they are missing.
-        manifests: as in `training_run`; logged where they are missing.
+        params: parameters as in `training_run`; logged where they are missing.
+        manifests: manifests as in `training_run`; logged where they are missing.
         history: metrics, one row per epoch; logged where they are missing.
-        name: as in `training_run`, for a separate run.
-        tags: as in `training_run`, for a separate run.
+        name: name of a separate run, as in `training_run`.
+        tags: tags of a separate run, as in `training_run`.
         inputs: tags that identify the inputs, as known after training; for either run.
 
     Yields:
@@ -219,9 +219,9 @@ def log_failure(
     Args:
         log: output, without credentials.
         stage: name of the stage.
-        name: as in `training_run`, if the stage has not opened a run.
-        params: as in `training_run`, if the stage has not opened a run.
-        tags: as in `training_run`, if the stage has not opened a run.
+        name: name of the run, if the stage has not opened one.
+        params: parameters of the run, if the stage has not opened one.
+        tags: tags of the run, if the stage has not opened one.
 
     Returns:
         The run's id.

@@ -30,7 +30,7 @@ def make_batches(
         shuffle_seed: None keeps the order of the index.
         epochs: the epochs to yield, one after another.
         size: pixels a side to shrink the images to; None leaves them as they are.
-        share: of each batch, to read no more; its pieces come one after another.
+        share: the part of each batch to read; its pieces come one after another.
 
     Returns:
         A dataset of uint8 (batch, size, size, 3) and float32 (batch, 1).
@@ -71,7 +71,7 @@ def make_feature_batches(
         batch_size: rows a batch; the last one of an epoch may be smaller.
         shuffle_seed: decides the order, with the epoch; None keeps it.
         epochs: the epochs to yield, one after another.
-        share: of each batch, as in `make_batches`.
+        share: the part of each batch to read, as in `make_batches`.
 
     Returns:
         A dataset of (batch, k), in the dtype of the features, and float32 (batch, 1).

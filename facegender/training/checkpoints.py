@@ -42,7 +42,7 @@ class Saved:
     """A checkpoint's content.
 
     Attributes:
-        arrays: by name; dtypes and values come back as they were.
+        arrays: arrays by name, of any dtype; loading returns equal ones.
         notes: whatever JSON can say; floats come back bit by bit.
     """
 
@@ -54,7 +54,7 @@ class Checkpoint:
     """The file of one training.
 
     Attributes:
-        run_id: of the MLflow run, kept with what is saved; None before there is one.
+        run_id: id of the MLflow run, saved in each checkpoint; None before there is one.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -65,7 +65,7 @@ class Checkpoint:
 
     @classmethod
     def received(cls, content: bytes) -> Self:
-        """Return another process' checkpoint, of which this one keeps nothing; see `content`."""
+        """Return the checkpoint of another process without keeping it; see `content`."""
         checkpoint = cls(None)
         checkpoint.saved = _read(io.BytesIO(content)) if content else None
         return checkpoint
@@ -114,13 +114,13 @@ def _read(file: Path | io.BytesIO) -> Saved | None:
 
 @contextmanager
 def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
-    """Open the checkpoint of the training that `digest` names, for one process at a time.
+    """Open the checkpoint of the training that `digest` names; only one process may have it open.
 
     If the same training runs in another process (two experiments that are equal), this one goes
     without: it must not take up the other's run.
 
     Args:
-        folder: of all checkpoints; made if need be, and cleared of old ones.
+        folder: folder of all checkpoints; created if missing, and cleared of old ones.
         digest: from `training_digest`.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def find_issues(
 
     Args:
         splits: processed images.
-        features: what `extract_features` returned.
+        features: result of `extract_features`.
         group_by: column of what must not be in several folds; else files with the same bytes.
         seed: source of chance of the folds.
 
@@ -107,7 +107,7 @@ def judge_labels(
     Args:
         features: float (n, k), of a network that has not learned from `labels`.
         labels: int (n,), 0 or 1.
-        groups: what must not be in several folds, such as persons, (n,).
+        groups: group of each image, (n,); a group, such as a person, stays in one fold.
         seed: source of chance of the folds.
 
     Returns:

@@ -34,7 +34,7 @@ class WorkerGroup:
 
     Attributes:
         workers: their addresses, `host:port`, the same list for all.
-        index: which of them this process is; 0 is the chief.
+        index: index of this process among them; 0 is the chief.
     """
 
     workers: tuple[str, ...]
@@ -107,9 +107,9 @@ def accept_workers(cluster: WorkerGroup, job: TrainingJob, digest: str, wait: fl
     """Wait until all other workers have called, and tell them what is trained.
 
     Args:
-        cluster: of which this process is the chief.
-        job: what to tell them.
-        digest: of data and code, which theirs must equal.
+        cluster: worker group in which this process is the chief.
+        job: instructions for them.
+        digest: digest of data and code, which must equal the workers'.
         wait: seconds until the last must have called.
 
     Raises:
@@ -171,7 +171,7 @@ def join_chief(cluster: WorkerGroup, digest: Callable[[str], str], wait: float) 
     """Call the chief, until it answers, and return what it tells.
 
     Args:
-        cluster: of which this process is a worker, not the chief.
+        cluster: worker group in which this process is a worker, not the chief.
         digest: from the parameters as JSON to the digest of data and code.
         wait: seconds until the chief must have answered.
 

@@ -67,7 +67,7 @@ def new_network(params: Params, strategy: tf.distribute.Strategy | None = None) 
 
     Args:
         params: all of them.
-        strategy: of `open_strategy`, to have the weights on all its devices.
+        strategy: result of `open_strategy`; its devices get the weights.
 
     Raises:
         UserError: as `build_network` does.
@@ -124,7 +124,7 @@ def train_network(
         on_epoch: called after each epoch, when it is in the checkpoint; and first for each that the
             checkpoint holds already.
         checkpoint: where to go on from, and where each epoch is kept; None does neither.
-        verbose: as in Keras' `fit`: 1 draws a bar by step, 2 prints a line an epoch.
+        verbose: Keras' `fit` argument: 1 draws a bar by step, 2 prints a line per epoch.
 
     Raises:
         UserError: recipe.fine_tune_from names no layer, or the batch cannot be divided among the
@@ -190,9 +190,9 @@ class _Job:
         recipe: how to train, with the batch size of all devices together.
         strategy: the one that the network was built with.
         small: pixels a side of the images to begin with; None to train on full ones only.
-        callbacks: for Keras' `fit`; the last one is `checkpoints`.
-        checkpoints: what earlier processes did, and where each epoch is kept.
-        verbose: as in Keras' `fit`.
+        callbacks: callbacks of Keras' `fit`; the last one is `checkpoints`.
+        checkpoints: epochs that earlier processes finished; saves each new one.
+        verbose: Keras' `fit` argument.
     """
 
     train: ProcessedSplit

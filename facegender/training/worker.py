@@ -16,7 +16,7 @@ def run_worker(cluster: WorkerGroup, processed: Path, wait: float) -> int:
     """Train with the others of a cluster, whose chief runs the pipeline.
 
     Args:
-        cluster: of which this process is a worker, not the chief.
+        cluster: worker group in which this process is a worker, not the chief.
         processed: directory of the processed data.
         wait: seconds until the chief must have told what is trained.
 

@@ -58,7 +58,7 @@ class ArchiveLimits:
     may reach 20, a zip bomb 1000 and more.
 
     Attributes:
-        max_total_bytes: of all files together, unpacked.
+        max_total_bytes: total size of all files, unpacked.
         max_ratio: unpacked bytes for each byte of the archive.
         max_files: files and folders.
     """
@@ -112,8 +112,8 @@ def extract_archive(
     Args:
         archive: the file to unpack; its first bytes tell its kind.
         target: an empty directory, made if it is missing.
-        limits: what the archive may unpack to.
-        keep: which files to write, by path and first bytes (to 512). The others are checked, too.
+        limits: limits on the unpacked archive.
+        keep: whether to write a file, given its path and first 512 bytes. The others are checked, too.
 
     Raises:
         DamagedArchive: the archive is truncated or corrupt.

@@ -22,9 +22,9 @@ def fetch_dataset(
     Args:
         dataset: the parameters of one source.
         target: directory to make or replace.
-        limits: what an archive or folder may hold.
+        limits: limits on an archive or folder.
         cache: directory for partial downloads.
-        known: what an earlier call returned, if anything: the same version of a Kaggle dataset
+        known: result of an earlier call, or None: the same version of a Kaggle dataset
             must then have the same bytes.
 
     Returns:

@@ -45,7 +45,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
     Args:
         source: a directory, or a zip or tar archive.
         target: an empty directory, made if it is missing; empty again on failure.
-        limits: what the archive, or the directory, may hold.
+        limits: limits on the archive or directory.
 
     Returns:
         The reason for each thing left out, by its path in `source`.
@@ -88,7 +88,7 @@ def list_folder(
 
     Args:
         source: a directory, or an archive.
-        limits: what the directory may hold.
+        limits: limits on the directory.
         digest: the digest of a file.
 
     Returns:
@@ -165,7 +165,7 @@ def wanted(path: PurePosixPath, read: Callable[[], bytes], left_out: dict[str, s
     """Return whether a file is data, an image or a table of metadata; if not, note why.
 
     Args:
-        path: of the file, relative to the source.
+        path: path of the file, relative to the source.
         read: returns its first bytes, to 512; called only if its ending is unknown.
         left_out: reasons by path, to which this adds. Litter has none.
     """

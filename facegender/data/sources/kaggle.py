@@ -103,7 +103,7 @@ def download_kaggle(
         slug: `owner/name` of the dataset, the end of its address.
         version: number of a version; None for the newest.
         target: an empty directory, made if it is missing; empty again on failure.
-        limits: what the archive may unpack to.
+        limits: limits on the unpacked archive.
         cache: directory where an unfinished download stays for the next call to resume.
         expected_sha256: `archive_sha256` of an earlier download.
         expected_version: the version which that was. When another one is got now, as may be
