@@ -19,8 +19,8 @@ class Network:
     Attributes:
         image_size: pixels a side of what `inference` takes.
         base: the plain MobileNet, float32 (n, size, size, 3) in [-1, 1] to (n, features).
-        trained_base: the network trained in its place: `base` itself, or its folded equal, which takes
-            images of any size.
+        trained_base: the network trained in its place: `base` itself, or its folded equal, which
+            takes images of any size.
         head: (n, features) to the logit (n, 1).
     """
 

@@ -113,7 +113,7 @@ def extract_archive(
         archive: the file to unpack; its first bytes tell its kind.
         target: an empty directory, made if it is missing.
         limits: limits on the unpacked archive.
-        keep: whether to write a file, given its path and first 512 bytes. The others are checked, too.
+        keep: whether to write a file, given its path and first 512 bytes; all are checked.
 
     Raises:
         DamagedArchive: the archive is truncated or corrupt.
