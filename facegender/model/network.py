@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import keras
+import tensorflow as tf
 
 from facegender.errors import UserError
 from facegender.model.backbone import mobilenet
@@ -152,10 +153,12 @@ def build_network(
             `set_float32`.
 
     Raises:
-        UserError: the weights cannot be downloaded, read, or do not fit.
+        UserError: the weights cannot be downloaded, read, or do not fit; or this machine cannot
+            compute in bfloat16.
     """
     usual = keras.config.dtype_policy()  # float32
     if mixed_precision:
+        _require_bfloat16()
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         base = mobilenet((image_size, image_size, 3), alpha, weights, weights_sha256)
@@ -172,6 +175,18 @@ def build_network(
         test_time_flip=test_time_flip,
         seed=seed,
     )
+
+
+def _require_bfloat16() -> None:
+    # oneDNN has no bfloat16 convolutions for some instruction sets, and fails in the first one.
+    image, kernel = (keras.ops.zeros(shape, "bfloat16") for shape in ((1, 8, 8, 3), (3, 3, 3, 4)))
+    try:
+        keras.ops.conv(image, kernel, padding="same")
+    except tf.errors.OpError as error:
+        raise UserError(
+            "This machine cannot compute convolutions in bfloat16: set train.mixed_precision to "
+            "false, or train on a GPU or on a CPU with AVX-512."
+        ) from error
 
 
 def set_trainable(trained_base: keras.Model, fine_tune_from: str) -> None:
