@@ -45,6 +45,7 @@ class Sources:
     history: Path
     test_metrics: Path
     predictions: Path
+    robustness: Path
     test_plots: Path
     export_metrics: Path
     model: Path
@@ -169,6 +170,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "data": _json(sources.data_metrics),
         "kept": _kept_epoch(sources.history),
         "groups": groups,
+        "robustness": _rows(sources.robustness),
         "left_out": _left_out(sources.predictions, params) if groups else [],
         "export": _json(sources.export_metrics),
         "params": params,

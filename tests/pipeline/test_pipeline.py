@@ -47,6 +47,7 @@ def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
         "metrics/history.csv",
         "metrics/test.json",
         "metrics/predictions.csv",
+        "metrics/robustness.csv",
         "metrics/test/faces.png",
         "metrics/data/class_distribution_train.png",
         "metrics/report.html",
@@ -104,6 +105,11 @@ def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
     assert inputs["train"] == digest[:32]
     logged = {item.path for item in client.list_artifacts(run.info.run_id, "metrics")}
     assert {"metrics/test.json", "metrics/predictions.csv", "metrics/test"} <= logged
+    path = reproduced.root / "metrics/robustness.csv"
+    robustness = pd.read_csv(path, float_precision="round_trip")
+    for row in robustness.itertuples():
+        assert run.data.metrics[f"robustness_accuracy.{row.change}"] == row.accuracy
+    assert "metrics/robustness.csv" in logged
     assert {"metrics/report.html", "metrics/model-card.md"} <= logged
     export = json.loads((reproduced.root / "metrics/export.json").read_text())
     assert run.data.metrics["export_int8.accuracy"] == export["int8"]["accuracy"]

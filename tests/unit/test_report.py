@@ -170,13 +170,20 @@ def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
         sources.data_metrics,
         sources.history,
         sources.predictions,
+        sources.robustness,
         sources.export_metrics,
     ):
-        path.unlink()
+        path.unlink(missing_ok=True)
     elements = Elements(render_page(sources, params, PROVENANCE))
     text = " ".join(" ".join(elements.texts).split())
     assert elements.all("img") == []
-    for what in ("table of groups", "list of predictions", "export", "description of the data"):
+    for what in (
+        "table of groups",
+        "list of predictions",
+        "table of robustness",
+        "export",
+        "description of the data",
+    ):
         assert f"No {what} here" in text
     assert text.count("No picture here") == 10
     assert "not in this clone" in text
@@ -335,3 +342,23 @@ def test_both_comparisons_are_shown(sources: Sources, params: Params) -> None:
     assert "Metrics of the reference and of these results" in text
     assert "accuracy 9 0.6100 0.6000" in text
     assert "accuracy 9 0.8000 0.6000" in text
+
+
+def test_robustness_is_on_the_page_and_in_the_card(sources: Sources, params: Params) -> None:
+    columns = ["change", "strength", "n", "accuracy"]
+    interval = ["difference", "difference_low", "difference_high"]
+    rows = [
+        ["half_resolution", "half the pixels a side", 360, 0.9, -0.05, -0.08, -0.02],
+        ["darker", "0.5 times as bright", 360, 0.94, -0.01, -0.03, 0.01],
+    ]
+    table = pd.DataFrame(rows, columns=columns + interval)
+    table.to_csv(sources.robustness, index=False)
+    page = Elements(render_page(sources, params, PROVENANCE))
+    assert page.open == []
+    text = " ".join(" ".join(page.texts).split()).replace("\N{MINUS SIGN}", "-")
+    marked = "half resolution lower half the pixels a side 0.9000 -0.0500 -0.0800 to -0.0200"
+    assert marked in text
+    assert "darker 0.5 times as bright 0.9400 -0.0100 -0.0300 to +0.0100" in text
+    card = render_card(sources, params).replace("\N{MINUS SIGN}", "-")
+    row = "| half resolution | half the pixels a side | 0.9000 | -0.0500 | -0.0800 to -0.0200 |"
+    assert row in card
