@@ -20,6 +20,7 @@ from PIL import Image
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.errors import UserError
 from facegender.evaluation.groups import find_groups
+from facegender.evaluation.label_audit import SHOWN
 from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
 from facegender.files import file_sha256
@@ -42,6 +43,8 @@ class Sources:
     splits: Path
     data_metrics: Path
     data_plots: Path
+    label_issues: Path
+    label_plots: Path
     history: Path
     test_metrics: Path
     predictions: Path
@@ -101,6 +104,7 @@ def render_page(
                 split: _picture(sources.data_plots / f"class_distribution_{split}.png")
                 for split in SPLITS
             },
+            issue_picture=_picture(sources.label_plots / "issues.png"),
             parameters=_by_group(params),
             reliability=_rows(sources.test_plots / "reliability.csv"),
             worst=_worst(sources.predictions, params.evaluate.threshold),
@@ -168,6 +172,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "labels": list(LABELS),
         "raw": _json(sources.raw_info),
         "data": _json(sources.data_metrics),
+        "audit": _audit(sources),
         "kept": _kept_epoch(sources.history),
         "groups": groups,
         "robustness": _rows(sources.robustness),
@@ -247,6 +252,16 @@ def _left_out(path: Path, params: Params) -> Sequence[str]:
         return []
     chosen, minimum = params.evaluate.groups, params.evaluate.min_group_size
     return find_groups(read_manifest(path), chosen, minimum).left_out
+
+
+def _audit(sources: Sources) -> dict[str, Any] | None:
+    """Return the summary of the label audit, with `worst`, the labels of its picture."""
+    summary = _json(sources.label_plots / "summary.json")
+    if summary is None or not sources.label_issues.is_file():
+        return None
+    issues = read_manifest(sources.label_issues)
+    worst = issues[issues["issue"] == "label"].head(SHOWN)
+    return summary | {"worst": _records(worst.assign(label=worst["label"].map(NAMES)))}
 
 
 def _worst(path: Path, threshold: float) -> list[dict[str, Any]] | None:

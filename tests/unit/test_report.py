@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from facegender.errors import UserError
 from facegender.evaluation.groups import NO_METADATA, group_metrics
+from facegender.evaluation.label_audit import COLUMNS
 from facegender.evaluation.metrics import classification_metrics, shown_metrics
 from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
@@ -171,6 +172,7 @@ def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
         sources.history,
         sources.predictions,
         sources.robustness,
+        sources.label_issues,
         sources.export_metrics,
     ):
         path.unlink(missing_ok=True)
@@ -181,6 +183,7 @@ def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
         "table of groups",
         "list of predictions",
         "table of robustness",
+        "label audit",
         "export",
         "description of the data",
     ):
@@ -362,3 +365,45 @@ def test_robustness_is_on_the_page_and_in_the_card(sources: Sources, params: Par
     card = render_card(sources, params).replace("\N{MINUS SIGN}", "-")
     row = "| half resolution | half the pixels a side | 0.9000 | -0.0500 | -0.0800 to -0.0200 |"
     assert row in card
+
+
+def write_audit(sources: Sources, summary: dict, rows: list[list[object]]) -> None:
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(sources.label_issues, index=False)
+    sources.label_plots.mkdir(exist_ok=True)
+    (sources.label_plots / "summary.json").write_text(json.dumps(summary))
+    shutil.copy(sources.test_plots / "faces.png", sources.label_plots / "issues.png")
+
+
+def test_labels_in_doubt_are_shown_with_what_to_do(sources: Sources, params: Params) -> None:
+    rows: list[list[object]] = [
+        [f"female/{number}.png", "a" * 64, "test", "label", 0, 0.91, 0.09] for number in range(25)
+    ]
+    rows[0][0] = HOSTILE
+    rows.append(["male/dark.png", "b" * 64, "train", "dark", 1, None, None])
+    issues = {"dark": 1, "label": 25, "low_information": 2}
+    summary = {"images": 400, "accuracy": 0.95, "not_judged": None, "issues": issues}
+    before = len(Elements(render_page(sources, params, PROVENANCE)).all("img"))
+    write_audit(sources, summary, rows)
+    elements = Elements(render_page(sources, params, PROVENANCE))
+    text = " ".join(" ".join(elements.texts).split())
+    assert len(elements.all("img")) == before + 1
+    assert HOSTILE in "".join(elements.texts)
+    assert "judged each of 400 labels" in text
+    assert "agrees with 0.9500 of them and doubts 25" in text
+    assert "Pictures that show little: 1 dark, 2 low information." in text
+    assert "conf/exclude.txt" in text
+    assert "female/19.png test female 0.9100" in text
+    assert "female/20.png" not in text
+    card = render_card(sources, params)
+    assert "- Labels in doubt: 25 of 400 (`metrics/label_issues.csv`)" in card
+
+
+def test_labels_that_are_not_judged_are_no_silence(sources: Sources, params: Params) -> None:
+    why = "model.weights is none"
+    summary = {"images": 400, "accuracy": None, "not_judged": why, "issues": {}}
+    write_audit(sources, summary, [])
+    elements = Elements(render_page(sources, params, PROVENANCE))
+    text = " ".join(" ".join(elements.texts).split())
+    assert f"The labels are not judged: {why}." in text
+    assert "Pictures that show little: none." in text
+    assert f"- Labels in doubt: not judged ({why})." in render_card(sources, params)

@@ -6,16 +6,19 @@ it. Nothing is left out by it: `data.exclude` does that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from facegender.data.alignment import LUMA
 from facegender.data.processed import ProcessedSplit
-from facegender.errors import UserError
+from facegender.evaluation.plots import face_grid
 from facegender.params import Params
 
 COLUMNS = ["path", "sha256", "split", "issue", "label", "probability", "quality"]
+SHOWN = 20  # labels in the grid, and in the report
 FOLDS = 5
 # Limits of a picture, of luminance from 0 to 255.
 MAX_DARK = 80  # its 99th percentile
@@ -24,26 +27,90 @@ MIN_ENTROPY = 3.0  # bits of its histogram; a photo has 6 to 8
 MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
 _STRENGTH = 0.003  # of the classifier, inverse of its regularisation (`C`)
 _BATCH = 32
+_NO_WEIGHTS = (
+    "model.weights is none, and a network that knows only these labels cannot judge them; "
+    "`facegender audit-labels --weights imagenet` takes another one"
+)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What may be wrong with labels and pictures.
+
+    Attributes:
+        issues: columns COLUMNS: suspect labels, the worst first, and then pictures that show
+            little; an image with two issues is there twice.
+        images: number of images.
+        accuracy: share of labels that the classifier gives out of fold; None if it judged none.
+        not_judged: why labels were not judged; None if they were.
+    """
+
+    issues: pd.DataFrame
+    images: int
+    accuracy: float | None
+    not_judged: str | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the number of images by issue."""
+        return {
+            str(name): int(count)
+            for name, count in self.issues["issue"].value_counts().sort_index().items()
+        }
+
+    def summary(self) -> str:
+        """Return how many images have which issue, and why labels were not judged, if so."""
+        found = ", ".join(f"{name} {count}" for name, count in self.counts.items()) or "no issue"
+        not_judged = f"; labels are not judged: {self.not_judged}" if self.not_judged else ""
+        return f"{found}, of {self.images} images{not_judged}"
+
+    @property
+    def worst(self) -> pd.DataFrame:
+        """Return the SHOWN labels that are most probably wrong."""
+        return self.issues[self.issues["issue"] == "label"].head(SHOWN)
+
+
+def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[str, str]) -> Audit:
+    """Judge all labels and pictures.
+
+    Args:
+        splits: processed images.
+        params: name the weights, and the image's size.
+        groups: by path, the group of images that show one picture or person, as
+            `splits.shared_groups` lists them; other images are alone.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    if params.model.weights == "none":
+        return find_issues(splits, None, groups, seed=params.split.seed)
+    return find_issues(splits, extract_features(splits, params), groups, seed=params.split.seed)
 
 
 def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np.ndarray:
     """Return what a frozen network makes of all images, split by split: float32 (n, k).
 
-    Args:
-        splits: processed images.
-        params: name the weights, and the image's size.
-
     Raises:
-        UserError: `model.weights` is none, which knows nothing of faces, or cannot be read.
+        UserError: the weights cannot be read.
     """
-    if params.model.weights == "none":
-        raise UserError(
-            "The label audit needs a network that was trained on other data: choose one with "
-            "model.weights, as `dvc exp run -S recipe=best` does."
-        )
-    from facegender.training.train import new_network
+    import keras
+    import tensorflow as tf
 
-    extract = new_network(params).features()
+    from facegender.model.network import build_network
+
+    keras.utils.set_random_seed(params.split.seed)
+    tf.config.experimental.enable_op_determinism()
+    network = build_network(
+        image_size=params.image.size,
+        alpha=params.model.alpha,
+        weights=params.model.weights,
+        weights_sha256=params.model.weights_sha256,
+        dropout=0.0,
+        batch_norm="frozen",
+        batch_norm_momentum=0.99,
+        seed=params.split.seed,
+    )
+    extract = network.features()
     return np.concatenate(
         [
             extract.predict_on_batch(batch)
@@ -55,41 +122,59 @@ def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np
 
 def find_issues(
     splits: Mapping[str, ProcessedSplit],
-    features: np.ndarray,
+    features: np.ndarray | None,
+    groups: Mapping[str, str],
     *,
-    group_by: str | None,
     seed: int,
-) -> pd.DataFrame:
-    """List suspect labels, the worst first, and then pictures that show little.
+) -> Audit:
+    """Judge labels by features, and pictures by themselves.
 
     Args:
         splits: processed images.
-        features: what `extract_features` returned.
-        group_by: column of what must not be in several folds; else files with the same bytes.
+        features: result of `extract_features`; None to judge pictures only.
+        groups: as for `audit`.
         seed: source of chance of the folds.
-
-    Returns:
-        The columns COLUMNS; an image with two issues is there twice.
-
-    Raises:
-        ValueError: too few images, as `judge_labels` says.
     """
     images = pd.concat(
         [split.index.assign(split=name) for name, split in splits.items()], ignore_index=True
     )
-    groups = images["sha256"]
-    if group_by is not None:
-        groups = images[group_by].fillna(groups)
     labels = images["label"].to_numpy(dtype=np.int64)
-    images = images.join(judge_labels(features, labels, list(groups), seed=seed).round(4))
-    suspects = images[images["suspect"]].assign(issue="label").sort_values(["quality", "path"])
+    group = [groups.get(*names) for names in images[["path", "sha256"]].to_numpy()]
+    least = int(pd.Series(group).groupby(labels).nunique().min())
+    suspects, accuracy, not_judged = images[:0].assign(issue=""), None, None
+    if features is None:
+        not_judged = _NO_WEIGHTS
+    elif least < FOLDS:
+        not_judged = f"a label has {least} different pictures or persons, fewer than {FOLDS}"
+    else:
+        judged = judge_labels(features, labels, group, seed=seed)
+        accuracy = float(((judged["probability"] >= 0.5) == labels).mean())
+        images = images.join(judged.round(4))
+        suspects = images[images["suspect"]].assign(issue="label").sort_values(["quality", "path"])
     faults = (judge_pictures(split.batches(_BATCH)) for split in splits.values())
     images["issue"] = [fault for split in faults for fault in split]
     poor = images[images["issue"] != ""].sort_values(["issue", "path"])
-    return pd.concat([suspects, poor], ignore_index=True)[COLUMNS]
+    issues = pd.concat([suspects, poor], ignore_index=True).reindex(columns=COLUMNS)
+    return Audit(issues, len(images), accuracy, not_judged)
 
 
-def pictures(splits: Mapping[str, ProcessedSplit], issues: pd.DataFrame) -> np.ndarray:
+def draw_worst(splits: Mapping[str, ProcessedSplit], found: Audit, path: Path) -> None:
+    """Draw the labels that are most probably wrong as a PNG; without any it says so."""
+    worst = found.worst
+    title = "Labels that are probably wrong, the worst first"
+    if worst.empty:
+        title = "Labels are not judged" if found.not_judged else "No label is suspect"
+    face_grid(
+        _pictures(splits, worst),
+        worst["label"].to_numpy(),
+        worst["probability"].to_numpy(),
+        title,
+        path,
+        threshold=0.5,
+    )
+
+
+def _pictures(splits: Mapping[str, ProcessedSplit], issues: pd.DataFrame) -> np.ndarray:
     """Return the images of rows of `find_issues`: uint8 (n, size, size, 3)."""
     read = []
     for name, path in issues[["split", "path"]].to_numpy():
@@ -153,9 +238,10 @@ def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
 
 
 def _picture_issue(image: np.ndarray) -> str:
-    grey = image @ LUMA
-    counts = np.bincount(grey.astype(np.uint8).ravel(), minlength=256)
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    counts = np.bincount(grey.ravel(), minlength=256)
     share = counts[counts > 0] / grey.size
+    grey = grey.astype(np.int16)
     sharpness = (
         4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
     ).std()
