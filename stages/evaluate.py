@@ -60,7 +60,14 @@ def main() -> None:
     params = load_params(args.params)
     check_inputs(
         args.params.with_name("dvc.lock"),
-        [args.processed, args.splits, args.model, args.training_run, args.keras, args.int8],
+        [
+            args.processed / "test",
+            args.splits,
+            args.model,
+            args.training_run,
+            args.keras,
+            args.int8,
+        ],
     )
     threshold = params.evaluate.threshold
     if (carried := read_threshold(args.model)) != threshold:
