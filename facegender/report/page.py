@@ -23,6 +23,7 @@ from facegender.evaluation.groups import find_groups
 from facegender.evaluation.label_audit import SHOWN
 from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
+from facegender.faces.settings import crop_of
 from facegender.files import file_sha256
 from facegender.gate.verdict import MAX_FLIPS, Report
 from facegender.labels import LABELS, NAMES
@@ -172,6 +173,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "labels": list(LABELS),
         "raw": _json(sources.raw_info),
         "data": _json(sources.data_metrics),
+        "how_cut": _how_cut(params),
         "audit": _audit(sources),
         "kept": _kept_epoch(sources.history),
         "groups": groups,
@@ -252,6 +254,19 @@ def _left_out(path: Path, params: Params) -> Sequence[str]:
         return []
     chosen, minimum = params.evaluate.groups, params.evaluate.min_group_size
     return find_groups(read_manifest(path), chosen, minimum).left_out
+
+
+def _how_cut(params: Params) -> str:
+    """Return how a picture becomes the model's input, as one clause."""
+    crop = crop_of(params.image)
+    if crop is None:
+        return "each picture is taken whole; no face is looked for (image.face: none)"
+    turned = "turned until the eyes are level" if crop.align else "not turned"
+    return (
+        f"the largest face is cut out, a square wider by {crop.margin:g} than its box, "
+        f"{turned}; a face has a score of at least {crop.min_score:g} and {crop.min_size} pixels. "
+        "A picture without a face, or filled by one, is taken whole (image.face: crop)"
+    )
 
 
 def _audit(sources: Sources) -> dict[str, Any] | None:

@@ -407,3 +407,19 @@ def test_labels_that_are_not_judged_are_no_silence(sources: Sources, params: Par
     assert f"The labels are not judged: {why}." in text
     assert "Pictures that show little: none." in text
     assert f"- Labels in doubt: not judged ({why})." in render_card(sources, params)
+
+
+@pytest.mark.parametrize("face", ["none", "crop"])
+def test_how_pictures_are_cut_is_said(sources: Sources, params: Params, face: str) -> None:
+    params = params.model_copy(update={"image": params.image.model_copy(update={"face": face})})
+    data = json.loads(sources.data_metrics.read_text())
+    found = {"policy": "keep", "images": []}
+    data["checks"] |= {"no_face": found | {"count": 7}, "several_faces": found | {"count": 5}}
+    sources.data_metrics.write_text(json.dumps(data))
+    page = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    card = " ".join(render_card(sources, params).split())
+    for text in (page, card):
+        assert ("each picture is taken whole; no face is looked for" in text) == (face == "none")
+        assert ("a square wider by 0.25 than its box, not turned" in text) == (face == "crop")
+        assert ("7 images show no face" in text) == (face == "crop")
+    assert ("even one of a chair" in card) == (face == "none")
