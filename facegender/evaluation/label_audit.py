@@ -23,7 +23,7 @@ FOLDS = 5
 # Limits of a picture, of luminance from 0 to 255.
 MAX_DARK = 80  # its 99th percentile
 MIN_BRIGHT = 240  # its 5th percentile
-MIN_ENTROPY = 3.0  # bits of its histogram; a photo has 6 to 8
+MIN_ENTROPY = 2.0  # bits of its histogram; flat drawings have 2.2 and more, photos 5.5 and more
 MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
 _STRENGTH = 0.003  # of the classifier, inverse of its regularisation (`C`)
 _BATCH = 32
