@@ -28,8 +28,8 @@ MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
 _STRENGTH = 0.003  # of the classifier, inverse of its regularisation (`C`)
 _BATCH = 32
 _NO_WEIGHTS = (
-    "model.weights is none, and a network that knows only these labels cannot judge them; "
-    "`facegender audit-labels --weights imagenet` takes another one"
+    "model.weights is none, and a network that knows only these labels cannot judge them "
+    "(with another one: facegender audit-labels --weights imagenet)"
 )
 
 

@@ -66,8 +66,8 @@ def _half_resolution(pixels: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 CHANGES = (
-    Change("blur", f"standard deviation {BLUR:.2%} of the side", _blur),
-    Change("noise", f"standard deviation {NOISE:.0%} of the range", _noise),
+    Change("blur", f"standard deviation {100 * BLUR:.3g} % of the side", _blur),
+    Change("noise", f"standard deviation {100 * NOISE:.3g} % of the range", _noise),
     Change("darker", f"{DARKER:g} times as bright", partial(_brightness, factor=DARKER)),
     Change("brighter", f"{BRIGHTER:g} times as bright", partial(_brightness, factor=BRIGHTER)),
     Change("jpeg", f"JPEG of quality {JPEG_QUALITY}", _jpeg),
