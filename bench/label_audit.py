@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="random flips to try")
     args = parser.parse_args()
 
+    from facegender.evaluation.label_audit import judge_labels
     from facegender.model.network import build_network
-    from facegender.training.label_audit import judge_labels
 
     manifest = build_manifest(args.folder, female=["woman"], male=["man"], ignore=[])
     train = split_at_random(manifest, test_fraction=0.3, validation_fraction=0.15, seed=42)["train"]

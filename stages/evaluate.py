@@ -16,6 +16,7 @@ from facegender.errors import UserError
 from facegender.evaluation import figures
 from facegender.evaluation import metrics as evaluation
 from facegender.evaluation.groups import group_metrics
+from facegender.evaluation.robustness import robustness_table
 from facegender.files import digest
 from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--export-metrics", type=Path, required=True, help="JSON of the export")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV to write")
+    parser.add_argument("--robustness", type=Path, required=True, help="CSV to write")
     parser.add_argument("--plots", type=Path, required=True, help="directory to write")
     parser.add_argument(
         "--evaluation-run", type=Path, required=True, help="file for the id of the MLflow run"
@@ -58,7 +60,14 @@ def main() -> None:
     params = load_params(args.params)
     check_inputs(
         args.params.with_name("dvc.lock"),
-        [args.processed, args.splits, args.model, args.training_run, args.keras, args.int8],
+        [
+            args.processed / "test",
+            args.splits,
+            args.model,
+            args.training_run,
+            args.keras,
+            args.int8,
+        ],
     )
     threshold = params.evaluate.threshold
     if (carried := read_threshold(args.model)) != threshold:
@@ -110,11 +119,20 @@ def main() -> None:
             minimum=params.evaluate.min_group_size,
             chosen=params.evaluate.groups,
         )
+        robustness = robustness_table(
+            test,
+            predictor.predict,
+            probabilities,
+            threshold=threshold,
+            batch_size=params.evaluate.batch_size,
+            seed=params.evaluate.seed,
+        )
 
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
         args.plots.mkdir(parents=True, exist_ok=True)
         args.metrics.write_text(json.dumps(metrics, indent=2) + "\n")
         write_table(predictions, args.predictions)
+        write_table(robustness, args.robustness)
         write_table(groups, args.plots / "groups.csv")
         figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
@@ -129,9 +147,11 @@ def main() -> None:
         log.log_evaluation(
             metrics,
             test_manifest=args.splits / "test.csv",
-            files=[args.metrics, args.predictions, args.plots],
+            files=[args.metrics, args.predictions, args.robustness, args.plots],
             model_id=model_id,
         )
+        accuracies = robustness.set_index("change")["accuracy"].to_dict()
+        log.log_numbers("robustness", {"accuracy": accuracies}, model_id)
         exported = json.loads(args.export_metrics.read_text())
         # Here, not in train: evaluate can be repeated if the server missed it.
         log.log_kept_epoch(history)

@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     params = load_params(args.params)
-    check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.model])
+    read = [args.processed / "train", args.processed / "validation"]
+    check_inputs(args.params.with_name("dvc.lock"), [*read, args.model])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
     with hide_native_notes():

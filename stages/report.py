@@ -51,7 +51,7 @@ def main() -> None:
     connection.connect(project_root(), tracking_uri())
     logged = log.log_report(
         runs.read_run_id(args.evaluation_run),
-        [args.page, args.card],
+        [args.page, args.card, sources.label_issues],
         loss=json.loads(sources.test_metrics.read_text())["loss"],
         folder="metrics",
     )

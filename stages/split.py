@@ -14,6 +14,7 @@ from facegender.data.invalid import check_invalid
 from facegender.data.manifest import COLUMNS, write_table
 from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
+from facegender.data.splits import write_shared_groups
 from facegender.evaluation import plots
 from facegender.faces.settings import crop_of
 from facegender.labels import LABELS
@@ -51,6 +52,7 @@ def main() -> None:
     args.plots.mkdir(parents=True, exist_ok=True)
     for name, images in splits.items():
         write_table(images, args.splits / f"{name}.csv")
+    write_shared_groups(args.splits, splits, findings.groups)
     dropped = pd.concat([notes.table(), findings.table()], ignore_index=True)
     write_table(dropped, args.splits / "dropped.csv")
     found: dict[str, Any] = {}

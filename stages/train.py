@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--speed", type=Path, required=True, help="CSV of speed an epoch")
     args = parser.parse_args()
     params = load_params(args.params)
-    check_inputs(args.params.with_name("dvc.lock"), [args.processed, args.splits])
+    read = [args.processed / "train", args.processed / "validation"]
+    check_inputs(args.params.with_name("dvc.lock"), [*read, args.splits])
 
     cluster = None
     if params.train.strategy == "multi_worker":

@@ -13,6 +13,7 @@ import yaml
 PACKAGES = {
     "PIL": "pillow",
     "ai_edge_litert": "ai-edge-litert",
+    "cleanlab": "cleanlab",
     "dicebear": "dicebear-core",
     "keras": "keras",
     "matplotlib": "matplotlib",

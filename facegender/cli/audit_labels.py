@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from facegender.errors import UserError
 from facegender.runtime.dvc_context import pipeline_paths, project_root
 
 
@@ -11,16 +10,22 @@ def add_audit_labels(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
         "List images whose label is probably wrong, and pictures that are dark, bright, blurred or "
-        "show little, the worst first, with a grid of faces beside the list. It reads the "
-        "processed data of `dvc repro preprocess`, and changes nothing: name an image in the file "
-        "of data.exclude to leave it out. Features come from model.weights, which must not be "
-        "none."
+        "show little, the worst first, with a grid of faces beside the list: what the stage "
+        "audit_labels does, with other weights or into another file. It reads the processed data "
+        "of `dvc repro preprocess`, and changes nothing: name an image in the file of data.exclude "
+        "to leave it out."
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="network that judges the labels: imagenet, or a file without top (default: "
+        "model.weights)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="CSV to write, and a PNG of the same name (default: metrics/label_issues.csv)",
+        help="CSV to write, and a PNG of the same name (default: label_issues.csv)",
     )
     parser.set_defaults(run=audit_labels)
 
@@ -29,35 +34,22 @@ def audit_labels(args: argparse.Namespace) -> int:
     """Write the list and the grid, and print how many there are."""
     from facegender.data.manifest import SPLITS, write_table
     from facegender.data.processed import ProcessedSplit
-    from facegender.evaluation.plots import face_grid
+    from facegender.data.splits import read_shared_groups
+    from facegender.evaluation import label_audit
     from facegender.params import load_params
-    from facegender.training import label_audit
 
     root = project_root()
     paths = pipeline_paths((root / "dvc.yaml").read_text())
     params = load_params(root / "params.yaml")
+    if args.weights is not None:
+        own = {"weights": args.weights, "weights_sha256": None}
+        params = params.model_copy(update={"model": params.model.model_copy(update=own)})
     processed = root / paths["processed"]
     splits = {name: ProcessedSplit(processed / name) for name in SPLITS}
-    features = label_audit.extract_features(splits, params)
-    try:
-        issues = label_audit.find_issues(
-            splits, features, group_by=params.split.group_by, seed=params.split.seed
-        )
-    except ValueError as error:
-        raise UserError(f"Cannot judge the labels: {error} Add images.") from error
-    output = args.output or root / "metrics" / "label_issues.csv"
+    found = label_audit.audit(splits, params, read_shared_groups(root / paths["splits"]))
+    output = args.output or root / "label_issues.csv"
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_table(issues, output)
-    worst = issues[issues["issue"] == "label"].head(25)
-    face_grid(
-        label_audit.pictures(splits, worst),
-        worst["label"].to_numpy(),
-        worst["probability"].to_numpy(),
-        "Labels that are probably wrong, the worst first",
-        output.with_suffix(".png"),
-        threshold=0.5,
-    )
-    counts = issues["issue"].value_counts().sort_index().to_dict()
-    shown = ", ".join(f"{kind} {count}" for kind, count in counts.items()) or "no issue"
-    print(f"{output}: {shown}, of {sum(map(len, splits.values()))} images")
+    write_table(found.issues, output)
+    label_audit.draw_worst(splits, found, output.with_suffix(".png"))
+    print(f"{output}: {found.summary()}")
     return 0

@@ -59,11 +59,13 @@ class Findings:
         policies: `drop`, `keep` or `fail`, by check.
         reasons: what is wrong, by check and path; `invalid` holds files that are not images.
         without_subject: images that `split.group_by` says nothing of; None without it.
+        groups: by path, the group of images of one picture or subject, which stay together.
     """
 
     policies: Mapping[str, str]
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
     without_subject: int | None = None
+    groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
         """Note what a check found.
@@ -179,6 +181,7 @@ def clean(
     )
     if split.group_by:
         findings.without_subject = int(manifest[split.group_by].isna().sum())
+    findings.groups = duplicate_groups if subjects is None else subjects
     options: dict[str, Any] = {
         "validation_fraction": split.validation_fraction,
         "seed": split.seed,

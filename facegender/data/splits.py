@@ -2,16 +2,18 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from math import floor
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from facegender.data.manifest import SPLIT_FOLDERS, SPLITS
+from facegender.data.manifest import SPLIT_FOLDERS, SPLITS, read_manifest, write_table
 from facegender.errors import UserError
 from facegender.labels import LABELS
 
+_SHARED_GROUPS = "groups.csv"
 _log = logging.getLogger(__name__)
 
 
@@ -182,6 +184,28 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
         pictures.groupby(component).transform("min").astype("string")
     )
     return pd.Series(name.to_numpy(dtype=str), index=pd.Index(manifest["path"]), dtype=str)
+
+
+def write_shared_groups(
+    folder: Path, splits: Mapping[str, pd.DataFrame], groups: pd.Series
+) -> None:
+    """Write the images that share their picture or subject with another, and their group.
+
+    Args:
+        folder: directory of the manifests.
+        splits: manifests of the images that are left.
+        groups: group of each image by its path.
+    """
+    left = groups[[path for images in splits.values() for path in images["path"]]]
+    shared = left[left.duplicated(keep=False)]
+    table = pd.DataFrame({"path": shared.index, "group": shared.to_numpy()})
+    write_table(table, folder / _SHARED_GROUPS)
+
+
+def read_shared_groups(folder: Path) -> dict[str, str]:
+    """Return what `write_shared_groups` wrote, as groups by path."""
+    table = read_manifest(folder / _SHARED_GROUPS)
+    return dict(zip(table["path"], table["group"], strict=True))
 
 
 def _folder_splits(manifest: pd.DataFrame) -> pd.Series:

@@ -6,17 +6,13 @@ of F1 and calibration error (Efron and Tibshirani, An Introduction to the Bootst
 13). p is exact and two-sided.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binomtest, fisher_exact, norm
+from scipy.stats import binomtest, fisher_exact
 
 from facegender.evaluation.groups import difference_interval
-from facegender.evaluation.metrics import expected_calibration_error
-
-_Z = float(norm.ppf(0.975))
+from facegender.evaluation.metrics import expected_calibration_error, paired_interval
 
 
 @dataclass(frozen=True)
@@ -64,37 +60,6 @@ def paired_difference(old: np.ndarray, new: np.ndarray) -> Difference:
         high=high,
         p=float(binomtest(lost, gained + lost).pvalue) if gained + lost else 1.0,
     )
-
-
-def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """Return the score interval of the difference of two shares of the same images.
-
-    Tango, Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design, Statistics in Medicine 17, 1998: the differences that a score test does
-    not reject. A bootstrap would be too narrow for few images, and has no width when the models
-    agree on all of them.
-
-    Args:
-        gained: images that only the candidate gets right.
-        lost: images that only the baseline gets right.
-        n: all images.
-    """
-    observed = (gained - lost) / n
-
-    def score(difference: float) -> float:
-        b = (2 * n - gained + lost) * difference - gained - lost
-        c = -lost * difference * (1 - difference)
-        share_lost = (math.sqrt(max(0, b * b - 8 * n * c)) - b) / (4 * n)
-        variance = n * (2 * share_lost + difference * (1 - difference))
-        return (gained - lost - n * difference) / math.sqrt(max(variance, 1e-300))
-
-    def bound(sign: int) -> float:
-        if observed == sign:
-            return float(sign)
-        nearly = sign * (1 - 1e-12)
-        return float(brentq(lambda value: score(value) + sign * _Z, observed, nearly))
-
-    return bound(-1), bound(1)
 
 
 def unpaired_difference(old: tuple[int, int], new: tuple[int, int]) -> Difference:

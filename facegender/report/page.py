@@ -20,8 +20,10 @@ from PIL import Image
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.errors import UserError
 from facegender.evaluation.groups import find_groups
+from facegender.evaluation.label_audit import SHOWN
 from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
+from facegender.faces.settings import crop_of
 from facegender.files import file_sha256
 from facegender.gate.verdict import MAX_FLIPS, Report
 from facegender.labels import LABELS, NAMES
@@ -42,9 +44,12 @@ class Sources:
     splits: Path
     data_metrics: Path
     data_plots: Path
+    label_issues: Path
+    label_plots: Path
     history: Path
     test_metrics: Path
     predictions: Path
+    robustness: Path
     test_plots: Path
     export_metrics: Path
     model: Path
@@ -100,6 +105,7 @@ def render_page(
                 split: _picture(sources.data_plots / f"class_distribution_{split}.png")
                 for split in SPLITS
             },
+            issue_picture=_picture(sources.label_plots / "issues.png"),
             parameters=_by_group(params),
             reliability=_rows(sources.test_plots / "reliability.csv"),
             worst=_worst(sources.predictions, params.evaluate.threshold),
@@ -167,8 +173,11 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "labels": list(LABELS),
         "raw": _json(sources.raw_info),
         "data": _json(sources.data_metrics),
+        "how_cut": _how_cut(params),
+        "audit": _audit(sources),
         "kept": _kept_epoch(sources.history),
         "groups": groups,
+        "robustness": _rows(sources.robustness),
         "left_out": _left_out(sources.predictions, params) if groups else [],
         "export": _json(sources.export_metrics),
         "params": params,
@@ -245,6 +254,29 @@ def _left_out(path: Path, params: Params) -> Sequence[str]:
         return []
     chosen, minimum = params.evaluate.groups, params.evaluate.min_group_size
     return find_groups(read_manifest(path), chosen, minimum).left_out
+
+
+def _how_cut(params: Params) -> str:
+    """Return how a picture becomes the model's input, as one clause."""
+    crop = crop_of(params.image)
+    if crop is None:
+        return "each picture is taken whole; no face is looked for (image.face: none)"
+    turned = "turned until the eyes are level" if crop.align else "not turned"
+    return (
+        f"the largest face is cut out, a square wider by {crop.margin:g} than its box, "
+        f"{turned}; a face has a score of at least {crop.min_score:g} and {crop.min_size} pixels. "
+        "A picture without a face, or filled by one, is taken whole (image.face: crop)"
+    )
+
+
+def _audit(sources: Sources) -> dict[str, Any] | None:
+    """Return the summary of the label audit, with `worst`, the labels of its picture."""
+    summary = _json(sources.label_plots / "summary.json")
+    if summary is None or not sources.label_issues.is_file():
+        return None
+    issues = read_manifest(sources.label_issues)
+    worst = issues[issues["issue"] == "label"].head(SHOWN)
+    return summary | {"worst": _records(worst.assign(label=worst["label"].map(NAMES)))}
 
 
 def _worst(path: Path, threshold: float) -> list[dict[str, Any]] | None:

@@ -44,9 +44,12 @@ def test_it_leaves_everything_that_it_promises(reproduced: Clone) -> None:
         "models/model_int8.tflite",
         "metrics/export.json",
         "metrics/data.json",
+        "metrics/label_issues.csv",
+        "metrics/labels/issues.png",
         "metrics/history.csv",
         "metrics/test.json",
         "metrics/predictions.csv",
+        "metrics/robustness.csv",
         "metrics/test/faces.png",
         "metrics/data/class_distribution_train.png",
         "metrics/report.html",
@@ -104,7 +107,13 @@ def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
     assert inputs["train"] == digest[:32]
     logged = {item.path for item in client.list_artifacts(run.info.run_id, "metrics")}
     assert {"metrics/test.json", "metrics/predictions.csv", "metrics/test"} <= logged
-    assert {"metrics/report.html", "metrics/model-card.md"} <= logged
+    path = reproduced.root / "metrics/robustness.csv"
+    robustness = pd.read_csv(path, float_precision="round_trip")
+    for row in robustness.itertuples():
+        assert run.data.metrics[f"robustness_accuracy.{row.change}"] == row.accuracy
+    assert "metrics/robustness.csv" in logged
+    pages = {"metrics/report.html", "metrics/model-card.md", "metrics/label_issues.csv"}
+    assert pages <= logged
     export = json.loads((reproduced.root / "metrics/export.json").read_text())
     assert run.data.metrics["export_int8.accuracy"] == export["int8"]["accuracy"]
     models = {item.path for item in client.list_artifacts(run.info.run_id, "export")}
@@ -169,11 +178,12 @@ def test_predict_says_what_evaluate_said(reproduced: Clone) -> None:
         ("facegender/report/page.py", "report"),
         ("facegender/data/images.py", "split preprocess evaluate report"),
         ("facegender/training/augmentation.py", "train report"),
-        ("tensorflow", "train export"),
-        ("keras", "train export"),
+        ("facegender/evaluation/label_audit.py", "audit_labels report"),
+        ("tensorflow", "audit_labels train export"),
+        ("keras", "audit_labels train export"),
         ("ai-edge-litert", "split preprocess export evaluate"),
-        ("pillow", "download split preprocess evaluate"),
-        ("scikit-learn", "split train evaluate"),
+        ("pillow", "download split preprocess audit_labels evaluate"),
+        ("scikit-learn", "split audit_labels train evaluate"),
     ],
 )
 def test_an_edit_reruns_what_it_decides_and_nothing_else(

@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 
 from facegender.data import checks
 from facegender.data.checks import fingerprint_images
+from facegender.data.splits import read_shared_groups
 from facegender.errors import UserError
 from stages import split
 from tools.compose_params import ROOT
@@ -166,8 +167,13 @@ class TestCopies:
         assert result.dropped.empty
         assert result.summary["checks"][check]["count"] == 6
         lies_in = {path: name for name, paths in result.parts.items() for path in paths}
+        groups = read_shared_groups(raw.parent / "splits")
+        assert len(groups) == 12
         for number in range(6):
-            assert lies_in[f"male/{number:02}.png"] == lies_in[f"male/{number:02}-{name}"]
+            both = f"male/{number:02}.png", f"male/{number:02}-{name}"
+            assert lies_in[both[0]] == lies_in[both[1]]
+            assert groups[both[0]] == groups[both[1]]
+        assert len(set(groups.values())) == 6
 
     def test_or_it_fails(
         self, run: Callable[..., Result], raw: Path, copy: Callable, name: str, check: str
@@ -305,6 +311,16 @@ def test_a_file_that_cannot_be_read_is_named(
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(UserError, match=r"male/03\.png' cannot be read: Permission denied"):
         run()
+
+
+def test_the_images_of_a_subject_are_listed_together(run: Callable[..., Result], raw: Path) -> None:
+    rows = ["file,person", *(f"female/{number:02}.png,{number // 2}" for number in range(4))]
+    (raw / "people.csv").write_text("\n".join(rows))
+    run(group_by="person")
+    names = read_shared_groups(raw.parent / "splits")
+    assert names == {f"female/{number:02}.png": f"subject {number // 2}" for number in range(4)}
+    run()
+    assert read_shared_groups(raw.parent / "splits") == {}
 
 
 def test_images_without_a_subject_are_counted(run: Callable[..., Result], raw: Path) -> None:

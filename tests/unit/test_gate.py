@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import binomtest, bootstrap
 
 from facegender.evaluation.groups import holm
-from facegender.evaluation.metrics import METRICS, classification_metrics
+from facegender.evaluation.metrics import METRICS, classification_metrics, paired_interval
 from facegender.gate.compare import parse_results
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results
@@ -24,7 +24,6 @@ from facegender.gate.significance import (
     paired_difference,
     paired_ece_interval,
     paired_f1_interval,
-    paired_interval,
     unpaired_difference,
 )
 from facegender.gate.verdict import Report, as_markdown, as_text

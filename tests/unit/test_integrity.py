@@ -9,7 +9,7 @@ import yaml
 from dvc.repo import Repo
 
 from facegender.errors import UserError
-from facegender.runtime import dvc_context
+from facegender.runtime import dvc_context, integrity
 from facegender.runtime.integrity import (
     CACHE,
     WORK_TREE,
@@ -83,6 +83,23 @@ def test_what_dvc_takes_for_unchanged_is_refused_and_made_again(root: Path) -> N
     assert (root / "d" / "sub" / "x").read_text() == "1"
     assert verify(root) == (4, [])
     check_inputs(lock, inputs)
+
+
+def test_of_a_large_output_only_what_is_read_is_hashed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = root / "dvc.lock"
+    damage(root / "d" / "y")
+    with pytest.raises(UserError, match=r"unchanged: d/y\."):
+        check_inputs(lock, [root / "d" / "sub"])  # small, so all of it is
+    monkeypatch.setattr(integrity, "_SMALL_BYTES", 1)
+    check_inputs(lock, [root / "d" / "sub"])
+    damage(root / "d" / "sub" / "x")
+    with pytest.raises(UserError, match=r"unchanged: d/sub/x\."):
+        check_inputs(lock, [root / "d" / "sub"])
+    shutil.rmtree(root / ".dvc" / "cache")  # and with it the listing of what is in d
+    with pytest.raises(UserError, match=r"unchanged: d\."):
+        check_inputs(lock, [root / "d" / "sub"])
 
 
 def test_damaged_objects_are_removed_from_the_cache(root: Path) -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
-from facegender.errors import UserError
+from facegender.data.splits import read_shared_groups, write_shared_groups
+from facegender.evaluation import label_audit
 from facegender.params import Params
-from facegender.training import label_audit
 
 
 def features_of(labels: np.ndarray) -> np.ndarray:
@@ -82,23 +83,83 @@ def splits(make_images: Callable[..., Path], tmp_path: Path) -> dict[str, Proces
     return {name: ProcessedSplit(tmp_path / name) for name in ("train", "test")}
 
 
-def test_issues_are_listed_with_the_worst_first_and_with_their_pictures(
-    splits: dict[str, ProcessedSplit],
+def features_by_brightness(splits: dict[str, ProcessedSplit]) -> np.ndarray:
+    means = [batch.mean((1, 2, 3)) for part in splits.values() for batch in part.batches(9)]
+    return np.repeat(np.concatenate(means)[:, None], 500, axis=1)
+
+
+def test_issues_are_listed_with_the_worst_first_and_drawn(
+    splits: dict[str, ProcessedSplit], tmp_path: Path
 ) -> None:
-    means = np.concatenate(
-        [batch.mean((1, 2, 3)) for part in splits.values() for batch in part.batches(9)]
-    )
-    features = np.repeat(means[:, None], 500, axis=1)
-    found = label_audit.find_issues(splits, features, group_by=None, seed=0)
-    assert list(found.columns) == label_audit.COLUMNS
-    first = found.iloc[0]
+    found = label_audit.find_issues(splits, features_by_brightness(splits), {}, seed=0)
+    assert list(found.issues.columns) == label_audit.COLUMNS
+    first = found.issues.iloc[0]
     assert (first["path"], first["split"], first["issue"]) == ("male/007.png", "test", "label")
     assert first["label"] == 0
-    shown = label_audit.pictures(splits, found.iloc[:1])
-    assert shown.mean() > 150
+    assert (found.images, found.not_judged) == (40, None)
+    assert found.accuracy == pytest.approx(39 / 40)
+    assert found.summary() == "label 1, of 40 images"
+    label_audit.draw_worst(splits, found, tmp_path / "worst.png")
+    with Image.open(tmp_path / "worst.png") as drawn:
+        # Something bright and noisy besides the text, which is black, red and green.
+        assert len(drawn.convert("RGB").getcolors(1 << 24) or []) > 500
 
 
-def test_without_weights_it_says_what_it_needs(params: Params) -> None:
+def test_groups_that_were_kept_together_are_judged_together(
+    splits: dict[str, ProcessedSplit],
+) -> None:
+    paths = [path for part in splits.values() for path in part.index["path"]]
+    person = np.array([int(path[-6:-4]) // 4 for path in paths])
+    # All are known only by their person, and a person's pictures share a label.
+    features = np.repeat(np.eye(20), 100, axis=1)[
+        person + 10 * np.array(["female" not in path for path in paths])
+    ]
+    groups = dict(
+        zip(
+            paths,
+            [f"{path[:4]}{who}" for path, who in zip(paths, person, strict=True)],
+            strict=True,
+        )
+    )
+    apart = label_audit.find_issues(splits, features, groups, seed=0)
+    mixed = label_audit.find_issues(splits, features, {}, seed=0)
+    assert apart.accuracy is not None
+    assert mixed.accuracy is not None
+    assert apart.accuracy < 0.6 < 0.9 < mixed.accuracy
+
+
+def test_the_groups_travel_from_the_split(
+    splits: dict[str, ProcessedSplit], tmp_path: Path
+) -> None:
+    manifests = {name: part.index for name, part in splits.items()}
+    paths = [path for part in manifests.values() for path in part["path"]]
+    groups = pd.Series([f"alone {path}" for path in paths], index=paths)
+    groups[["male/001.png", "female/003.png"]] = "NA"
+    groups["gone.png"] = f"alone {paths[0]}"  # its other picture was left out
+    write_shared_groups(tmp_path, manifests, groups)
+    assert read_shared_groups(tmp_path) == {"male/001.png": "NA", "female/003.png": "NA"}
+
+
+def test_without_weights_pictures_are_judged_and_it_is_said_why_labels_are_not(
+    splits: dict[str, ProcessedSplit], params: Params, tmp_path: Path
+) -> None:
     assert params.model.weights == "none"
-    with pytest.raises(UserError, match="recipe=best"):
-        label_audit.extract_features({}, params)
+    found = label_audit.audit(splits, params, {})
+    assert found.issues.columns.tolist() == label_audit.COLUMNS
+    assert "label" not in set(found.issues["issue"])
+    assert found.accuracy is None
+    assert "model.weights is none" in (found.not_judged or "")
+    assert "labels are not judged" in found.summary()
+    label_audit.draw_worst(splits, found, tmp_path / "worst.png")
+    assert (tmp_path / "worst.png").is_file()
+
+
+def test_too_few_of_a_label_are_not_judged(splits: dict[str, ProcessedSplit]) -> None:
+    paths = [path for part in splits.values() for path in part.index["path"]]
+    groups = {path: path[-5] for path in paths if path.startswith("male") and path[-5] in "0123"}
+    groups |= {path: "4" for path in paths if path.startswith("male") and path[-5] not in "0123"}
+    few = {path: min(name, "3") for path, name in groups.items()}
+    features = features_by_brightness(splits)
+    found = label_audit.find_issues(splits, features, few, seed=0)
+    assert found.not_judged == "a label has 4 different pictures or persons, fewer than 5"
+    assert label_audit.find_issues(splits, features, groups, seed=0).not_judged is None

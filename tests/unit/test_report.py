@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from facegender.errors import UserError
 from facegender.evaluation.groups import NO_METADATA, group_metrics
+from facegender.evaluation.label_audit import COLUMNS
 from facegender.evaluation.metrics import classification_metrics, shown_metrics
 from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
@@ -170,13 +171,22 @@ def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
         sources.data_metrics,
         sources.history,
         sources.predictions,
+        sources.robustness,
+        sources.label_issues,
         sources.export_metrics,
     ):
-        path.unlink()
+        path.unlink(missing_ok=True)
     elements = Elements(render_page(sources, params, PROVENANCE))
     text = " ".join(" ".join(elements.texts).split())
     assert elements.all("img") == []
-    for what in ("table of groups", "list of predictions", "export", "description of the data"):
+    for what in (
+        "table of groups",
+        "list of predictions",
+        "table of robustness",
+        "label audit",
+        "export",
+        "description of the data",
+    ):
         assert f"No {what} here" in text
     assert text.count("No picture here") == 10
     assert "not in this clone" in text
@@ -335,3 +345,81 @@ def test_both_comparisons_are_shown(sources: Sources, params: Params) -> None:
     assert "Metrics of the reference and of these results" in text
     assert "accuracy 9 0.6100 0.6000" in text
     assert "accuracy 9 0.8000 0.6000" in text
+
+
+def test_robustness_is_on_the_page_and_in_the_card(sources: Sources, params: Params) -> None:
+    columns = ["change", "strength", "n", "accuracy"]
+    interval = ["difference", "difference_low", "difference_high"]
+    rows = [
+        ["half_resolution", "half the pixels a side", 360, 0.9, -0.05, -0.08, -0.02],
+        ["darker", "0.5 times as bright", 360, 0.94, -0.01, -0.03, 0.01],
+    ]
+    table = pd.DataFrame(rows, columns=columns + interval)
+    table.to_csv(sources.robustness, index=False)
+    page = Elements(render_page(sources, params, PROVENANCE))
+    assert page.open == []
+    text = " ".join(" ".join(page.texts).split()).replace("\N{MINUS SIGN}", "-")
+    marked = "half resolution lower half the pixels a side 0.9000 -0.0500 -0.0800 to -0.0200"
+    assert marked in text
+    assert "darker 0.5 times as bright 0.9400 -0.0100 -0.0300 to +0.0100" in text
+    card = render_card(sources, params).replace("\N{MINUS SIGN}", "-")
+    row = "| half resolution | half the pixels a side | 0.9000 | -0.0500 | -0.0800 to -0.0200 |"
+    assert row in card
+
+
+def write_audit(sources: Sources, summary: dict, rows: list[list[object]]) -> None:
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(sources.label_issues, index=False)
+    sources.label_plots.mkdir(exist_ok=True)
+    (sources.label_plots / "summary.json").write_text(json.dumps(summary))
+    shutil.copy(sources.test_plots / "faces.png", sources.label_plots / "issues.png")
+
+
+def test_labels_in_doubt_are_shown_with_what_to_do(sources: Sources, params: Params) -> None:
+    rows: list[list[object]] = [
+        [f"female/{number}.png", "a" * 64, "test", "label", 0, 0.91, 0.09] for number in range(25)
+    ]
+    rows[0][0] = HOSTILE
+    rows.append(["male/dark.png", "b" * 64, "train", "dark", 1, None, None])
+    issues = {"dark": 1, "label": 25, "low_information": 2}
+    summary = {"images": 400, "accuracy": 0.95, "not_judged": None, "issues": issues}
+    before = len(Elements(render_page(sources, params, PROVENANCE)).all("img"))
+    write_audit(sources, summary, rows)
+    elements = Elements(render_page(sources, params, PROVENANCE))
+    text = " ".join(" ".join(elements.texts).split())
+    assert len(elements.all("img")) == before + 1
+    assert HOSTILE in "".join(elements.texts)
+    assert "judged each of 400 labels" in text
+    assert "agrees with 0.9500 of them and doubts 25" in text
+    assert "Pictures that show little: 1 dark, 2 low information." in text
+    assert "conf/exclude.txt" in text
+    assert "female/19.png test female 0.9100" in text
+    assert "female/20.png" not in text
+    card = render_card(sources, params)
+    assert "- Labels in doubt: 25 of 400 (`metrics/label_issues.csv`)" in card
+
+
+def test_labels_that_are_not_judged_are_no_silence(sources: Sources, params: Params) -> None:
+    why = "model.weights is none"
+    summary = {"images": 400, "accuracy": None, "not_judged": why, "issues": {}}
+    write_audit(sources, summary, [])
+    elements = Elements(render_page(sources, params, PROVENANCE))
+    text = " ".join(" ".join(elements.texts).split())
+    assert f"The labels are not judged: {why}." in text
+    assert "Pictures that show little: none." in text
+    assert f"- Labels in doubt: not judged ({why})." in render_card(sources, params)
+
+
+@pytest.mark.parametrize("face", ["none", "crop"])
+def test_how_pictures_are_cut_is_said(sources: Sources, params: Params, face: str) -> None:
+    params = params.model_copy(update={"image": params.image.model_copy(update={"face": face})})
+    data = json.loads(sources.data_metrics.read_text())
+    found = {"policy": "keep", "images": []}
+    data["checks"] |= {"no_face": found | {"count": 7}, "several_faces": found | {"count": 5}}
+    sources.data_metrics.write_text(json.dumps(data))
+    page = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    card = " ".join(render_card(sources, params).split())
+    for text in (page, card):
+        assert ("each picture is taken whole; no face is looked for" in text) == (face == "none")
+        assert ("a square wider by 0.25 than its box, not turned" in text) == (face == "crop")
+        assert ("7 images show no face" in text) == (face == "crop")
+    assert ("even one of a chair" in card) == (face == "none")

@@ -1,0 +1,254 @@
+"""Which labels are probably wrong, and which pictures show little.
+
+Confident learning (Northcutt, Jiang and Chuang, 2021: https://arxiv.org/abs/1911.00068), by
+`cleanlab`: a classifier of the features of a frozen network judges each label without having seen
+it. Nothing is left out by it: `data.exclude` does that.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from facegender.data.processed import ProcessedSplit
+from facegender.evaluation.plots import face_grid
+from facegender.params import Params
+
+COLUMNS = ["path", "sha256", "split", "issue", "label", "probability", "quality"]
+SHOWN = 20  # labels in the grid, and in the report
+FOLDS = 5
+# Limits of a picture, of luminance from 0 to 255.
+MAX_DARK = 80  # its 99th percentile
+MIN_BRIGHT = 240  # its 5th percentile
+MIN_ENTROPY = 2.0  # bits of its histogram; flat drawings have 2.2 and more, photos 5.5 and more
+MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
+_STRENGTH = 0.003  # of the classifier, inverse of its regularisation (`C`)
+_BATCH = 32
+_NO_WEIGHTS = (
+    "model.weights is none, and a network that knows only these labels cannot judge them "
+    "(with another one: facegender audit-labels --weights imagenet)"
+)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What may be wrong with labels and pictures.
+
+    Attributes:
+        issues: columns COLUMNS: suspect labels, the worst first, and then pictures that show
+            little; an image with two issues is there twice.
+        images: number of images.
+        accuracy: share of labels that the classifier gives out of fold; None if it judged none.
+        not_judged: why labels were not judged; None if they were.
+    """
+
+    issues: pd.DataFrame
+    images: int
+    accuracy: float | None
+    not_judged: str | None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the number of images by issue."""
+        return {
+            str(name): int(count)
+            for name, count in self.issues["issue"].value_counts().sort_index().items()
+        }
+
+    def summary(self) -> str:
+        """Return how many images have which issue, and why labels were not judged, if so."""
+        found = ", ".join(f"{name} {count}" for name, count in self.counts.items()) or "no issue"
+        not_judged = f"; labels are not judged: {self.not_judged}" if self.not_judged else ""
+        return f"{found}, of {self.images} images{not_judged}"
+
+    @property
+    def worst(self) -> pd.DataFrame:
+        """Return the SHOWN labels that are most probably wrong."""
+        return self.issues[self.issues["issue"] == "label"].head(SHOWN)
+
+
+def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[str, str]) -> Audit:
+    """Judge all labels and pictures.
+
+    Args:
+        splits: processed images.
+        params: name the weights, and the image's size.
+        groups: by path, the group of images that show one picture or person, as
+            `splits.shared_groups` lists them; other images are alone.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    if params.model.weights == "none":
+        return find_issues(splits, None, groups, seed=params.split.seed)
+    return find_issues(splits, extract_features(splits, params), groups, seed=params.split.seed)
+
+
+def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np.ndarray:
+    """Return what a frozen network makes of all images, split by split: float32 (n, k).
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    import keras
+    import tensorflow as tf
+
+    from facegender.model.network import build_network
+
+    keras.utils.set_random_seed(params.split.seed)
+    tf.config.experimental.enable_op_determinism()
+    network = build_network(
+        image_size=params.image.size,
+        alpha=params.model.alpha,
+        weights=params.model.weights,
+        weights_sha256=params.model.weights_sha256,
+        dropout=0.0,
+        batch_norm="frozen",
+        batch_norm_momentum=0.99,
+        seed=params.split.seed,
+    )
+    extract = network.features()
+    return np.concatenate(
+        [
+            extract.predict_on_batch(batch)
+            for split in splits.values()
+            for batch in split.batches(_BATCH)
+        ]
+    )
+
+
+def find_issues(
+    splits: Mapping[str, ProcessedSplit],
+    features: np.ndarray | None,
+    groups: Mapping[str, str],
+    *,
+    seed: int,
+) -> Audit:
+    """Judge labels by features, and pictures by themselves.
+
+    Args:
+        splits: processed images.
+        features: result of `extract_features`; None to judge pictures only.
+        groups: group of each image by its path, as for `audit`.
+        seed: source of chance of the folds.
+    """
+    images = pd.concat(
+        [split.index.assign(split=name) for name, split in splits.items()], ignore_index=True
+    )
+    labels = images["label"].to_numpy(dtype=np.int64)
+    group = [groups.get(*names) for names in images[["path", "sha256"]].to_numpy()]
+    least = int(pd.Series(group).groupby(labels).nunique().min())
+    suspects, accuracy, not_judged = images[:0].assign(issue=""), None, None
+    if features is None:
+        not_judged = _NO_WEIGHTS
+    elif least < FOLDS:
+        not_judged = f"a label has {least} different pictures or persons, fewer than {FOLDS}"
+    else:
+        judged = judge_labels(features, labels, group, seed=seed)
+        accuracy = float(((judged["probability"] >= 0.5) == labels).mean())
+        images = images.join(judged.round(4))
+        suspects = images[images["suspect"]].assign(issue="label").sort_values(["quality", "path"])
+    faults = (judge_pictures(split.batches(_BATCH)) for split in splits.values())
+    images["issue"] = [fault for split in faults for fault in split]
+    poor = images[images["issue"] != ""].sort_values(["issue", "path"])
+    issues = pd.concat([suspects, poor], ignore_index=True).reindex(columns=COLUMNS)
+    return Audit(issues, len(images), accuracy, not_judged)
+
+
+def draw_worst(splits: Mapping[str, ProcessedSplit], found: Audit, path: Path) -> None:
+    """Draw the labels that are most probably wrong as a PNG; without any it says so."""
+    worst = found.worst
+    title = "Labels that are probably wrong, the worst first"
+    if worst.empty:
+        title = "Labels are not judged" if found.not_judged else "No label is suspect"
+    face_grid(
+        _pictures(splits, worst),
+        worst["label"].to_numpy(),
+        worst["probability"].to_numpy(),
+        title,
+        path,
+        threshold=0.5,
+    )
+
+
+def _pictures(splits: Mapping[str, ProcessedSplit], issues: pd.DataFrame) -> np.ndarray:
+    """Return the images of rows of `find_issues`: uint8 (n, size, size, 3)."""
+    read = []
+    for name, path in issues[["split", "path"]].to_numpy():
+        split = splits[name]
+        read.append(split.read(np.flatnonzero(split.index["path"] == path)[:1])[0])
+    size = next(iter(splits.values())).images.shape[1:]
+    return np.stack(read) if read else np.empty((0, *size), np.uint8)
+
+
+def judge_labels(
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[str], *, seed: int
+) -> pd.DataFrame:
+    """Judge each label by a classifier that was fitted without its group.
+
+    Args:
+        features: float (n, k), of a network that has not learned from `labels`.
+        labels: int (n,), 0 or 1.
+        groups: group of each image, (n,); a group, such as a person, stays in one fold.
+        seed: source of chance of the folds.
+
+    Returns:
+        Columns `probability` (of label 1, out of fold), `quality` (of the label: 0 worst, 1 best)
+        and `suspect` (bool), with a row for each image.
+
+    Raises:
+        ValueError: fewer groups of a label than FOLDS.
+    """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    male = np.empty(len(labels))
+    for rest, fold in folds.split(features, labels, groups):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000))
+        # One thread: more wait for one another on a busy machine, and may add in another order.
+        with threadpool_limits(1):
+            classifier.fit(features[rest], labels[rest])
+        male[fold] = classifier.predict_proba(features[fold])[:, 1]
+    both = np.stack([1 - male, male], axis=1)
+    return pd.DataFrame(
+        {
+            "probability": male,
+            "quality": get_label_quality_scores(labels, both),
+            "suspect": find_label_issues(labels, both, n_jobs=1),
+        }
+    )
+
+
+def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
+    """Return what is wrong with each picture: dark, bright, low_information, blurred or nothing.
+
+    Args:
+        batches: uint8 RGB (n, height, width, 3).
+    """
+    return [_picture_issue(image) for batch in batches for image in batch]
+
+
+def _picture_issue(image: np.ndarray) -> str:
+    grey = np.asarray(Image.fromarray(image).convert("L"))
+    counts = np.bincount(grey.ravel(), minlength=256)
+    share = counts[counts > 0] / grey.size
+    grey = grey.astype(np.int16)
+    sharpness = (
+        4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    ).std()
+    faults = {
+        "dark": np.percentile(grey, 99) < MAX_DARK,
+        "bright": np.percentile(grey, 5) > MIN_BRIGHT,
+        "low_information": -(share * np.log2(share)).sum() < MIN_ENTROPY,
+        "blurred": sharpness < MIN_SHARPNESS,
+    }
+    return next((name for name, found in faults.items() if found), "")
