@@ -97,9 +97,9 @@ def label_images(
         if rows:
             first = next(path for path in paths if len(path.parts) == 1)
             raise UserError(
-                f"{unknown['.']} image(s) lie beside the class folders and not in one, such as "
-                f"{str(first)!r}. Move them into a class folder, or list them in the file that "
-                "data.exclude names."
+                f"Cannot tell the class of {unknown['.']} image(s): they lie beside the class "
+                f"folders and not in one, such as {str(first)!r}. Move them into a class folder, "
+                "or list them in the file that data.exclude names."
             )
         raise UserError(
             f"Cannot tell the class of {unknown['.']} image(s): they are in no subfolder, and "
