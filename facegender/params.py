@@ -65,6 +65,10 @@ class FilenameLabels(_Strict):
 
 
 Labels = FolderLabels | TableLabels | FilenameLabels
+# Parameters of revisions that only knew folders lack the field.
+_Labels = Annotated[
+    Labels, Field(discriminator="kind", default_factory=lambda: FolderLabels(kind="folders"))
+]
 
 
 class SampleDataset(_Strict):
@@ -72,7 +76,7 @@ class SampleDataset(_Strict):
 
     source: Literal["sample"]
     input: str = Field(description="what DVC watches for a change of this source")
-    labels: Labels = Field(discriminator="kind")
+    labels: _Labels
     per_class: Positive
     image_size: Annotated[int, Field(ge=16)]
     seed: Seed
@@ -83,7 +87,7 @@ class KaggleDataset(_Strict):
 
     source: Literal["kaggle"]
     input: str = Field(description="what DVC watches for a change of this source")
-    labels: Labels = Field(discriminator="kind")
+    labels: _Labels
     slug: str
     version: Positive | None
 
@@ -93,7 +97,7 @@ class FolderDataset(_Strict):
 
     source: Literal["folder"]
     input: str = Field(description="what DVC watches for a change of this source")
-    labels: Labels = Field(discriminator="kind")
+    labels: _Labels
     path: str
 
 

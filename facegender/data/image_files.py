@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 _log = logging.getLogger(__name__)
@@ -52,6 +53,18 @@ def walk_images(
                 path.suffix.lower() != ".csv" and looks_like_image(read_start(path))
             ):
                 yield below / name
+
+
+def find_tables(directory: Path, pattern: str = "*") -> list[Path]:
+    """Return the CSV files under `directory` whose names fit a pattern, in any case, sorted."""
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if fnmatchcase(path.name.lower(), pattern.lower())
+        and path.suffix.lower() == ".csv"
+        and path.is_file()
+        and not is_litter(PurePosixPath(path.relative_to(directory)))
+    )
 
 
 def _log_unreadable(error: OSError) -> None:

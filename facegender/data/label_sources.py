@@ -2,14 +2,24 @@
 
 import csv
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from facegender.data.image_files import find_tables
+from facegender.data.image_finder import ImageFinder
 from facegender.data.manifest import SPLIT_FOLDERS
-from facegender.data.metadata import one_row_each, our_name, read_csv
+from facegender.data.metadata import (
+    MissingColumnError,
+    as_written,
+    one_row_each,
+    our_name,
+    read_csv,
+    rows_by_image,
+)
 from facegender.data.notes import Notes
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels
@@ -26,11 +36,16 @@ def meanings(
     meaning: dict[str, int | None] = {}
     for names, label in ((female, 0), (male, 1), (ignore, None)):
         for name in names:
-            if meaning.setdefault(name.casefold(), label) != label:
+            if meaning.setdefault(_spelt(name), label) != label:
                 raise UserError(
                     f"The {what} {name!r} is listed under two classes: see {where} in params.yaml."
                 )
     return meaning
+
+
+def _spelt(name: str) -> str:
+    """Return a name without what people do not see: case, spaces at its ends, Unicode form."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def label_images(
@@ -79,6 +94,13 @@ def label_images(
             "move the folders, or remove a name from split.classes in params.yaml."
         )
     if "." in unknown and len(unknown) == 1:
+        if rows:
+            first = next(path for path in paths if len(path.parts) == 1)
+            raise UserError(
+                f"Cannot tell the class of {unknown['.']} image(s): they lie beside the class "
+                f"folders and not in one, such as {str(first)!r}. Move them into a class folder, "
+                "or list them in the file that data.exclude names."
+            )
         raise UserError(
             f"Cannot tell the class of {unknown['.']} image(s): they are in no subfolder, and "
             "labels come from folder names. If labels are in a table or in the file names, "
@@ -120,7 +142,7 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
     found = []
     top = True
     for index, part in enumerate(path.parent.parts):
-        name = part.casefold()
+        name = _spelt(part)
         if name in known and (top or len(name) > 1):
             found.append(name)
         top = top and (name in SPLIT_FOLDERS or (index < shared and name not in known))
@@ -132,8 +154,7 @@ def label_by_table(
 ) -> tuple[pd.DataFrame, list[Path]]:
     """Label images by the rows of one or more CSVs.
 
-    A row names its image by the path from its CSV or from `directory`, or by the last folders of
-    the path and the file's name, if only one image ends so.
+    `ImageFinder` says which image a row means. CSVs without the columns may be metadata.
 
     Args:
         directory: raw data.
@@ -146,44 +167,56 @@ def label_by_table(
         and the CSVs.
 
     Raises:
-        UserError: no CSV has such a name, one cannot be read or lacks a column, a value has no
+        UserError: no CSV has such a name and both columns, one cannot be read, a value has no
             meaning, a row fits several images, or two rows of one image differ.
     """
-    sources = sorted(directory.rglob(labels.file))
+    sources = find_tables(directory, labels.file)
     if not sources:
-        others = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*.csv"))
+        others = [path.relative_to(directory).as_posix() for path in find_tables(directory)]
         raise UserError(
             f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
             f"{', '.join(others[:10]) or 'none'}."
         )
     paths = [str(path) for path in images]
-    find = _finder(paths)
-    tables = []
+    finder = ImageFinder(paths)
+    tables: dict[Path, pd.DataFrame] = {}
+    without: dict[str, MissingColumnError] = {}
     for source in sources:
         name = source.relative_to(directory).as_posix()
         try:
             table, files, given = read_csv(source, labels.image)
-            if labels.label not in given:
-                raise ValueError(f"it has no `{labels.label}` column")
+            column = as_written(labels.label, list(given))
+            if column not in given:
+                raise MissingColumnError(f"it has no `{labels.label}` column")
+        except MissingColumnError as error:
+            without[name] = error
+            continue
         except (OSError, ValueError, csv.Error) as error:
+            raise _no_labels(name, error) from error
+        values = table.pop(given[column]).fillna("")
+        table.insert(0, "label", values)
+        tables[source] = rows_by_image(table, files, PurePosixPath(name), finder, notes)
+        if several := notes.ambiguous_rows.get(name):
             raise UserError(
-                f"Cannot take labels from {name}: {error}. dataset.labels.image and "
-                "dataset.labels.label name its columns."
-            ) from error
-        parent = PurePosixPath(source.parent.relative_to(directory).as_posix())
-        found = [find(parent, file, name) for file in files]
-        matched = pd.Series([path is not None for path in found], dtype=bool).to_numpy()
-        notes.unmatched(name, list(files[~matched]), len(files), next(iter(paths), None))
-        values = table.pop(given[labels.label]).fillna("")
-        table.insert(0, "value", values)
-        table.index = pd.Index(found, name="path")
-        tables.append(table[matched])
-    rows = one_row_each(pd.concat(tables), f"{labels.file} labels")
+                f"{name} names {several['first']!r}, which fits {several['fitting']} images: "
+                f"{', '.join(map(repr, several['images']))}. Write the folders into the table, or "
+                "leave out the other images with data.exclude."
+            )
+    if not tables:
+        raise _no_labels(*next(iter(without.items())))
+    rows = one_row_each(pd.concat(tables.values()), f"{labels.file} labels")
     notes.unlabelled |= {path: "has no row" for path in paths if path not in rows.index}
     rows = rows.sort_index().reset_index()
-    label = _labels(rows.pop("value"), labels, f"column {labels.label!r} of {labels.file}")
+    label = _labels(rows.pop("label"), labels, f"column {labels.label!r} of {labels.file}")
     rows.insert(1, "label", label)
-    return _labelled(rows), sources
+    return _labelled(rows), list(tables)
+
+
+def _no_labels(table: str, error: Exception) -> UserError:
+    return UserError(
+        f"Cannot take labels from {table}: {error}. dataset.labels.image and "
+        "dataset.labels.label name its columns."
+    )
 
 
 def label_by_name(
@@ -226,7 +259,7 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
         UserError: a value has no meaning.
     """
     meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
-    keys = values.str.strip().str.casefold()
+    keys = values.map(_spelt)
     unknown = Counter(values[~keys.isin(set(meaning))])
     if unknown:
         listed = ", ".join(f"{value!r} ({count})" for value, count in sorted(unknown.items())[:20])
@@ -241,31 +274,3 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["label"].notna()].reset_index(drop=True)
     return rows.astype({"label": int})
-
-
-def _finder(paths: Sequence[str]) -> Callable[[PurePosixPath, str, str], str | None]:
-    """Return a function that finds the image that a row of a table names."""
-    known: Container[str] = set(paths)
-    # By how many of the last parts of a path, the images that end in them.
-    endings: dict[int, dict[tuple[str, ...], list[str]]] = {}
-
-    def find(parent: PurePosixPath, file: str, table: str) -> str | None:
-        name = PurePosixPath(file.strip().replace("\\", "/"))
-        for path in (str(parent / file), str(parent / name), str(name)):
-            if path in known:
-                return path
-        count = len(name.parts)
-        if count not in endings:
-            endings[count] = {}
-            for path in paths:
-                endings[count].setdefault(PurePosixPath(path).parts[-count:], []).append(path)
-        fitting = endings[count].get(name.parts, [])
-        if len(fitting) > 1:
-            raise UserError(
-                f"{table} names {file!r}, which fits {len(fitting)} images: "
-                f"{', '.join(map(repr, fitting[:5]))}. Write the folders into the table, or leave "
-                "out the other images with data.exclude."
-            )
-        return fitting[0] if fitting else None
-
-    return find

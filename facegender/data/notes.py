@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from facegender.data.image_finder import last_part
 from facegender.errors import UserError, listed
 
 _SHOWN = 20  # names in metrics/data.json
@@ -24,6 +25,8 @@ class Notes:
         ignored: images that `ignore` leaves out.
         skipped_tables: why a CSV is skipped, by CSV.
         unmatched_rows: number of rows that match no image, with an example of each side, by CSV.
+        ambiguous_rows: number of rows that fit several images, with an example, by CSV.
+        renamed_rows: number of rows whose name differs from the file's, with an example, by CSV.
     """
 
     excluded: dict[str, str] = field(default_factory=dict)
@@ -32,25 +35,72 @@ class Notes:
     ignored: int = 0
     skipped_tables: dict[str, str] = field(default_factory=dict)
     unmatched_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ambiguous_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    renamed_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def unmatched(self, table: str, files: Sequence[str], rows: int, image: str | None) -> None:
-        """Note that rows of a table name files that are not among the images."""
-        if not len(files):
-            return
-        _log.warning(
-            "%s: %d of %d rows match no image; the first is %r, and an image is %r",
-            table,
-            len(files),
-            rows,
-            files[0],
-            image,
-        )
-        self.unmatched_rows[table] = {
-            "rows": rows,
-            "unmatched": len(files),
-            "first": str(files[0]),
-            "an_image": image,
-        }
+    def skip_table(self, table: str, why: str) -> None:
+        """Note that a table is not read."""
+        _log.warning("%s is skipped: %s", table, why)
+        self.skipped_tables[table] = why
+
+    def match_rows(
+        self, table: str, files: Sequence[str], found: Sequence[Sequence[str]], image: str | None
+    ) -> None:
+        """Note which rows of a table match no image, several, or one that is written otherwise.
+
+        Args:
+            table: path of the CSV.
+            files: what each row names.
+            found: by row, the images that fit.
+            image: an example of an image.
+        """
+        rows = len(files)
+        unmatched = [file for file, images in zip(files, found, strict=True) if not images]
+        if unmatched:
+            self.unmatched_rows[table] = {
+                "rows": rows,
+                "unmatched": len(unmatched),
+                "first": unmatched[0],
+                "an_image": image,
+            }
+            _log.warning(
+                "%s: %d of %d rows match no image; the first is %r, and an image is %r",
+                *(table, len(unmatched), rows, unmatched[0], image),
+            )
+        several = [
+            (file, images) for file, images in zip(files, found, strict=True) if len(images) > 1
+        ]
+        if several:
+            self.ambiguous_rows[table] = {
+                "rows": rows,
+                "ambiguous": len(several),
+                "first": several[0][0],
+                "fitting": len(several[0][1]),
+                "images": list(several[0][1][:5]),
+            }
+            _log.warning(
+                "%s: %d of %d rows fit several images and are left out; the first is %r, and fits "
+                "%s",
+                *(table, len(several), rows, several[0][0], ", ".join(several[0][1][:5])),
+            )
+        renamed = [
+            (file, images[0])
+            for file, images in zip(files, found, strict=True)
+            if len(images) == 1 and not images[0].endswith(last_part(file))
+        ]
+        if renamed:
+            first, image = renamed[0]
+            self.renamed_rows[table] = {
+                "rows": rows,
+                "renamed": len(renamed),
+                "first": first,
+                "image": image,
+            }
+            _log.warning(
+                "%s: %d of %d rows name an image by another case, Unicode form or ending; the "
+                "first is %r, for %r",
+                *(table, len(renamed), rows, first, image),
+            )
 
     def limit_unlabelled(self, fraction: float, total: int) -> None:
         """Log the images without label.
@@ -93,6 +143,8 @@ class Notes:
             "metadata": {
                 "skipped_tables": self.skipped_tables,
                 "unmatched_rows": self.unmatched_rows,
+                "ambiguous_rows": self.ambiguous_rows,
+                "renamed_rows": self.renamed_rows,
             },
         }
 

@@ -90,6 +90,31 @@ def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path):
     assert name_rest(tmp_path) == {"more.zip": "is an archive in the source: unpack it first"}
 
 
+def test_spreadsheets_are_to_be_saved_as_csv(tmp_path):
+    fill(tmp_path, {"a.XLSX": "PK\x03\x04", "b.tsv": "x", "c.docx": "x", "d.jpg": "a"})
+    assert name_rest(tmp_path) == {
+        "a.XLSX": "is a table of another kind: save it as CSV",
+        "b.tsv": "is a table of another kind: save it as CSV",
+        "c.docx": "is neither an image nor a CSV",
+    }
+
+
+def test_an_archive_of_nothing_but_archives_says_which_to_unpack(tmp_path):
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as zipped:
+        zipped.writestr("faces.zip", "PK\x03\x04")
+        zipped.writestr("README.md", "x")
+    with pytest.raises(UserError, match=r"no images, but archives: unpack 'faces\.zip' first"):
+        copy_folder(tmp_path / "outer.zip", tmp_path / "target", LIMITS)
+
+
+def test_a_folder_that_may_not_be_written_is_a_source(tmp_path, source):
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    copy_folder(source, tmp_path / "target", LIMITS)
+    assert read(tmp_path / "target") == WANTED
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "target").rglob("*"))
+
+
 def test_a_folder_that_cannot_be_read_is_named_in_predict_and_score(
     tmp_path, source, monkeypatch, caplog
 ):

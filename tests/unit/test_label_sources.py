@@ -126,7 +126,7 @@ IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
         ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"without meaning: '' \(1\)"),
         ("1.jpg,m\n2.jpg,f\n", r"1 of 3 images have no label.*'b/3\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n4.jpg,f\n", r"1 of 3 rows match no image, such as '4\.jpg'"),
-        ("1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n", r"labels\.csv labels the same file.*a/1\.jpg"),
+        ("1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n", r"1 file.*'a/1\.jpg': its label is 'm' and 'f'"),
         ("1.jpg,m\n2.jpg,m\n3.jpg,?\n", r"No image is labelled female.* 1 are ignored"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_table_or_column_that_is_not_there_is_named(
 
 
 def test_values_and_paths_are_read_as_people_write_them(tmp_path: Path) -> None:
-    rows = "image,label,path,age\na\\1.jpg, M ,007,\nb/3.jpg,F,NA,9\n2.jpg,?,x,8\n"
+    rows = "image,label,path,age,value\na\\1.jpg, M ,007,,\nb/3.jpg,F,NA,9,\n2.jpg,?,x,8,5\n"
     write_tree(tmp_path, {**IMAGES, "labels.csv": rows, "ages.csv": "file,age\na/1.jpg,30\n"})
     manifest = label(tmp_path, TABLE).fillna("-")
     assert manifest["path"].tolist() == ["a/1.jpg", "b/3.jpg"]

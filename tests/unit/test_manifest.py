@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -59,6 +60,26 @@ def test_one_letter_is_a_class_at_the_top_level(above: str, names: tuple[str, st
 def test_a_flat_folder_says_where_labels_come_from() -> None:
     with pytest.raises(UserError, match=r"labels come from folder names.*docs/kaggle\.md"):
         labels("20_1_0_2017.jpg", "21_0_0_2017.jpg")
+
+
+def test_images_beside_the_class_folders_are_named() -> None:
+    with pytest.raises(UserError, match=r"1 image\(s\): they lie beside the class.*'c\.jpg'"):
+        labels("c.jpg", "female/a.jpg", "male/b.jpg")
+
+
+def test_spaces_and_unicode_form_of_a_folder_do_not_count() -> None:
+    decomposed = unicodedata.normalize("NFD", "M\u00e4nner")
+    names = {"female": ["frauen"], "male": ["m\u00e4nner"]}
+    assert labels("FRAUEN /a.jpg", f" {decomposed}/b.jpg", **names) == {
+        "FRAUEN /a.jpg": 0,
+        f" {decomposed}/b.jpg": 1,
+    }
+
+
+@pytest.mark.parametrize("above", ["faces/", "faces/faces/", "archive (1)/#1 100%/"])
+def test_folders_around_the_class_folders_do_not_count(above: str) -> None:
+    expected = {f"{above}female/a.jpg": 0, f"{above}male/Anna/female.jpg": 1}
+    assert labels(*expected) == expected
 
 
 def test_a_file_name_is_no_folder() -> None:

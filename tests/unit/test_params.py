@@ -70,6 +70,13 @@ def test_a_bad_parameter_is_named(tmp_path: Path, section: str, key: str, value:
         load_params(tmp_path / "params.yaml")
 
 
+def test_parameters_of_before_take_labels_from_folders(tmp_path: Path) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del content["dataset"]["labels"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    assert load_params(tmp_path / "params.yaml").dataset.labels.kind == "folders"
+
+
 def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params\.yaml"):
         load_params(tmp_path / "params.yaml")

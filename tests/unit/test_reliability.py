@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.bad_images import BAD, GOOD
+from tests.unit.test_tables import CSVS
 from tools.compose_params import ROOT
 
 DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
@@ -23,6 +24,12 @@ def test_at_least_forty_bad_inputs_are_proved() -> None:
     assert all(len(cells) == 4 and all(cells) for cells in table)
 
 
+def test_at_least_forty_ordinary_faults_are_proved() -> None:
+    table = rows("Ordinary faults of datasets")
+    assert len({cells[0] for cells in table}) == len(table) >= 40
+    assert all(len(cells) == 3 and all(cells) for cells in table)
+
+
 @pytest.mark.parametrize(
     "reference",
     sorted(
@@ -38,4 +45,4 @@ def test_a_test_that_is_named_exists(reference: str) -> None:
     name, _, case = name.rpartition("::")[2].partition("[")
     assert f"def {name}(" in (ROOT / path).read_text()
     if case:
-        assert case.rstrip("]") in BAD | GOOD
+        assert case.rstrip("]") in BAD | GOOD | CSVS

@@ -26,6 +26,8 @@ from facegender.data.sources.raw_directory import emptied_on_error, storable_pat
 from facegender.errors import UserError, listed
 
 OTHER = "is neither an image nor a CSV"
+_PACKED = "is an archive in the source: unpack it first"
+_SPREADSHEETS = frozenset({".ods", ".parquet", ".tsv", ".xls", ".xlsm", ".xlsx"})
 _UNREADABLE = "cannot be read: permission denied"
 # Links that a path may hold to folders: where each folder links twice to the next, the number of
 # paths doubles with each more.
@@ -74,8 +76,10 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
             )
         log_left_out(left_out, source.name)
         if not find_images(target):
+            packed = [path for path, reason in left_out.items() if reason == _PACKED]
+            inside = f", but archives: unpack {packed[0]!r} first" if packed else ""
             raise UserError(
-                f"{str(source)!r} holds no images. Put them in one folder for each class "
+                f"{str(source)!r} holds no images{inside}. Put them in one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
         return left_out
@@ -176,9 +180,12 @@ def wanted(path: PurePosixPath, read: Callable[[], bytes], left_out: dict[str, s
     start = read()
     if looks_like_image(start):
         return True
-    left_out[str(path)] = (
-        "is an archive in the source: unpack it first" if looks_like_archive(start) else OTHER
-    )
+    if path.suffix.lower() in _SPREADSHEETS:
+        left_out[str(path)] = "is a table of another kind: save it as CSV"
+    elif looks_like_archive(start):
+        left_out[str(path)] = _PACKED
+    else:
+        left_out[str(path)] = OTHER
     return False
 
 

@@ -1,0 +1,87 @@
+"""Which image a row of a table means, by the name that the row gives."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from posixpath import normpath
+
+from facegender.data.image_files import IMAGE_SUFFIXES
+
+_Parts = tuple[str, ...]
+# /home/me/faces/1.jpg, or C:/faces/1.jpg: a path on another machine.
+_ABSOLUTE = re.compile(r"\A(/|[A-Za-z]:/)+")
+
+
+class ImageFinder:
+    """Finds images by the paths and names that people write into tables."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        self._images = images
+        self._known = set(images)
+        # By how many of the last parts of a path, and by whether its ending counts, the images.
+        self._endings: dict[tuple[int, bool], dict[_Parts, list[str]]] = {}
+        self._folders = {"."} | {
+            str(folder) for image in images for folder in PurePosixPath(image).parents
+        }
+
+    @property
+    def example(self) -> str | None:
+        """The first image, if there is one."""
+        return next(iter(self._images), None)
+
+    def find(self, folder: PurePosixPath, name: str) -> list[str]:
+        """Return the images that a name may mean: one if it is clear.
+
+        A name is a path from its table or from the raw data, or how one ends. If that fits no
+        image, case, Unicode form, the leading folders of an absolute path and a missing ending
+        (`000001` for 000001.jpg) do not count. Only images beside or below the table are meant,
+        unless there are none.
+
+        Args:
+            folder: of the table, relative to the raw data.
+            name: what the row says; backslashes separate folders, too.
+        """
+        slashed = _slashed(name)
+        for path in (str(folder / name), normpath(folder / slashed), normpath(slashed)):
+            if path in self._known:
+                return [path]
+        parts = _parts(PurePosixPath(_ABSOLUTE.sub("", slashed)))
+        shortest = 1 if _ABSOLUTE.match(slashed) else len(parts)
+        with_ending = PurePosixPath(slashed).suffix.lower() in IMAGE_SUFFIXES
+        for count in range(len(parts), shortest - 1, -1):
+            for ending in (True,) if with_ending else (True, False):
+                fitting = self._below(folder, self._ending_in(parts[-count:], ending))
+                same = [path for path in fitting if path.endswith(slashed)]
+                if fitting:
+                    return same or fitting
+        return []
+
+    def _ending_in(self, parts: _Parts, with_ending: bool) -> list[str]:
+        key = (len(parts), with_ending)
+        if key not in self._endings:
+            by_ending = self._endings[key] = {}
+            for image in self._images:
+                path = PurePosixPath(image)
+                named = path if with_ending else path.with_suffix("")
+                by_ending.setdefault(_parts(named)[-len(parts) :], []).append(image)
+        return self._endings[key].get(parts, [])
+
+    def _below(self, folder: PurePosixPath, images: list[str]) -> list[str]:
+        if str(folder) not in self._folders:
+            return images
+        return [image for image in images if PurePosixPath(image).is_relative_to(folder)]
+
+
+def last_part(name: str) -> str:
+    """Return the file's name at the end of a path that a row gives."""
+    return PurePosixPath(_slashed(name)).name
+
+
+def _slashed(name: str) -> str:
+    return name.strip().replace("\\", "/")
+
+
+def _parts(path: PurePosixPath) -> _Parts:
+    """Return the parts of a path as disks that ignore case and Unicode form compare them."""
+    return tuple(unicodedata.normalize("NFC", part).casefold() for part in path.parts)
