@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from facegender.data.face_images import cut_image
-from facegender.data.images import InvalidImage, verdict
+from facegender.data.images import InvalidImage, decode_picture, verdict
 from facegender.errors import UserError
+from facegender.faces.crop import find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
@@ -100,6 +101,35 @@ def decode_rows(
         except InvalidImage as error:
             reasons[first_row + index] = verdict(error, path)
     return first_row, pixels, reasons
+
+
+def locate_faces(
+    paths: list[Path], crop: FaceCrop, *, first_row: int, digests: list[str] | None = None
+) -> tuple[int, list[list[Face]]]:
+    """Find the faces of each image.
+
+    Args:
+        paths: images.
+        crop: how faces are found.
+        first_row: row of the first of the images.
+        digests: SHA-256 of each file, empty where unknown, to check on another machine.
+
+    Returns:
+        `first_row`, and for each image its faces, the largest first; an image that cannot be
+        decoded has none.
+
+    Raises:
+        UserError: a file is not there, or is another one.
+    """
+    found = []
+    for index, path in enumerate(paths):
+        if digests and digests[index]:
+            check_file(path, digests[index])
+        try:
+            found.append(find_faces(decode_picture(path), crop))
+        except InvalidImage:
+            found.append([])
+    return first_row, found
 
 
 def _with_faces(

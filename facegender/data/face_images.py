@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from facegender.data.images import InvalidImage, decode_image, decode_picture
+from facegender.data.images import decode_image, decode_picture
 from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
@@ -52,17 +52,6 @@ def cut_image(
     if crop is None:
         return decode_image(source, size)
     return cut_out(decode_picture(source), face, crop, size)
-
-
-def locate_faces(paths: list[Path], crop: FaceCrop) -> list[list[Face]]:
-    """Return the faces of each image, the largest first; what cannot be decoded has none."""
-    found = []
-    for path in paths:
-        try:
-            found.append(find_faces(decode_picture(path), crop))
-        except InvalidImage:
-            found.append([])
-    return found
 
 
 def box_of(face: Face) -> dict[str, float]:

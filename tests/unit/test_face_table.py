@@ -52,6 +52,22 @@ def test_preprocess_cuts_out_what_predict_cuts_out(raw: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(pixels, expected)
 
 
+def test_several_processes_make_the_bytes_of_one(raw: Path, tmp_path: Path) -> None:
+    # More images than a task has.
+    names = ["NA.png", "b.png", "c.png"] * 22
+    manifest = pd.DataFrame({"path": names, "label": 1, "sha256": ""})
+    made = {}
+    for jobs in (1, 2):
+        table = find_all_faces(manifest.iloc[:18], raw, CROP, jobs=jobs)
+        write_table(table, tmp_path / f"{jobs}.csv")
+        options = {"size": 24, "name": "train", "jobs": jobs, "crop": CROP}
+        faces = read_faces(tmp_path / f"{jobs}.csv")
+        write_split(manifest, raw, tmp_path / f"{jobs}", faces=faces, **options)
+        files = (tmp_path / f"{jobs}.csv", tmp_path / f"{jobs}" / "images.npy")
+        made[jobs] = [file.read_bytes() for file in files]
+    assert made[1] == made[2]
+
+
 @pytest.mark.parametrize(
     ("no_face", "several", "kept"),
     [
