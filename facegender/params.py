@@ -163,6 +163,7 @@ class Crop(_Strict):
     align: bool
     min_score: Annotated[float, Field(ge=0, le=1)]
     min_size: Annotated[int, Field(ge=1, description="pixels of the picture")]
+    jitter: Annotated[float, Field(ge=0, le=0.5, description="of training, share of the side")]
 
 
 class Image(_Strict):

@@ -46,12 +46,20 @@ def picture_faces(
 
 
 def cut_image(
-    source: bytes | Path, size: int, crop: FaceCrop | None, face: Face | None
+    source: bytes | Path,
+    size: int,
+    crop: FaceCrop | None,
+    face: Face | None,
+    *,
+    border: int = 0,
 ) -> np.ndarray:
-    """Return one image as the model takes it, with a face that is known: see `face_images`."""
+    """Return one image as the model takes it, with a face that is known: see `face_images`.
+
+    With a crop, `border` is that of `crop.cut_out`.
+    """
     if crop is None:
         return decode_image(source, size)
-    return cut_out(decode_picture(source), face, crop, size)
+    return cut_out(decode_picture(source), face, crop, size, border=border)
 
 
 def box_of(face: Face) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,4 +54,6 @@ class FaceCrop:
 
 def crop_of(image: ImageParams) -> FaceCrop | None:
     """Return how faces are cut out by the parameters, or None if whole pictures are judged."""
-    return FaceCrop(**image.crop.model_dump()) if image.face == "crop" else None
+    if image.face == "none":
+        return None
+    return FaceCrop(**image.crop.model_dump(include={field.name for field in fields(FaceCrop)}))
