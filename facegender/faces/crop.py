@@ -11,8 +11,6 @@ from PIL import Image
 from facegender.faces.detector import Detector, Face
 from facegender.faces.settings import FaceCrop
 
-# A crop this large, as a share of the picture's shorter side, is the whole picture.
-_FILLS = 0.95
 _LOCAL = threading.local()
 
 
@@ -41,7 +39,7 @@ def cut_out(
         uint8 array of shape (size + 2 * border, size + 2 * border, 3).
     """
     side = 0.0 if face is None else max(face.width, face.height) * (1 + crop.margin)
-    if face is None or side >= _FILLS * min(picture.size):
+    if face is None or side >= crop.whole_from * min(picture.size):
         gap = 2.0 if min(picture.size) > 4 * size else None
         whole = picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=gap)
         return np.pad(np.asarray(whole), ((border, border), (border, border), (0, 0)), mode="edge")

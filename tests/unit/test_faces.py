@@ -160,6 +160,10 @@ def test_a_face_that_fills_the_picture_takes_all_of_it() -> None:
     whole = cut_out(picture, None, crop, 32)
     assert (cut_out(picture, face(2, 2, 46), crop, 32) == whole).all()
     assert (whole == decode_image(encode_png(pixels), 32)).all()
+    # Unless it may reach beyond the picture, whose edge is then repeated.
+    beyond = cut_out(picture, face(2, 2, 46), replace(crop, margin=0.5, whole_from=2.0), 32)
+    assert (beyond[:, 0] == beyond[:, 1]).all()
+    assert (beyond[16, 4:-4] != whole[16, 4:-4]).any()
 
 
 def test_a_crop_survives_its_text() -> None:
