@@ -1,101 +1,217 @@
 """How many faces are found, how many boxes are false, and how well a model labels them.
 
 Pastes each portrait of a folder of class folders at several sizes, makes group photos of 2 to 12
-faces, and draws pictures without a face. With a model, prints its accuracy on the portraits as they
-are, judged whole and judged by face.
+faces on noise and on photos without people (scikit-learn's), and draws pictures without a face.
+With a model, prints its accuracy on the portraits as they are, judged whole and judged by face, and
+how many faces of the group photos it labels as in their portraits.
 
     python -m bench.faces ../shared/faces --model models/model.tflite
 """
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from bench.backdrops import EMPTY, noise, photo
 from facegender.data.image_files import find_images
 from facegender.data.images import decode_picture
-from facegender.faces.crop import find_faces
+from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.inference.litert import load_litert
 from facegender.inference.prediction import predict_images
+from facegender.inference.predictor import Predictor
 from facegender.runtime.entry_points import run_command
 
-_CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24)
-_SIDE = 1024
+_CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
+_OVERLAP = 0.1  # of the smaller of two portraits
+_EMPTY_OF_A_KIND = 20
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """A square picture of one face.
+
+    Attributes:
+        picture: the portrait.
+        face: its face.
+        male: P(male) by the model, if there is one.
+    """
+
+    picture: Image.Image
+    face: Face
+    male: float | None
+
+
+@dataclass
+class Tally:
+    """What became of pasted faces."""
+
+    pictures: int = 0
+    faces: int = 0
+    found: int = 0
+    false: int = 0
+    judged: int = 0
+    alike: int = 0
+
+    def show(self, name: str) -> None:
+        """Print the counts."""
+        alike = f", {self.alike} of {self.judged} labelled alike" if self.judged else ""
+        print(
+            f"{name:<40} {self.found} of {self.faces} found ({self.found / self.faces:.3f}), "
+            f"{self.false} false boxes in {self.pictures} pictures{alike}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("faces", type=Path, help="folder of female/ and male/")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("faces", type=Path, help="folder of female/ and male/, square pictures")
     parser.add_argument("--model", type=Path, help="a .tflite file that was trained on crops")
-    parser.add_argument("--groups", type=int, default=100, help="group photos to make")
+    parser.add_argument("--groups", type=int, default=100, help="group photos of each kind")
     args = parser.parse_args()
     paths = [args.faces / path for path in find_images(args.faces)]
-    portraits = [decode_picture(path) for path in paths]
+    predictor = load_litert(args.model) if args.model else None
+    portraits = [portrait for path in paths if (portrait := read_portrait(path, predictor))]
+    print(f"{'portraits as they are':<40} {len(portraits)} of {len(paths)} found", flush=True)
     generator = np.random.default_rng(0)
     for divisor in (1, 3, 6, 10):
-        side = _SIDE // divisor
-        rates = [find_pasted([portrait], [side], generator) for portrait in portraits]
-        show(f"1/{divisor} of {_SIDE} pixels", rates)
-    rates = []
-    for _ in range(args.groups):
-        chosen = generator.choice(len(portraits), generator.integers(2, 13))
-        sides = generator.integers(150, 400, len(chosen))
-        rates.append(find_pasted([portraits[index] for index in chosen], list(sides), generator))
-    show("group photos", rates)
-    empty = [find_faces(background(generator), _CROP) for _ in range(100)]
-    print(f"{'100 pictures without a face':<28} {sum(map(len, empty))} false boxes")
-    if args.model:
-        compare(args.model, paths)
+        tally = Tally()
+        for portrait in portraits:
+            canvas = noise(generator, 1024, 1024)
+            paste(canvas, [portrait], [1024 // divisor], generator, predictor, tally)
+        tally.show(f"one portrait of {1024 // divisor} pixels")
+    heads = [head(portrait) for portrait in portraits]
+    for kind, backdrop in (("noise", noise), ("photos", photo)):
+        for name, pool in (("portraits", portraits), ("faces", heads)):
+            tally = Tally()
+            for _ in range(args.groups):
+                chosen = [pool[i] for i in generator.choice(len(pool), generator.integers(2, 13))]
+                sides = generator.integers(60, 301, len(chosen)).tolist()
+                size = (1024, 1024)
+                if name == "faces":
+                    sides = [
+                        round(side * item.picture.width / item.face.width)
+                        for side, item in zip(sides, chosen, strict=True)
+                    ]
+                    size = (1600, 1200)
+                paste(backdrop(generator, *size), chosen, sides, generator, predictor, tally)
+            tally.show(f"groups: {name} of 60 to 300 pixels, {kind}")
+    for name, draw in EMPTY.items():
+        boxes = sum(len(find_faces(draw(generator), _CROP)) for _ in range(_EMPTY_OF_A_KIND))
+        title = f"no face: {name}"
+        print(f"{title:<40} {boxes} false boxes in {_EMPTY_OF_A_KIND} pictures", flush=True)
+    if predictor:
+        compare(predictor, paths)
 
 
-def find_pasted(
-    portraits: list[Image.Image], sides: list[int], generator: np.random.Generator
-) -> tuple[int, int, int]:
-    """Return how many faces were pasted, how many were found, and how many boxes are false."""
-    canvas = background(generator)
-    places: list[tuple[int, int, int]] = []
-    for portrait, side in zip(portraits, sides, strict=True):
-        for _ in range(100):
-            x, y = (int(value) for value in generator.integers(0, _SIDE - side + 1, 2))
-            if all(max(abs(x - a), abs(y - b)) >= max(side, other) for a, b, other in places):
-                canvas.paste(portrait.resize((side, side)), (x, y))
-                places.append((x, y, int(side)))
+def read_portrait(path: Path, predictor: Predictor | None) -> Portrait | None:
+    """Return a portrait with its largest face; None if none is found."""
+    picture = decode_picture(path)
+    faces = find_faces(picture, _CROP)
+    return Portrait(picture, faces[0], judge(picture, faces[0], predictor)) if faces else None
+
+
+def judge(picture: Image.Image, face: Face, predictor: Predictor | None) -> float | None:
+    """Return P(male) of a face, or None without a model."""
+    if predictor is None:
+        return None
+    pixels = cut_out(picture, face, predictor.crop or _CROP, predictor.size)
+    return float(predictor.predict(pixels[None])[0])
+
+
+def head(portrait: Portrait) -> Portrait:
+    """Return the square of a portrait that is twice as wide as the face, if there is so much."""
+    face, picture = portrait.face, portrait.picture
+    x, y = round(face.left + face.width / 2), round(face.top + face.height / 2)
+    half = min(round(face.width), x, y, picture.width - x, picture.height - y)
+    moved = replace(face, left=face.left - x + half, top=face.top - y + half)
+    return Portrait(picture.crop((x - half, y - half, x + half, y + half)), moved, portrait.male)
+
+
+def paste(
+    canvas: Image.Image,
+    portraits: Sequence[Portrait],
+    sides: Sequence[int],
+    generator: np.random.Generator,
+    predictor: Predictor | None,
+    tally: Tally,
+) -> None:
+    """Paste portraits where they overlap little, and add to the tally what is found of them.
+
+    The largest go first. A portrait for which no place is found is left out.
+
+    Args:
+        canvas: picture to paste into.
+        portraits: what to paste.
+        sides: side, in pixels, that each has there.
+        generator: source of places.
+        predictor: model that judges what is found, or None.
+        tally: counts to add to.
+    """
+    places: list[tuple[Box, Portrait]] = []
+    for side, portrait in sorted(zip(sides, portraits, strict=True), key=lambda pair: -pair[0]):
+        if side > min(canvas.size):
+            continue
+        for _ in range(200):
+            x = int(generator.integers(0, canvas.width - side + 1))
+            y = int(generator.integers(0, canvas.height - side + 1))
+            box: Box = (x, y, x + side, y + side)
+            # The smaller portrait of two is the one that is pasted now.
+            if all(_shared(box, other) <= _OVERLAP * side * side for other, _ in places):
+                canvas.paste(
+                    portrait.picture.resize((side, side), Image.Resampling.LANCZOS), (x, y)
+                )
+                places.append((box, portrait))
                 break
     found = find_faces(canvas, _CROP)
-    hit = {place for place in places for face in found if _inside(face, *place)}
-    return len(places), len(hit), len(found) - len(hit)
+    tally.pictures += 1
+    tally.faces += len(places)
+    for box, portrait in places:
+        hit = next((face for face in found if _shows(face, portrait, box)), None)
+        if hit is None:
+            continue
+        found.remove(hit)
+        tally.found += 1
+        if portrait.male is not None and (again := judge(canvas, hit, predictor)) is not None:
+            tally.judged += 1
+            tally.alike += (again >= 0.5) == (portrait.male >= 0.5)
+    tally.false += len(found)
 
 
-def _inside(face: Face, left: int, top: int, side: int) -> bool:
-    x, y = face.left + face.width / 2 - left, face.top + face.height / 2 - top
-    return 0.2 * side < x < 0.8 * side and 0.1 * side < y < 0.8 * side
+def _shows(face: Face, portrait: Portrait, place: Box) -> bool:
+    """Return whether a box and that of a pasted face share half of what they cover together."""
+    scale = (place[2] - place[0]) / portrait.picture.width
+    own = portrait.face
+    left, top = place[0] + own.left * scale, place[1] + own.top * scale
+    pasted = (left, top, left + own.width * scale, top + own.height * scale)
+    found = (face.left, face.top, face.left + face.width, face.top + face.height)
+    both = _shared(pasted, found)
+    return both >= 0.5 * (own.width * own.height * scale**2 + face.width * face.height - both)
 
 
-def background(generator: np.random.Generator) -> Image.Image:
-    """Return soft shapes with noise."""
-    coarse = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-    shapes = np.asarray(coarse.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
-    noisy = shapes + generator.normal(0, 8, shapes.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+def _shared(one: Box, other: Box) -> float:
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
 
 
-def show(name: str, rates: list[tuple[int, int, int]]) -> None:
-    """Print the sums of what `find_pasted` returned."""
-    faces, found, false = (sum(column) for column in zip(*rates, strict=True))
-    print(f"{name:<28} {found} of {faces} found, {false} false boxes, {len(rates)} pictures")
-
-
-def compare(model: Path, paths: list[Path]) -> None:
+def compare(predictor: Predictor, paths: list[Path]) -> None:
     """Print the accuracy of a model, judging whole pictures and judging the largest face."""
-    predictor = load_litert(model)
     sources: list[tuple[str, bytes | Path]] = [(path.parent.name, path) for path in paths]
     for which in ("whole", "largest"):
         answers = list(predict_images([predictor], sources, faces=which))  # type: ignore[arg-type]
         right = sum(answer.label == answer.image for answer in answers)
-        print(f"{which:<28} {right / len(paths):.4f} right of {len(paths)}")
+        title = f"judged by the {which} face" if which == "largest" else "judged whole"
+        print(f"{title:<40} {right / len(paths):.4f} right of {len(paths)}")
 
 
 if __name__ == "__main__":

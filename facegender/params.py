@@ -167,6 +167,8 @@ class Crop(_Strict):
     align: bool
     min_score: Annotated[float, Field(ge=0, le=1)]
     min_size: Annotated[int, Field(ge=1, description="pixels of the picture")]
+    whole_from: Annotated[float, Field(gt=0, le=4, description="share of the shorter side")]
+    jitter: Annotated[float, Field(ge=0, le=0.5, description="of training, share of the side")]
 
 
 class Image(_Strict):

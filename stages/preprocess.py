@@ -34,6 +34,7 @@ def main() -> None:
     faces = read_faces(args.splits / "faces.csv") if crop else None
     for name in SPLITS:
         manifest = read_manifest(args.splits / f"{name}.csv")
+        training = crop is not None and name == "train"
         invalid += write_split(
             manifest,
             args.raw,
@@ -44,6 +45,7 @@ def main() -> None:
             patience=params.compute.patience,
             crop=crop,
             faces=faces,
+            border=round(params.image.size * params.image.crop.jitter) if training else 0,
         )
 
     source = json.loads(args.info.read_text())

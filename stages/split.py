@@ -43,9 +43,16 @@ def main() -> None:
         notes=notes,
     )
     crop = crop_of(params.image)
-    faces = find_all_faces(manifest, args.raw, crop) if crop else None
+    compute = params.compute
+    faces = (
+        find_all_faces(
+            manifest, args.raw, crop, scheduler=compute.cluster, patience=compute.patience
+        )
+        if crop
+        else None
+    )
     splits, findings = checks.clean(
-        manifest, args.raw, params.data, params.split, faces, params.compute, args.splits.parent
+        manifest, args.raw, params.data, params.split, faces, compute, args.splits.parent
     )
 
     args.splits.mkdir(parents=True, exist_ok=True)

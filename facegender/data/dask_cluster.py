@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import suppress
+from importlib.metadata import version
 from multiprocessing import TimeoutError as NoTaskEnded  # joblib's choice; no builtin TimeoutError
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def _environment() -> tuple[tuple[str, str], ...]:
         ("NumPy", np.__version__),
         ("Pillow", PIL.__version__),
         ("libjpeg", str(features.version("jpg"))),
+        ("pillow-heif", version("pillow-heif")),
+        ("LiteRT", version("ai-edge-litert")),
         *((f"facegender/{name}", file_sha256(here.parent / name)[:12]) for name in _DECODING),
     )
 

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from facegender.data.face_images import cut_image
-from facegender.data.images import InvalidImage, verdict
+from facegender.data.images import InvalidImage, decode_picture, verdict
 from facegender.errors import UserError
+from facegender.faces.crop import find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
@@ -28,6 +29,7 @@ def write_rows(
     size: int,
     crop: FaceCrop | None = None,
     faces: Sequence[Face | None] = (),
+    border: int = 0,
 ) -> tuple[int, dict[int, str]]:
     """Decode images into consecutive rows of an array on disk.
 
@@ -36,9 +38,10 @@ def write_rows(
         array: file to write into; it has all its rows already.
         offset: bytes before its first row.
         first_row: row of the first of the images.
-        size: pixels a side.
+        size: pixels a side, without the border.
         crop: how faces are cut out; None takes whole images.
         faces: the face of each image, with `crop`.
+        border: same as in `crop.cut_out`.
 
     Returns:
         How many images were tried, and by row the reasons why images could not be decoded.
@@ -50,12 +53,12 @@ def write_rows(
     # every image takes a fifth of the time of decoding it.
     Image.core.set_blocks_max(4)
     reasons = {}
-    row_bytes = size * size * 3
+    row_bytes = (size + 2 * border) ** 2 * 3
     # Plain writes, not a memory map: mapped pages would count as this process's memory.
     with array.open("r+b") as file:
         for row, (path, face) in enumerate(_with_faces(paths, faces), first_row):
             try:
-                pixels = cut_image(path, size, crop, face)
+                pixels = cut_image(path, size, crop, face, border=border)
             except InvalidImage as error:
                 reasons[row] = verdict(error, path)
                 continue
@@ -72,6 +75,7 @@ def decode_rows(
     size: int,
     crop: FaceCrop | None = None,
     faces: Sequence[Face | None] = (),
+    border: int = 0,
 ) -> tuple[int, np.ndarray, dict[int, str]]:
     """Decode images on another machine, which must see the files that this pipeline is about.
 
@@ -79,27 +83,58 @@ def decode_rows(
         paths: images.
         digests: SHA-256 of each file.
         first_row: row of the first of the images.
-        size: pixels a side.
+        size: pixels a side, without the border.
         crop: how faces are cut out; None takes whole images.
         faces: the face of each image, with `crop`.
+        border: same as in `crop.cut_out`.
 
     Returns:
-        `first_row`, the images as uint8 of shape (n, size, size, 3), and by row the reasons why
+        `first_row`, the images as uint8 of shape (n, side, side, 3), and by row the reasons why
         images could not be decoded; those are zero.
 
     Raises:
         UserError: a file is not there, cannot be read, or is another one.
     """
     Image.core.set_blocks_max(4)
-    pixels = np.zeros((len(paths), size, size, 3), np.uint8)
+    side = size + 2 * border
+    pixels = np.zeros((len(paths), side, side, 3), np.uint8)
     reasons = {}
     for index, (path, face) in enumerate(_with_faces(paths, faces)):
         check_file(path, digests[index])
         try:
-            pixels[index] = cut_image(path, size, crop, face)
+            pixels[index] = cut_image(path, size, crop, face, border=border)
         except InvalidImage as error:
             reasons[first_row + index] = verdict(error, path)
     return first_row, pixels, reasons
+
+
+def locate_faces(
+    paths: list[Path], crop: FaceCrop, *, first_row: int, digests: list[str] | None = None
+) -> tuple[int, list[list[Face]]]:
+    """Find the faces of each image.
+
+    Args:
+        paths: images.
+        crop: how faces are found.
+        first_row: row of the first of the images.
+        digests: SHA-256 of each file, empty where unknown, to check on another machine.
+
+    Returns:
+        `first_row`, and for each image its faces, the largest first; an image that cannot be
+        decoded has none.
+
+    Raises:
+        UserError: a file is not there, or is another one.
+    """
+    found = []
+    for index, path in enumerate(paths):
+        if digests and digests[index]:
+            check_file(path, digests[index])
+        try:
+            found.append(find_faces(decode_picture(path), crop))
+        except InvalidImage:
+            found.append([])
+    return first_row, found
 
 
 def _with_faces(

@@ -16,7 +16,6 @@ def run_tasks(
     jobs: int = -1,
     scheduler: str | None = None,
     patience: float = 300,
-    ordered: bool = False,
 ) -> Iterator[Any]:
     """Run tasks and yield their results as they end.
 
@@ -26,14 +25,13 @@ def run_tasks(
         jobs: processes of this machine; -1 for one a core.
         scheduler: address of a Dask cluster that runs them, instead of this machine.
         patience: seconds without sign of life after which a cluster is given up.
-        ordered: whether results come in the order of the tasks; on this machine only.
 
     Raises:
         UserError: a process of this machine is killed, and its file is named if one alone does it;
             the cluster does not answer, is lost, or runs other code.
     """
     if scheduler is None:
-        yield from _run_here(tasks, jobs, "generator" if ordered else "generator_unordered")
+        yield from _run_here(tasks, jobs)
         return
     try:
         from facegender.data import dask_cluster
@@ -45,7 +43,7 @@ def run_tasks(
     yield from dask_cluster.run_tasks(tasks, scheduler, patience=patience)
 
 
-def _run_here(tasks: Iterable[Any], jobs: int, return_as: str) -> Iterator[Any]:
+def _run_here(tasks: Iterable[Any], jobs: int) -> Iterator[Any]:
     """Run tasks in processes of this machine; when one is killed, find the file that did it."""
     started: dict[int, Any] = {}
 
@@ -55,7 +53,7 @@ def _run_here(tasks: Iterable[Any], jobs: int, return_as: str) -> Iterator[Any]:
             yield joblib.delayed(_with_number)(number, *task)
 
     try:
-        for number, result in joblib.Parallel(jobs, return_as=return_as)(numbered()):
+        for number, result in joblib.Parallel(jobs, return_as="generator_unordered")(numbered()):
             del started[number]
             yield result
     except TerminatedWorkerError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from facegender.data.images import InvalidImage, decode_image, decode_picture
+from facegender.data.images import decode_image, decode_picture
 from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
@@ -46,23 +46,20 @@ def picture_faces(
 
 
 def cut_image(
-    source: bytes | Path, size: int, crop: FaceCrop | None, face: Face | None
+    source: bytes | Path,
+    size: int,
+    crop: FaceCrop | None,
+    face: Face | None,
+    *,
+    border: int = 0,
 ) -> np.ndarray:
-    """Return one image as the model takes it, with a face that is known: see `face_images`."""
+    """Return one image as the model takes it, with a face that is known: see `face_images`.
+
+    With a crop, `border` is that of `crop.cut_out`.
+    """
     if crop is None:
         return decode_image(source, size)
-    return cut_out(decode_picture(source), face, crop, size)
-
-
-def locate_faces(paths: list[Path], crop: FaceCrop) -> list[list[Face]]:
-    """Return the faces of each image, the largest first; what cannot be decoded has none."""
-    found = []
-    for path in paths:
-        try:
-            found.append(find_faces(decode_picture(path), crop))
-        except InvalidImage:
-            found.append([])
-    return found
+    return cut_out(decode_picture(source), face, crop, size, border=border)
 
 
 def box_of(face: Face) -> dict[str, float]:

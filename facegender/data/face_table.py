@@ -9,8 +9,8 @@ import joblib
 import pandas as pd
 from tqdm import tqdm
 
+from facegender.data.decode_rows import locate_faces
 from facegender.data.engine import run_tasks
-from facegender.data.face_images import locate_faces
 from facegender.data.manifest import COLUMNS, read_manifest
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
@@ -20,31 +20,44 @@ _BOX = [field.name for field in fields(Face)]
 
 
 def find_all_faces(
-    manifest: pd.DataFrame, raw: Path, crop: FaceCrop, *, jobs: int = -1
+    manifest: pd.DataFrame,
+    raw: Path,
+    crop: FaceCrop,
+    *,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    patience: float = 300,
 ) -> pd.DataFrame:
     """Look for faces in every image, on all cores.
 
     Args:
-        manifest: column `path` (relative to `raw`) and any others.
+        manifest: columns `path` (relative to `raw`), `sha256` and any others.
         raw: directory of the raw data.
         crop: how faces are found.
         jobs: processes; -1 for one a core.
+        scheduler: address of a Dask cluster that does it, instead of processes of this machine.
+        patience: seconds without sign of life after which a cluster is given up.
 
     Returns:
         A row for each image: `path`, `faces` (how many) and the fields of the largest `Face`,
         which are missing if there are none. An image that cannot be decoded has no face.
     """
-    paths = [raw / path for path in manifest["path"]]
+    folder = raw.absolute()
+    paths = [folder / path for path in manifest["path"]]
     tasks = (
-        joblib.delayed(locate_faces)(paths[start : start + _CHUNK], crop)
+        joblib.delayed(locate_faces)(
+            paths[start : start + _CHUNK],
+            crop,
+            first_row=start,
+            digests=list(manifest["sha256"].iloc[start : start + _CHUNK]) if scheduler else None,
+        )
         for start in range(0, len(paths), _CHUNK)
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{} for _ in paths]
     with tqdm(total=len(paths), desc="find faces", unit="image", mininterval=1) as bar:
-        for chunk in run_tasks(tasks, jobs=jobs, ordered=True):
-            rows += [
-                {"faces": len(found), **(asdict(found[0]) if found else {})} for found in chunk
-            ]
+        for first_row, chunk in run_tasks(tasks, jobs=jobs, scheduler=scheduler, patience=patience):
+            for row, found in enumerate(chunk, first_row):
+                rows[row] = {"faces": len(found), **(asdict(found[0]) if found else {})}
             bar.update(len(chunk))
     table = pd.DataFrame(rows, columns=["faces", *_BOX])
     table.insert(0, "path", manifest["path"].to_numpy())

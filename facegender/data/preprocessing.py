@@ -5,6 +5,7 @@ Or on all cores of a Dask cluster, which makes the same bytes.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
@@ -36,8 +37,11 @@ def write_split(
     patience: float = 300,
     crop: FaceCrop | None = None,
     faces: Mapping[str, Face | None] | None = None,
+    border: int = 0,
 ) -> list[dict[str, str]]:
     """Decode and resize the images of a manifest into the new directory `target`.
+
+    With a border, the images are written a second time, into `wide.npy`.
 
     Memory does not grow with the number of images. The row of an undecodable image stays zero and
     is missing from the index.
@@ -53,6 +57,7 @@ def write_split(
         patience: seconds without sign of life after which a cluster is given up.
         crop: how faces are cut out; None takes whole images.
         faces: the face of each image by its path, with `crop`.
+        border: same as in `crop.cut_out`, for images to cut at random while training; 0 for none.
 
     Returns:
         For each image that could not be decoded, its `path` and the `reason`, in order.
@@ -62,28 +67,44 @@ def write_split(
             runs other code.
     """
     target.mkdir(parents=True)
-    array_path = target / "images.npy"
-    shape = (len(manifest), size, size, 3)
-    array = np.lib.format.open_memmap(array_path, mode="w+", dtype=np.uint8, shape=shape)
+    cuts = [faces[path] for path in manifest["path"]] if faces and crop else []
+    options: dict[str, Any] = {"size": size, "crop": crop, "faces": cuts}
+    where: dict[str, Any] = {"jobs": jobs, "scheduler": scheduler, "patience": patience}
+    reasons = _write_array(manifest, raw, target / "images.npy", name, 0, options, **where)
+    if border:
+        _write_array(manifest, raw, target / "wide.npy", f"{name}, wide", border, options, **where)
+
+    index = manifest.assign(row=np.arange(len(manifest))).drop(index=list(reasons))
+    write_table(index, target / "index.csv")
+    return [
+        {"path": str(manifest["path"].iloc[row]), "reason": reasons[row]} for row in sorted(reasons)
+    ]
+
+
+def _write_array(
+    manifest: pd.DataFrame,
+    raw: Path,
+    path: Path,
+    name: str,
+    border: int,
+    options: dict[str, Any],
+    *,
+    jobs: int,
+    scheduler: str | None,
+    patience: float,
+) -> dict[int, str]:
+    """Write the images as an array, and return by row why some could not be decoded."""
+    side = options["size"] + 2 * border
+    shape = (len(manifest), side, side, 3)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     offset = array.offset
     del array
-
-    cuts = [faces[path] for path in manifest["path"]] if faces and crop else []
+    options = {**options, "border": border}
     progress = (
-        _on_this_machine(
-            manifest, raw, array_path, offset=offset, size=size, jobs=jobs, crop=crop, faces=cuts
-        )
+        _on_this_machine(manifest, raw, path, offset=offset, jobs=jobs, **options)
         if scheduler is None
         else _on_cluster(
-            manifest,
-            raw,
-            array_path,
-            offset=offset,
-            size=size,
-            scheduler=scheduler,
-            patience=patience,
-            crop=crop,
-            faces=cuts,
+            manifest, raw, path, offset=offset, scheduler=scheduler, patience=patience, **options
         )
     )
     reasons: dict[int, str] = {}
@@ -91,12 +112,7 @@ def write_split(
         for done, failed in progress:
             reasons |= failed
             bar.update(done)
-
-    index = manifest.assign(row=np.arange(len(manifest))).drop(index=list(reasons))
-    write_table(index, target / "index.csv")
-    return [
-        {"path": str(manifest["path"].iloc[row]), "reason": reasons[row]} for row in sorted(reasons)
-    ]
+    return reasons
 
 
 def _on_this_machine(
@@ -109,6 +125,7 @@ def _on_this_machine(
     jobs: int,
     crop: FaceCrop | None,
     faces: list[Face | None],
+    border: int,
 ) -> _Progress:
     """Have processes write rows of the array straight to disk."""
     tasks = (
@@ -120,6 +137,7 @@ def _on_this_machine(
             size=size,
             crop=crop,
             faces=faces[start : start + _CHUNK],
+            border=border,
         )
         for start in range(0, len(manifest), _CHUNK)
     )
@@ -137,6 +155,7 @@ def _on_cluster(
     patience: float,
     crop: FaceCrop | None,
     faces: list[Face | None],
+    border: int,
 ) -> _Progress:
     """Write rows that workers on other machines return.
 
@@ -144,7 +163,7 @@ def _on_cluster(
     with it what it holds of a neighbour's rows; and one that was taken for dead might write into
     the data of a later run.
     """
-    row_bytes = size * size * 3
+    row_bytes = (size + 2 * border) ** 2 * 3
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // row_bytes))
     folder = raw.absolute()
     tasks = (
@@ -155,6 +174,7 @@ def _on_cluster(
             size=size,
             crop=crop,
             faces=faces[start : start + chunk],
+            border=border,
         )
         for start in range(0, len(manifest), chunk)
     )

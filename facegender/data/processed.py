@@ -2,7 +2,8 @@
 
 A split is a directory with `images.npy` (uint8, (n, size, size, 3), NumPy's own format) and
 `index.csv`, the rows of the manifest whose image could be decoded, in the order of the array
-(column `row`). Training reads rows straight from the page cache: nothing is decoded again, and
+(column `row`). A training split may also hold `wide.npy`, the same images with a border, to cut at
+random. Training reads rows straight from the page cache: nothing is decoded again, and
 nothing holds the set in memory.
 """
 
@@ -17,32 +18,34 @@ import numpy as np
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError
 
+_WIDE = "wide.npy"
+
 
 class ProcessedSplit:
     """A split of the processed data, open for reading.
 
     Attributes:
-        directory: where the split is, in the files FILES.
+        directory: where the split is.
         images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
             `batches` are for passes over the set.
         index: the manifest's rows, with `row`, the position in `images`.
     """
 
-    FILES = ("images.npy", "index.csv")
-
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, array: str = "images.npy") -> None:
         """Open the split that `preprocessing.write_split` wrote to `directory`.
+
+        Args:
+            directory: where the split is.
+            array: file of the images.
 
         Raises:
             UserError: the directory holds no processed split.
         """
         self.directory = directory
         try:
-            self.images: np.memmap = np.load(
-                directory / "images.npy", mmap_mode="r", allow_pickle=False
-            )
+            self.images: np.memmap = np.load(directory / array, mmap_mode="r", allow_pickle=False)
             self.index = read_manifest(directory / "index.csv")
-            self._descriptor = os.open(directory / "images.npy", os.O_RDONLY)
+            self._descriptor = os.open(directory / array, os.O_RDONLY)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"Cannot read the processed data in {directory.name}/: {error}. Run `dvc repro "
@@ -53,6 +56,18 @@ class ProcessedSplit:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.index)
+
+    @cached_property
+    def wide(self) -> "ProcessedSplit | None":
+        """The same images with a border around what the model sees, if the split has them."""
+        exists = (self.directory / _WIDE).exists()
+        return ProcessedSplit(self.directory, _WIDE) if exists else None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files of the split."""
+        names = ["images.npy", "index.csv", *([_WIDE] if self.wide else [])]
+        return [self.directory / name for name in names]
 
     @property
     def labels(self) -> np.ndarray:
@@ -80,7 +95,7 @@ class ProcessedSplit:
         for image, row in zip(images, self.rows[positions].tolist(), strict=True):
             start = self.images.offset + row * image.nbytes
             if os.preadv(self._descriptor, [image], start) != image.nbytes:
-                raise OSError(f"images.npy ends within row {row}")
+                raise OSError(f"The array of images ends within row {row}")
         return images
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:

@@ -11,8 +11,6 @@ from PIL import Image
 from facegender.faces.detector import Detector, Face
 from facegender.faces.settings import FaceCrop
 
-# A crop this large, as a share of the picture's shorter side, is the whole picture.
-_FILLS = 0.95
 _LOCAL = threading.local()
 
 
@@ -23,7 +21,9 @@ def find_faces(picture: Image.Image, crop: FaceCrop) -> list[Face]:
     return _LOCAL.detector.find(picture, min_score=crop.min_score, min_size=crop.min_size)
 
 
-def cut_out(picture: Image.Image, face: Face | None, crop: FaceCrop, size: int) -> np.ndarray:
+def cut_out(
+    picture: Image.Image, face: Face | None, crop: FaceCrop, size: int, *, border: int = 0
+) -> np.ndarray:
     """Return a face as the model sees it; the whole picture if the face fills it, or is None.
 
     Beyond the picture its edge is repeated.
@@ -32,16 +32,18 @@ def cut_out(picture: Image.Image, face: Face | None, crop: FaceCrop, size: int) 
         picture: upright RGB picture that the face was found in.
         face: the face.
         crop: margin and alignment.
-        size: side, in pixels, of the result.
+        size: side, in pixels, of what the model sees.
+        border: pixels on each side that show what surrounds it, at the same scale.
 
     Returns:
-        uint8 array of shape (size, size, 3).
+        uint8 array of shape (size + 2 * border, size + 2 * border, 3).
     """
     side = 0.0 if face is None else max(face.width, face.height) * (1 + crop.margin)
-    if face is None or side >= _FILLS * min(picture.size):
+    if face is None or side >= crop.whole_from * min(picture.size):
         gap = 2.0 if min(picture.size) > 4 * size else None
         whole = picture.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=gap)
-        return np.asarray(whole)
+        return np.pad(np.asarray(whole), ((border, border), (border, border), (0, 0)), mode="edge")
+    side *= (size + 2 * border) / size
     x, y = face.left + face.width / 2, face.top + face.height / 2
     angle = face.tilt if crop.align else 0.0
     # The part of a square that remains when it is rotated, and a pixel for the filter on each side.
@@ -54,7 +56,8 @@ def cut_out(picture: Image.Image, face: Face | None, crop: FaceCrop, size: int) 
         region = region.rotate(math.degrees(angle), Image.Resampling.BICUBIC, center=(x, y))
     half = side / 2
     box = (x - half, y - half, x + half, y + half)
-    return np.asarray(region.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    pixels = (size + 2 * border, size + 2 * border)
+    return np.asarray(region.resize(pixels, Image.Resampling.BICUBIC, box=box))
 
 
 def _region(picture: Image.Image, left: int, top: int, side: int) -> Image.Image:

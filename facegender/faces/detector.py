@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -37,7 +36,7 @@ _SCALES = (256, 512, 1024)
 # A face shorter than this share of the longest one is taken for background.
 _BACKGROUND = 1 / 6
 # A candidate is looked at again, at this share of the network's input.
-_CANDIDATE_SHARE = 0.45
+_CANDIDATE_SHARE = 0.25
 _CANDIDATE_SCORE = 0.5
 _SAME_FACE = 0.3  # intersection over union of two boxes
 # The best candidates; a picture at the finest scale has room for little more.
@@ -96,50 +95,68 @@ class Detector:
             min_score: lowest score of a face, from 0 to 1.
             min_size: shortest side, in pixels of the picture, of a face.
         """
-        candidates = _merge(np.concatenate(list(self._search(picture, min_size))))[:MAX_FACES]
-        faces = _apart(_merge(np.array([self._look_again(picture, row) for row in candidates])))
+        faces = _apart(_merge(self._search(picture, min_score, min_size)))
         found = []
         # Rounded, because a table holds them too.
         for score, x1, y1, x2, y2, *eyes in faces.tolist():
             values = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1, *eyes)]
             values.insert(4, round(score, 4))
             face = Face(*values)
-            if score >= min_score and min(face.width, face.height) >= min_size:
+            if min(face.width, face.height) >= min_size:
                 found.append(face)
         return sorted(found, key=lambda face: (-face.width * face.height, face.left, face.top))
 
-    def _search(self, picture: Image.Image, min_size: float) -> Iterator[np.ndarray]:
-        """Yield candidates scale by scale, until smaller faces would be background."""
+    def _search(self, picture: Image.Image, min_score: float, min_size: float) -> np.ndarray:
+        """Return faces scale by scale, until smaller ones would be background."""
         longest = max(picture.size)
         # Finer than the picture, or than its shortest face needs, shows nothing more.
         finest = min(longest, longest * _SHORTEST / min_size, _SCALES[-1])
         fine = _resized(picture, max(finest, _SCALES[0]))
-        largest = 0.0
+        faces = np.zeros((0, 9))
         for side in _SCALES:
             if side > _SCALES[0] and side / 2 >= finest:
-                return
+                break
             image = _resized(fine, min(side, max(fine.size)))
             found = _detect(self._whole, _padded(image), longest / max(image.size))
             if side == _SCALES[0] and not len(found):
                 # A face that fills the picture is found from farther away.
                 image = _resized(fine, _SIDE // 2)
                 found = _detect(self._square, _padded(image, _SIDE), longest / max(image.size))
-            yield found
-            largest = max([largest, *(found[:, 4] - found[:, 2])])
+            for row in _merge(found)[: MAX_FACES - len(faces)]:
+                # One look is enough for each face, because it does not depend on the scale.
+                if not (_overlap(row, faces) > _SAME_FACE).any():
+                    again = self._look_again(picture, row)
+                    faces = np.vstack([faces, *([again] if again[0] >= min_score else [])])
+            largest = max([0.0, *(faces[:, 3] - faces[:, 1])])
             if longest / side * _SHORTEST <= largest * _BACKGROUND:
-                return
+                break
+        return faces
 
     def _look_again(self, picture: Image.Image, row: np.ndarray) -> np.ndarray:
-        """Return a candidate as it is at the size that the network finds most easily."""
+        """Return a candidate as it is in the middle of its surroundings, mirrored and not.
+
+        The score is the lower one: what is not a face seldom looks like one both times.
+        """
         side = max(row[3] - row[1], row[4] - row[2]) / _CANDIDATE_SHARE
         left, top = (row[1] + row[3] - side) / 2, (row[2] + row[4] - side) / 2
         # Whole pixels are cut out without a copy of the picture; beyond its edge they are black.
         box = round(left), round(top), round(left) + round(side), round(top) + round(side)
         near = picture.crop(box).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2)
-        found = _detect(self._square, np.asarray(near), (box[2] - box[0]) / _SIDE)
-        found[:, 1:] += np.tile(box[:2], 4)
-        same = _merge(found[_overlap(row, found) > _SAME_FACE])
-        return same[0] if len(same) else np.zeros_like(row)
+        pixels = np.asarray(near)
+        looks = []
+        for mirrored in (False, True):
+            image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+            found = _detect(self._square, image, (box[2] - box[0]) / _SIDE)
+            if mirrored:
+                # The right edge becomes the left one, and the eyes change places.
+                found = found[:, [0, 3, 2, 1, 4, 7, 8, 5, 6]]
+                found[:, 1::2] = box[2] - box[0] - found[:, 1::2]
+            found[:, 1:] += np.tile(box[:2], 4)
+            same = _merge(found[_overlap(row, found) > _SAME_FACE])
+            if not len(same):
+                return np.zeros_like(row)
+            looks.append(same[0])
+        return np.array([min(look[0] for look in looks), *np.mean(looks, axis=0)[1:]])
 
 
 @cache

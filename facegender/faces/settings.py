@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,12 +20,15 @@ class FaceCrop:
         align: whether to turn the picture until the eyes are level.
         min_score: lowest score of a face, from 0 to 1.
         min_size: shortest side of a face, in pixels of the picture.
+        whole_from: side of the crop, as a share of the picture's shorter side, from which the whole
+            picture is taken instead.
     """
 
     margin: float
     align: bool
     min_score: float
     min_size: int
+    whole_from: float = 0.95
 
     def to_json(self) -> str:
         """Return the attributes as JSON."""
@@ -44,14 +47,22 @@ class FaceCrop:
             "align": bool,
             "min_score": float,
             "min_size": int,
+            "whole_from": float,
         }:
             raise ValueError("not the parameters of a crop")
         crop = cls(**values)
-        if not (0 <= crop.margin <= 4 and 0 <= crop.min_score <= 1 and crop.min_size >= 1):
+        if not (
+            0 <= crop.margin <= 4
+            and 0 <= crop.min_score <= 1
+            and crop.min_size >= 1
+            and 0 < crop.whole_from <= 4
+        ):
             raise ValueError("parameters of a crop out of range")
         return crop
 
 
 def crop_of(image: ImageParams) -> FaceCrop | None:
     """Return how faces are cut out by the parameters, or None if whole pictures are judged."""
-    return FaceCrop(**image.crop.model_dump()) if image.face == "crop" else None
+    if image.face == "none":
+        return None
+    return FaceCrop(**image.crop.model_dump(include={field.name for field in fields(FaceCrop)}))

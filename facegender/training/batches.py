@@ -18,6 +18,7 @@ def make_batches(
     epochs: range = range(1),
     size: int | None = None,
     share: Share = WHOLE,
+    framing_seed: int | None = None,
 ) -> tf.data.Dataset:
     """Return batches of (images, labels), read while the ones before them are trained on.
 
@@ -31,15 +32,26 @@ def make_batches(
         epochs: the epochs to yield, one after another.
         size: pixels a side to shrink the images to; None leaves them as they are.
         share: the part of each batch to read; its pieces come one after another.
+        framing_seed: decides, with the epoch, how each image is cut at random out of `part.wide`,
+            if there is one; None takes the images as they are.
 
     Returns:
         A dataset of uint8 (batch, size, size, 3) and float32 (batch, 1).
     """
     labels = tf.constant(part.labels, tf.float32)[:, None]
 
-    def read(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images = tf.numpy_function(part.read, [positions], tf.uint8)
-        return tf.ensure_shape(images, (None, *part.images.shape[1:])), tf.gather(labels, positions)
+    wide = part.wide if framing_seed is not None else None
+    source = wide or part
+
+    def read(positions: tf.Tensor, epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.numpy_function(source.read, [positions], tf.uint8)
+        images = tf.ensure_shape(images, (None, *source.images.shape[1:]))
+        if wide is not None:
+            key = tf.stack([tf.constant(framing_seed, tf.int64), epoch])
+            # Of all images, so that neither the order nor the devices make a difference.
+            draws = tf.random.stateless_uniform((len(part), 3), key, -1, 1)
+            images = _cut(images, part.images.shape[1], tf.gather(draws, positions))
+        return images, tf.gather(labels, positions)
 
     def shrink(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         # The mean of the area that a pixel covers: no aliasing, at a fraction of the time.
@@ -78,7 +90,7 @@ def make_feature_batches(
     """
     rows, answers = tf.constant(features), tf.constant(labels, tf.float32)[:, None]
     return _positions(len(features), batch_size, shuffle_seed, epochs, share).map(
-        lambda positions: (tf.gather(rows, positions), tf.gather(answers, positions))
+        lambda positions, epoch: (tf.gather(rows, positions), tf.gather(answers, positions))
     )
 
 
@@ -94,22 +106,51 @@ def weigh(batches: tf.data.Dataset, class_weights: Sequence[float]) -> tf.data.D
     )
 
 
+def _cut(images: tf.Tensor, size: int, draws: tf.Tensor) -> tf.Tensor:
+    """Cut squares at random out of images with a border, as a detector's boxes vary.
+
+    A border of a tenth of `size` lets the side vary by up to a tenth, and the centre move by up to
+    half of that each way.
+
+    Args:
+        images: uint8 (n, side, side, 3), with `size` pixels between the borders.
+        size: pixels a side of the result.
+        draws: float32 (n, 3) from -1 to 1: size, shift down and shift to the right.
+
+    Returns:
+        uint8 (n, size, size, 3).
+    """
+    side = images.shape[1]
+    border = (side - size) / 2
+    zoom = 1 + border / size * draws[:, :1]
+    start = (side - size * zoom + border * draws[:, 1:]) / 2
+    # The centres of the first and last pixels, where `crop_and_resize` reads; the last one is 1.
+    first = start + zoom / 2 - 0.5
+    last = start + (size - 0.5) * zoom - 0.5
+    boxes = tf.concat([first, last], axis=1) / (side - 1)
+    cut = tf.image.crop_and_resize(images, boxes, tf.range(tf.shape(images)[0]), (size, size))
+    return tf.cast(tf.round(cut), tf.uint8)
+
+
 def _positions(
     count: int, batch_size: int, shuffle_seed: int | None, epochs: range, share: Share
 ) -> tf.data.Dataset:
+    """Return batches of positions, each with its epoch."""
+
     def order(epoch: tf.Tensor) -> tf.data.Dataset:
         positions = tf.range(count, dtype=tf.int64)
         if shuffle_seed is not None:
             key = tf.stack([tf.constant(shuffle_seed, tf.int64), epoch])
             positions = tf.random.experimental.stateless_shuffle(positions, seed=key)
-        return tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
+        batches = tf.data.Dataset.from_tensor_slices(positions).batch(batch_size)
+        return batches.map(lambda positions: (positions, epoch))
 
-    def pieces(positions: tf.Tensor) -> tf.data.Dataset:
+    def pieces(positions: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
         # As equal as can be. None may be empty, so fewer images than pieces are taken again.
         number = tf.maximum(tf.size(positions), share.of)
         filled = tf.gather(positions, tf.range(number) % tf.size(positions))
         return tf.data.Dataset.range(share.first, share.first + share.count).map(
-            lambda piece: filled[begin(piece, number) : begin(piece + 1, number)]
+            lambda piece: (filled[begin(piece, number) : begin(piece + 1, number)], epoch)
         )
 
     def begin(piece: tf.Tensor, number: tf.Tensor) -> tf.Tensor:

@@ -155,7 +155,7 @@ def inputs_digest(
     return training_digest(
         params=params.model_dump_json(include=DECISIVE_PARAMS),
         files=[
-            *(split.directory / name for split in splits for name in ProcessedSplit.FILES),
+            *(file for split in splits for file in split.files),
             *([weights] if weights.is_file() else []),
         ],
         code=[

@@ -308,6 +308,8 @@ def _fine_tune(model: keras.Model, job: _Job) -> None:
                 epochs=range(epochs.start * passes, epochs.stop * passes),
                 size=size,
                 share=share,
+                # Beyond those of the layers of augmentation.
+                framing_seed=recipe.seed + 100,
             )
             return _with_class_weights(batches, train, recipe)
 

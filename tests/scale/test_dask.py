@@ -20,8 +20,12 @@ import pytest
 from bench.common import make_raw
 from bench.outputs import differences, output_digests
 from bench.preprocess_cluster import HOST, Cluster, local_cluster
+from facegender.data.face_table import find_all_faces, read_faces
+from facegender.data.manifest import write_table
 from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
+from facegender.faces.settings import FaceCrop
+from facegender.files import file_sha256
 from tests.pipeline.conftest import SMALL, Clone, copy_of
 from tools.compose_params import ROOT
 
@@ -126,6 +130,30 @@ def test_a_cluster_makes_the_bytes_of_one_process(
     assert [item["path"] for item in failed] == [manifest["path"].iloc[i] for i in (3, IMAGES - 1)]
     assert failed[0]["reason"] == "not an image in a known format"
     assert_same(tmp_path / "part", alone)
+
+
+def test_a_cluster_finds_and_cuts_out_the_faces_of_one_process(
+    two_workers: Cluster, shared: Path, tmp_path: Path
+) -> None:
+    crop = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)
+    folder = shared / "faces" / "male"
+    paths = sorted(folder.glob("*.jpg"))[:40]
+    manifest = pd.DataFrame(
+        {
+            "path": [path.name for path in paths],
+            "label": 1,
+            "sha256": [file_sha256(path) for path in paths],
+        }
+    )
+    made = []
+    for name, where in (("here", {"jobs": 1}), ("there", {"scheduler": two_workers.address})):
+        write_table(find_all_faces(manifest, folder, crop, **where), tmp_path / f"{name}.csv")
+        faces = read_faces(tmp_path / f"{name}.csv")
+        options = {"size": SIZE, "name": name, "crop": crop, "faces": faces, **where}
+        assert write_split(manifest, folder, tmp_path / name, **options) == []
+        made.append((tmp_path / f"{name}.csv").read_bytes())
+    assert made[0] == made[1]
+    assert_same(tmp_path / "there", tmp_path / "here")
 
 
 def test_a_worker_that_is_killed_costs_nothing(

@@ -8,7 +8,7 @@ import pytest
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
-from facegender.training.batches import make_batches, make_feature_batches, weigh
+from facegender.training.batches import _cut, make_batches, make_feature_batches, weigh
 from facegender.training.strategy import WHOLE, Share
 
 
@@ -110,3 +110,56 @@ def test_shares_are_the_pieces_of_each_batch(part: ProcessedSplit, images: int) 
         )
         assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
     assert len(second) == 2 * len(first) == 2 * len(whole)
+
+
+def wide_part(folder: Path, count: int = 40, size: int = 32, border: int = 4) -> ProcessedSplit:
+    """Images whose brightness says how far to the right a pixel is, and whose red how far down."""
+    side = size + 2 * border
+    y, x = np.mgrid[:side, :side] * 5
+    wide = np.broadcast_to(np.stack([y, x, x], axis=-1).astype(np.uint8), (count, side, side, 3))
+    folder.mkdir()
+    np.save(folder / "wide.npy", wide)
+    np.save(folder / "images.npy", wide[:, border:-border, border:-border])
+    rows = [f"{row}.png,{row % 2},-,{row}\n" for row in range(count)]
+    (folder / "index.csv").write_text("path,label,sha256,row\n" + "".join(rows))
+    return ProcessedSplit(folder)
+
+
+def test_images_with_a_border_are_cut_at_random_within_it(tmp_path: Path) -> None:
+    part = wide_part(tmp_path / "wide")
+    plain, labels = collect(part)
+    np.testing.assert_array_equal(np.concatenate(plain), part.images)
+    batches, cut_labels = collect(part, framing_seed=7, epochs=range(3))
+    cut = np.concatenate(batches).astype(float)
+    assert cut.shape == (120, 32, 32, 3)
+    np.testing.assert_array_equal(cut_labels, np.tile(labels, 3))
+    # In pixels of the wide image: how far apart the ends are, and where the middle is.
+    for channel, axis in ((0, 1), (1, 2)):
+        ends = np.take(cut[..., channel], [0, -1], axis=axis).mean(axis=3 - axis) / 5
+        zoom = (ends[:, 1] - ends[:, 0]) / 31
+        middle = ends.mean(1) - 19.5
+        assert 1 - 4 / 32 - 0.02 < zoom.min() < 0.92
+        assert 1.08 < zoom.max() < 1 + 4 / 32 + 0.02
+        assert -2.1 < middle.min() < -1.5
+        assert 1.5 < middle.max() < 2.1
+    assert len(np.unique(cut, axis=0)) > 110
+
+
+def test_how_an_image_is_cut_depends_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:
+    part = wide_part(tmp_path / "wide", count=8)
+    first, again = (collect(part, framing_seed=7, epochs=range(2, 3))[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    shares = [
+        make_batches(part, 16, framing_seed=7, epochs=range(2, 3), share=Share(piece, 1, 2))
+        for piece in range(2)
+    ]
+    halves = [images for share in shares for images, _ in share.as_numpy_iterator()]
+    np.testing.assert_array_equal(np.concatenate(halves), first[0])
+    for other in ({"framing_seed": 8, "epochs": range(2, 3)}, {"framing_seed": 7}):
+        assert (collect(part, **other)[0][0] != first[0]).any()
+
+
+def test_without_a_draw_the_cut_is_the_image(tmp_path: Path) -> None:
+    part = wide_part(tmp_path / "wide", count=2)
+    cut = _cut(part.wide.read(np.arange(2)), 32, np.zeros((2, 3), np.float32))
+    np.testing.assert_array_equal(cut, part.images)

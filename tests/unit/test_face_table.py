@@ -10,9 +10,12 @@ from PIL import Image
 from facegender.data.checks import CHECKS, Findings, check_faces
 from facegender.data.face_images import face_images
 from facegender.data.face_table import find_all_faces, missed_by_group, read_faces
+from facegender.data.images import decode_picture
 from facegender.data.manifest import write_table
 from facegender.data.preprocessing import write_split
+from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
+from facegender.faces.crop import find_faces
 from facegender.faces.settings import FaceCrop
 
 CROP = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)
@@ -50,6 +53,47 @@ def test_preprocess_cuts_out_what_predict_cuts_out(raw: Path, tmp_path: Path) ->
         face, expected = face_images(raw / name, 48, CROP)[0]
         assert faces[name] == face
         np.testing.assert_array_equal(pixels, expected)
+
+
+def test_several_processes_make_the_bytes_of_one(raw: Path, tmp_path: Path) -> None:
+    # More images than a task has.
+    names = ["NA.png", "b.png", "c.png"] * 22
+    manifest = pd.DataFrame({"path": names, "label": 1, "sha256": ""})
+    made = {}
+    for jobs in (1, 2):
+        table = find_all_faces(manifest.iloc[:18], raw, CROP, jobs=jobs)
+        write_table(table, tmp_path / f"{jobs}.csv")
+        options = {"size": 24, "name": "train", "jobs": jobs, "crop": CROP}
+        faces = read_faces(tmp_path / f"{jobs}.csv")
+        write_split(manifest, raw, tmp_path / f"{jobs}", faces=faces, **options)
+        files = (tmp_path / f"{jobs}.csv", tmp_path / f"{jobs}" / "images.npy")
+        made[jobs] = [file.read_bytes() for file in files]
+    assert made[1] == made[2]
+
+
+def test_a_border_adds_a_second_array_and_changes_no_byte_of_the_first(
+    raw: Path, tmp_path: Path
+) -> None:
+    names = ["NA.png", "b.png", "c.png"]
+    manifest = pd.DataFrame({"path": names, "label": [1, 1, 0], "sha256": names})
+    faces = {name: (find_faces(decode_picture(raw / name), CROP) or [None])[0] for name in names}
+    options = {"size": 48, "name": "train", "jobs": 1, "crop": CROP, "faces": faces}
+    for name, border in (("tight", 0), ("wide", 5)):
+        assert write_split(manifest, raw, tmp_path / name, border=border, **options) == []
+    assert [path.name for path in sorted((tmp_path / "tight").iterdir())] == [
+        "images.npy",
+        "index.csv",
+    ]
+    tight, wide = ProcessedSplit(tmp_path / "tight"), ProcessedSplit(tmp_path / "wide")
+    assert tight.wide is None
+    for name in ("images.npy", "index.csv"):
+        assert (tmp_path / "tight" / name).read_bytes() == (tmp_path / "wide" / name).read_bytes()
+    surrounded = wide.wide.read(np.arange(3))
+    assert surrounded.shape == (3, 58, 58, 3)
+    # At the edges the filter sees more of the picture.
+    difference = surrounded[:, 5:-5, 5:-5].astype(int) - tight.images
+    assert np.abs(difference).mean() < 0.1
+    assert [path.name for path in wide.files] == ["images.npy", "index.csv", "wide.npy"]
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,10 @@ def test_a_face_that_fills_the_picture_takes_all_of_it() -> None:
     whole = cut_out(picture, None, crop, 32)
     assert (cut_out(picture, face(2, 2, 46), crop, 32) == whole).all()
     assert (whole == decode_image(encode_png(pixels), 32)).all()
+    # Unless it may reach beyond the picture, whose edge is then repeated.
+    beyond = cut_out(picture, face(2, 2, 46), replace(crop, margin=0.5, whole_from=2.0), 32)
+    assert (beyond[:, 0] == beyond[:, 1]).all()
+    assert (beyond[16, 4:-4] != whole[16, 4:-4]).any()
 
 
 def test_a_crop_survives_its_text() -> None:
@@ -202,3 +206,19 @@ def test_a_hostile_picture_takes_less_than_a_gigabyte(
     found, megabytes = done.stdout.split()
     assert float(megabytes) < 1000
     assert int(found) == 1 if kind == "99 megapixels" else int(found) > 300
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_a_border_shows_what_surrounds_the_crop(align: bool) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    crop = FaceCrop(margin=0.25, align=align, min_score=0.5, min_size=8)
+    turned = Face(100, 60, 80, 80, 0.9, 120, 90, 160, 100)
+    inner = cut_out(picture, turned, crop, 100)
+    wide = cut_out(picture, turned, crop, 100, border=10)
+    assert wide.shape == (120, 120, 3)
+    # Not to the bit, because positions are rounded differently.
+    assert np.abs(wide[12:-12, 12:-12].astype(int) - inner[2:-2, 2:-2]).max() <= 1
+    whole = cut_out(picture, None, crop, 100, border=10)
+    np.testing.assert_array_equal(whole[10:-10, 10:-10], cut_out(picture, None, crop, 100))
+    assert (whole[:10] == whole[10]).all()

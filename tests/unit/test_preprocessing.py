@@ -71,11 +71,6 @@ def test_a_process_that_is_killed_names_its_file_or_memory(
         list(run_tasks(_chunks(names, most=most), jobs=2))
 
 
-def test_results_come_in_order_when_asked() -> None:
-    results = run_tasks(_chunks([*"abcdefghi"], most=4), jobs=2, ordered=True)
-    assert list(results) == [[*"abcd"], [*"efgh"], ["i"]]
-
-
 def test_preprocessing_names_the_file_that_kills_a_process(
     make_images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
