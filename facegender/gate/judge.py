@@ -46,6 +46,7 @@ def judge(
     *,
     min_group_size: int,
     chosen: Chosen = None,
+    compared: Results | None = None,
     accept_data_change: bool = False,
     require_evidence: bool = False,
     undecided: Sequence[str] = (),
@@ -59,6 +60,7 @@ def judge(
         settings: floors, tolerances, and seed of the intervals.
         min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.
+        compared: the candidate's results on the images to compare, if these are not all.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
         require_evidence: whether there is no verdict if the test set cannot show a drop of the
@@ -69,14 +71,15 @@ def judge(
     Returns:
         The report. Its verdict is `cannot tell` without a comparable baseline.
     """
-    differences = data_differences(candidate, baseline) if baseline else []
+    beside = compared or candidate
+    differences = data_differences(beside, baseline) if baseline else []
     pairs: pd.DataFrame | None = None
     changed: list[str] = []
     if baseline and not differences:
-        pairs, changed = pair(candidate, baseline)
+        pairs, changed = pair(beside, baseline)
     floors = judge_floors(
         candidate.metrics,
-        candidate.predictions if pairs is None else pairs,
+        candidate.predictions if pairs is None or compared else pairs,
         settings,
         min_group_size=min_group_size,
         chosen=chosen,
@@ -112,7 +115,7 @@ def judge(
         found = find_groups(pairs, chosen, min_group_size)
         left_out = found.left_out
         comparisons, groups = _paired(
-            pairs, found.members, candidate, baseline, settings, min_group_size
+            pairs, found.members, beside, baseline, settings, min_group_size
         )
         flips = changed_predictions(pairs)
         evidence = _evidence(pairs, groups, settings)
