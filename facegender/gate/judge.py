@@ -26,7 +26,7 @@ from facegender.gate.pairing import (
 from facegender.gate.significance import (
     Resampling,
     paired_difference,
-    paired_ece_interval,
+    paired_ece_p,
     paired_f1_interval,
     unpaired_difference,
 )
@@ -201,19 +201,18 @@ def _paired(
     before, after = (
         pairs[name].to_numpy(dtype=float) for name in ("old_probability", "probability")
     )
-    intervals = {
-        "f1": paired_f1_interval(labels, old, new, resampling),
-        "ece": paired_ece_interval(labels, before, after, resampling),
-    }
-    return [
-        *comparisons,
-        *(
-            _judge_interval(row, intervals[row.metric], getattr(settings.max_drop, row.metric))
-            if row.metric in intervals
-            else row
-            for row in _informational(candidate, baseline)
-        ),
-    ], groups
+    rows = []
+    for row in _informational(candidate, baseline):
+        if row.metric == "f1":
+            low, high = paired_f1_interval(labels, old, new)
+            row = replace(row, low=low, high=high)
+            row = _judge_other(row, settings.max_drop.f1, significant=not low <= 0 <= high)
+        elif row.metric == "ece":
+            row = replace(row, p=paired_ece_p(labels, before, after, resampling))
+            significant = (row.p or 0.0) < settings.significance
+            row = _judge_other(row, settings.max_drop.ece, significant=significant)
+        rows.append(row)
+    return [*comparisons, *rows], groups
 
 
 def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate) -> Evidence:
@@ -341,14 +340,10 @@ def _informational(candidate: Results, baseline: Results) -> list[Comparison]:
     return rows
 
 
-def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: float) -> Comparison:
-    """Warn if a metric is worse by more than the tolerance and its interval excludes 0."""
+def _judge_other(row: Comparison, tolerance: float, *, significant: bool) -> Comparison:
+    """Warn if a metric is worse by more than the tolerance, and significantly."""
     if row.difference is None:
         return row
-    low, high = interval
-    if METRICS[row.metric].higher_is_better:
-        beyond, excluded = -row.difference > tolerance + _EPSILON, high < 0
-    else:
-        beyond, excluded = row.difference > tolerance + _EPSILON, low > 0
-    verdict: Verdict = "warn" if beyond and excluded else "pass"
-    return replace(row, low=low, high=high, verdict=verdict)
+    loss = -row.difference if METRICS[row.metric].higher_is_better else row.difference
+    verdict: Verdict = "warn" if loss > tolerance + _EPSILON and significant else "pass"
+    return replace(row, verdict=verdict)

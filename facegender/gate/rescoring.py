@@ -219,8 +219,6 @@ def _results(results: Results, predictions: pd.DataFrame, settings: Gate) -> Res
         labels,
         probabilities,
         threshold=float(male.min()) if len(male) else 1.1,
-        bootstrap_samples=settings.bootstrap_samples,
-        seed=settings.seed,
     )
     return replace(results, metrics=metrics, predictions=predictions.reset_index(drop=True))
 

@@ -60,9 +60,7 @@ def log_run(
     write_table(manifest, files / "manifest.csv")
     predictions = manifest.assign(probability=probabilities, predicted=predicted)
     write_table(predictions, files / "predictions.csv")
-    metrics = classification_metrics(
-        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
-    )
+    metrics = classification_metrics(labels, probabilities, threshold=0.5)
     (files / "test.json").write_text(pd.Series(metrics).to_json())
     connection.connect(root)
     with runs.training_run(name=name, params={}, tags={}, manifests={}) as run:

@@ -77,7 +77,7 @@ class Project:
         (self.root / "metrics").mkdir(exist_ok=True)
         write_table(table, self.root / RESULTS[0])
         labels, male = (table[name].to_numpy() for name in ("label", "probability"))
-        metrics = classification_metrics(labels, male, threshold=0.5, bootstrap_samples=9, seed=0)
+        metrics = classification_metrics(labels, male, threshold=0.5)
         (self.root / RESULTS[1]).write_text(json.dumps(metrics))
 
     def lock(self, train: list[int] | None = None) -> None:
