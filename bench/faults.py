@@ -35,7 +35,6 @@ SMALL = (
     "image.size=32",
     "train.epochs=60",
     "train.warmup_epochs=1",
-    "evaluate.bootstrap_samples=200",
 )
 # After a stage ends, DVC takes its outputs into the cache and writes dvc.lock: kill there too.
 _SHARE_OF_STAGE = 1.1

@@ -256,7 +256,6 @@ class Evaluate(_Strict):
 
     threshold: Annotated[float, Field(gt=0, lt=1)]
     batch_size: Positive
-    bootstrap_samples: Positive
     min_group_size: Positive
     groups: list[str | Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     seed: Seed

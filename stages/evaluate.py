@@ -105,8 +105,6 @@ def main() -> None:
             test.labels,
             probabilities,
             threshold=threshold,
-            bootstrap_samples=params.evaluate.bootstrap_samples,
-            seed=params.evaluate.seed,
         )
         predictions = test.index.drop(columns="row").assign(
             probability=probabilities, predicted=(probabilities >= threshold).astype(int)

@@ -28,8 +28,9 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-data-change",
         action="store_true",
-        help="compare even if the test set or its labels changed, or predictions are missing; the "
-        "comparison is unpaired, and so less sensitive",
+        help="answer for other labels of the same images, for a test set that lost its hardest "
+        "images, and for one on which the baseline's model cannot be scored; the last, and missing "
+        "predictions, are compared unpaired, which is less sensitive",
     )
     parser.add_argument(
         "--accept-rule-change",

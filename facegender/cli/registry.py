@@ -60,6 +60,8 @@ def promote(args: argparse.Namespace) -> int:
         root = project_root()
         params = load_params(root / "params.yaml")
 
+        run = registry.find_run(args.mlflow_run)
+
         def judge(candidate: Path, champion: Path | None) -> Any:
             report = judge_promotion(
                 root,
@@ -67,11 +69,13 @@ def promote(args: argparse.Namespace) -> int:
                 champion,
                 params,
                 champion_commit=registry.champion_commit(),
+                champion_model=registry.fetch_champion_model,
+                champion_manifests=registry.manifest_digests(),
+                manifests=registry.manifest_digests(run.info.run_id),
                 accept_rule_change=args.accept_rule_change,
             )
             return registry.Verdict(may_be_champion(report), as_markdown(report))
 
-        run = registry.find_run(args.mlflow_run)
         done = registry.promote(run, judge, lock=lock, force_reason=args.reason)
     name = f"version {done.version} (run {run.info.run_id[:12]}, {run.info.run_name})"
     if done.verdict is None:

@@ -185,8 +185,6 @@ def classification_metrics(
     probabilities: np.ndarray,
     *,
     threshold: float,
-    bootstrap_samples: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Return every metric of a split, ready for JSON.
 
@@ -194,8 +192,6 @@ def classification_metrics(
         labels: int (n,).
         probabilities: float (n,).
         threshold: P(male) from which the prediction is male.
-        bootstrap_samples: number of resamples for the 95 % interval of F1.
-        seed: seed of the resampling.
 
     Returns:
         `n`, a value for each of METRICS, `accuracy_ci` and `f1_ci` (low, high), and `confusion`
@@ -208,7 +204,7 @@ def classification_metrics(
     predicted = (probabilities >= threshold).astype(int)
     confusion = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1])
     accuracy = wilson_interval(int(np.trace(confusion)), len(labels))
-    f1 = bootstrap_f1_interval(confusion, samples=bootstrap_samples, seed=seed)
+    f1 = f1_interval(confusion)
     return {
         "n": len(labels),
         **{
@@ -278,24 +274,20 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     return bound(-1), bound(1)
 
 
-def bootstrap_f1_interval(confusion: np.ndarray, *, samples: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of F1.
+def f1_interval(confusion: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of F1; from 0 to 1 if no image is male or called male.
 
-    Resampling n predictions with replacement and counting them by cell is a multinomial draw with
-    the observed frequencies, so the counts are drawn at once (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, chapter 13, for the percentile interval).
+    Of the images that are male or called male, a share J is both, and F1 is 2 J / (1 + J), which
+    grows with J: its interval follows from Wilson's for J. A percentile bootstrap covers 0.83 at 36
+    images (`python -m bench.interval_coverage`).
 
     Args:
         confusion: counts (2, 2), rows by label, columns by prediction.
-        samples: number of resamples.
-        seed: seed of the resampling.
     """
-    total = int(confusion.sum())
-    draws = np.random.default_rng(seed).multinomial(total, confusion.ravel() / total, size=samples)
-    _, false_male, false_female, true_male = draws.T
-    # F1 is 0, as in scikit-learn with zero_division=0, when nothing is or is called male.
-    f1 = 2 * true_male / np.maximum(2 * true_male + false_male + false_female, 1)
-    low, high = np.quantile(f1, (0.025, 0.975)).tolist()
+    either = int(confusion.sum() - confusion[0, 0])
+    if either == 0:
+        return 0.0, 1.0
+    low, high = (2 * end / (1 + end) for end in wilson_interval(int(confusion[1, 1]), either))
     return low, high
 
 

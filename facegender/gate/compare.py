@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from facegender.errors import UserError
 from facegender.evaluation.groups import NO_METADATA
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.gate.judge import judge
-from facegender.gate.pairing import Results
+from facegender.gate.pairing import Results, data_differences
+from facegender.gate.rescoring import (
+    Rescored,
+    StoredModel,
+    images_seen,
+    model_of_commit,
+    rescore,
+)
 from facegender.gate.revisions import git, read_text, resolve, shallow_hint
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
@@ -73,10 +80,11 @@ def judge_work_tree(
     def judged(
         beside: Results | None, gate: Gate, why: Sequence[str], *, evidence: bool = False
     ) -> Report:
-        return judge(
+        return judge_on_the_same_images(
             candidate,
             beside,
             gate,
+            lambda: rescore_commit(root, candidate, beside, gate),
             min_group_size=rules.min_group_size,
             chosen=rules.groups,
             accept_data_change=accept_data_change,
@@ -87,6 +95,104 @@ def judge_work_tree(
     report = judged(baseline, rules.gate, undecided, evidence=require_evidence)
     report = replace(report, notes=[*notes, *report.notes])
     return report if stale else add_reference(report, root, rules.gate, judged)
+
+
+def judge_on_the_same_images(
+    candidate: Results,
+    baseline: Results | None,
+    settings: Gate,
+    rescored: Callable[[], Rescored],
+    *,
+    accept_data_change: bool = False,
+    undecided: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """Judge by `judge`; score the baseline's model again if the test sets differ.
+
+    Args:
+        candidate: results to judge.
+        baseline: results of the model before, or None.
+        settings: rules that apply.
+        rescored: function that scores the baseline's model on the candidate's images, or raises
+            UserError.
+        accept_data_change: whether somebody answers for the new test set; it is compared unpaired
+            if the model cannot be scored.
+        undecided: reasons why no comparison is possible.
+        notes: warnings to include.
+        options: other arguments of `judge`.
+    """
+    compared = None
+    undecided, notes = list(undecided), list(notes)
+    if baseline and candidate.predictions is not None and data_differences(candidate, baseline):
+        try:
+            again = rescored()
+        except UserError as error:
+            reason = (
+                f"the model of {baseline.name} cannot be scored on the new test set: "
+                f"{str(error).rstrip('.')}"
+            )
+            advice = "--accept-data-change compares the two unpaired"
+            notes += [reason] * accept_data_change
+            undecided += [f"{reason}; {advice}"] * (not accept_data_change)
+        else:
+            candidate, compared, baseline = again.candidate, again.compared, again.baseline
+            notes += again.notes
+            if accept_data_change:
+                notes += [f"accepted: {one}" for one in again.questions]
+            else:
+                undecided += [
+                    f"{one}; --accept-data-change accepts the new test set"
+                    for one in again.questions
+                ]
+    return judge(
+        candidate,
+        baseline,
+        settings,
+        compared=compared,
+        accept_data_change=accept_data_change,
+        undecided=undecided,
+        notes=notes,
+        **options,
+    )
+
+
+def rescore_commit(
+    root: Path,
+    candidate: Results,
+    baseline: Results | None,
+    settings: Gate,
+    manifests: Collection[str] | None = None,
+) -> Rescored:
+    """Score the model of a baseline's commit; errors as of `rescore`."""
+    if baseline is None or baseline.commit is None:
+        raise UserError("its commit is unknown")
+    paths = paths_of(root, baseline.commit, baseline.name)
+    stored = model_of_commit(root, baseline.commit, paths)
+    return rescore_work_tree(root, candidate, baseline, stored, settings, manifests)
+
+
+def rescore_work_tree(
+    root: Path,
+    candidate: Results,
+    baseline: Results,
+    stored: StoredModel,
+    settings: Gate,
+    manifests: Collection[str] | None = None,
+) -> Rescored:
+    """Score a stored model by `rescore` on raw images of the work tree.
+
+    The candidate has seen the training split of the work tree, if its manifests are those of
+    `manifests`: beginnings of their SHA-256, or None if the candidate is of the work tree.
+    """
+    paths = paths_of(root, None, candidate.name)
+    seen, unknown = None, ""
+    try:
+        seen = images_seen(root, None, paths, manifests)
+    except UserError as error:
+        unknown = str(error)
+    raw = root / paths["raw"]
+    return rescore(candidate, baseline, stored, raw, settings=settings, seen=seen, unknown=unknown)
 
 
 def add_reference(
@@ -162,20 +268,30 @@ def read_results(root: Path, revision: str | None = None) -> Results:
             else "run `dvc repro` first"
         )
         raise UserError(f"There are no test metrics in {name}: {advice}.")
-    return parse_results(
+    results = parse_results(
         name,
         test_metrics=texts["test_metrics"],
         predictions=texts["predictions"],
         export_metrics=texts["export_metrics"],
         speed=texts["speed"],
     )
+    return replace(results, commit=commit)
 
 
 def _result_paths(root: Path, commit: str | None, name: str) -> dict[str, str]:
     """Return the path of each of _RESULTS that dvc.yaml of a commit or the work tree names."""
+    paths = paths_of(root, commit, name)
+    return {key: paths[key] for key in _RESULTS if key in paths}
+
+
+def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
+    """Return the paths of the pipeline's files in dvc.yaml of a commit or the work tree.
+
+    Raises:
+        UserError: dvc.yaml is not this project's.
+    """
     try:
-        paths = pipeline_paths(read_text(root, "dvc.yaml", commit) or "")
-        return {key: paths[key] for key in _RESULTS if key in paths}
+        return dict(pipeline_paths(read_text(root, "dvc.yaml", commit) or ""))
     except (yaml.YAMLError, LookupError, TypeError) as error:
         raise UserError(f"Cannot read the paths in dvc.yaml of {name}: {error}") from error
 

@@ -6,10 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from facegender.errors import UserError
-from facegender.gate.revisions import read_bytes, read_text
+from facegender.gate.revisions import read_bytes, read_yaml
 
 _LISTED = 5
 
@@ -68,7 +66,7 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
             stages.add(name)
             deps = [dep["path"] for dep in lock[name].get("deps", [])]
             waiting += [made_by[path] for path in deps if path in made_by]
-    read = cache(lambda file: _read_yaml(root, file, None))
+    read = cache(lambda file: read_yaml(root, file, None))
     for name in stages:
         found |= _changed_params(lock[name], read)
         found |= _changed_deps(root, lock, made_by, name)
@@ -117,18 +115,11 @@ def _changed_deps(
 
 
 def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:
-    content = _read_yaml(root, "dvc.lock", commit)
+    content = read_yaml(root, "dvc.lock", commit)
     try:
         return dict(content["stages"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError("dvc.lock is missing or has no stages: run `dvc repro`.") from error
-
-
-def _read_yaml(root: Path, path: str, commit: str | None) -> Any:
-    try:
-        return yaml.safe_load(read_text(root, path, commit) or "")
-    except yaml.YAMLError as error:
-        raise UserError(f"Cannot read {path}: {error}") from error
 
 
 def _md5(content: bytes) -> str:

@@ -26,7 +26,7 @@ from facegender.gate.pairing import (
 from facegender.gate.significance import (
     Resampling,
     paired_difference,
-    paired_ece_interval,
+    paired_ece_p,
     paired_f1_interval,
     unpaired_difference,
 )
@@ -46,6 +46,7 @@ def judge(
     *,
     min_group_size: int,
     chosen: Chosen = None,
+    compared: Results | None = None,
     accept_data_change: bool = False,
     require_evidence: bool = False,
     undecided: Sequence[str] = (),
@@ -59,6 +60,7 @@ def judge(
         settings: floors, tolerances, and seed of the intervals.
         min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.
+        compared: the candidate's results on the images to compare, if these are not all.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
         require_evidence: whether there is no verdict if the test set cannot show a drop of the
@@ -69,14 +71,15 @@ def judge(
     Returns:
         The report. Its verdict is `cannot tell` without a comparable baseline.
     """
-    differences = data_differences(candidate, baseline) if baseline else []
+    beside = compared or candidate
+    differences = data_differences(beside, baseline) if baseline else []
     pairs: pd.DataFrame | None = None
     changed: list[str] = []
     if baseline and not differences:
-        pairs, changed = pair(candidate, baseline)
+        pairs, changed = pair(beside, baseline)
     floors = judge_floors(
         candidate.metrics,
-        candidate.predictions if pairs is None else pairs,
+        candidate.predictions if pairs is None or compared else pairs,
         settings,
         min_group_size=min_group_size,
         chosen=chosen,
@@ -112,7 +115,7 @@ def judge(
         found = find_groups(pairs, chosen, min_group_size)
         left_out = found.left_out
         comparisons, groups = _paired(
-            pairs, found.members, candidate, baseline, settings, min_group_size
+            pairs, found.members, beside, baseline, settings, min_group_size
         )
         flips = changed_predictions(pairs)
         evidence = _evidence(pairs, groups, settings)
@@ -198,19 +201,18 @@ def _paired(
     before, after = (
         pairs[name].to_numpy(dtype=float) for name in ("old_probability", "probability")
     )
-    intervals = {
-        "f1": paired_f1_interval(labels, old, new, resampling),
-        "ece": paired_ece_interval(labels, before, after, resampling),
-    }
-    return [
-        *comparisons,
-        *(
-            _judge_interval(row, intervals[row.metric], getattr(settings.max_drop, row.metric))
-            if row.metric in intervals
-            else row
-            for row in _informational(candidate, baseline)
-        ),
-    ], groups
+    rows = []
+    for row in _informational(candidate, baseline):
+        if row.metric == "f1":
+            low, high = paired_f1_interval(labels, old, new)
+            row = replace(row, low=low, high=high)
+            row = _judge_other(row, settings.max_drop.f1, significant=not low <= 0 <= high)
+        elif row.metric == "ece":
+            row = replace(row, p=paired_ece_p(labels, before, after, resampling))
+            significant = (row.p or 0.0) < settings.significance
+            row = _judge_other(row, settings.max_drop.ece, significant=significant)
+        rows.append(row)
+    return [*comparisons, *rows], groups
 
 
 def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate) -> Evidence:
@@ -338,14 +340,10 @@ def _informational(candidate: Results, baseline: Results) -> list[Comparison]:
     return rows
 
 
-def _judge_interval(row: Comparison, interval: tuple[float, float], tolerance: float) -> Comparison:
-    """Warn if a metric is worse by more than the tolerance and its interval excludes 0."""
+def _judge_other(row: Comparison, tolerance: float, *, significant: bool) -> Comparison:
+    """Warn if a metric is worse by more than the tolerance, and significantly."""
     if row.difference is None:
         return row
-    low, high = interval
-    if METRICS[row.metric].higher_is_better:
-        beyond, excluded = -row.difference > tolerance + _EPSILON, high < 0
-    else:
-        beyond, excluded = row.difference > tolerance + _EPSILON, low > 0
-    verdict: Verdict = "warn" if beyond and excluded else "pass"
-    return replace(row, low=low, high=high, verdict=verdict)
+    loss = -row.difference if METRICS[row.metric].higher_is_better else row.difference
+    verdict: Verdict = "warn" if loss > tolerance + _EPSILON and significant else "pass"
+    return replace(row, verdict=verdict)

@@ -21,19 +21,21 @@ class Results:
             missing.
         costs: `size_*_bytes`, `latency_*_ms`, `training_images_per_second` and
             `training_seconds`, as far as recorded.
+        commit: commit that they are from; None for the work tree or a run.
     """
 
     name: str
     metrics: Mapping[str, Any]
     predictions: pd.DataFrame | None
     costs: Mapping[str, float]
+    commit: str | None = None
 
 
 def data_differences(candidate: Results, baseline: Results) -> list[str]:
     """Return what prevents an image-by-image comparison."""
     if missing := [one.name for one in (candidate, baseline) if one.predictions is None]:
         return [f"there are no predictions of {' and '.join(missing)}"]
-    new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
+    new, old = keyed(candidate.predictions), keyed(baseline.predictions)
     shared = new.index.intersection(old.index)
     found = []
     if not len(new) == len(old) == len(shared):
@@ -49,7 +51,7 @@ def data_differences(candidate: Results, baseline: Results) -> list[str]:
     return found
 
 
-def _keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
+def keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
     """Index predictions by the image's digest and its number among identical images."""
     if predictions is None:
         raise ValueError("no predictions")
@@ -69,20 +71,40 @@ def pair(candidate: Results, baseline: Results) -> tuple[pd.DataFrame, list[str]
         `old_predicted` and metadata, sorted by path; and a sentence for each column of metadata
         that the candidate lacks or changed.
     """
-    new, old = _keyed(candidate.predictions), _keyed(baseline.predictions)
-    old = old.reindex(new.index)
-    pairs = new.assign(old_probability=old["probability"], old_predicted=old["predicted"])
-    notes = []
-    for column in old.columns.drop(list(NO_METADATA)):
-        if column not in new.columns:
-            notes.append(f"the metadata no longer has {column}: the baseline's is used")
-        else:
-            same = new[column].astype("string").eq(old[column].astype("string"))
-            both = new[column].isna() & old[column].isna()
-            if changed := int((~(same.fillna(False) | both)).sum()):
-                notes.append(f"{column} changed for {changed} images: the baseline's is used")
-        pairs[column] = old[column]
+    new, notes = with_metadata_of(candidate.predictions, baseline.predictions)
+    pairs, old = keyed(new), keyed(baseline.predictions)
+    pairs = pairs.assign(old_probability=old["probability"], old_predicted=old["predicted"])
     return pairs.sort_values("path").reset_index(drop=True), notes
+
+
+def with_metadata_of(
+    new: pd.DataFrame | None, old: pd.DataFrame | None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return predictions with the metadata that older ones have of the same images.
+
+    Args:
+        new: predictions; they keep the metadata of images that only they have.
+        old: older predictions.
+
+    Returns:
+        Predictions; and a sentence for each column that they lacked or had changed.
+    """
+    changed_to, before = keyed(new), keyed(old)
+    shared = changed_to.index.isin(before.index)
+    before = before.reindex(changed_to.index)
+    result, notes = changed_to.copy(), []
+    for column in before.columns.drop(list(NO_METADATA)):
+        values = before[column].astype("string")
+        if column not in changed_to.columns:
+            notes.append(f"the metadata no longer has {column}: the baseline's is used")
+            result[column] = before[column]
+            continue
+        now = changed_to[column].astype("string")
+        same = now.eq(values).fillna(False) | (now.isna() & values.isna())
+        if changed := int((shared & ~same).sum()):
+            notes.append(f"{column} changed for {changed} images: the baseline's is used")
+        result[column] = before[column].where(shared, changed_to[column])
+    return result.reset_index(drop=True), notes
 
 
 def changed_predictions(pairs: pd.DataFrame) -> pd.DataFrame:

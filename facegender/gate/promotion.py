@@ -1,12 +1,22 @@
 """May a run's model become the champion? Its results beside the champion's, by committed rules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from facegender.errors import UserError
-from facegender.gate.compare import MAIN, add_reference, parse_results, read_params
-from facegender.gate.judge import judge
+from facegender.gate.compare import (
+    MAIN,
+    add_reference,
+    judge_on_the_same_images,
+    parse_results,
+    paths_of,
+    read_params,
+    rescore_commit,
+    rescore_work_tree,
+)
 from facegender.gate.pairing import Results
+from facegender.gate.rescoring import Rescored, StoredModel, images_seen
 from facegender.gate.revisions import git, resolve
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
@@ -22,6 +32,9 @@ def judge_promotion(
     params: Params,
     *,
     champion_commit: str | None = None,
+    champion_model: Callable[[Path], Path] | None = None,
+    champion_manifests: Collection[str] = (),
+    manifests: Collection[str] = (),
     accept_rule_change: bool = False,
 ) -> Report:
     """Judge a run's results beside the champion's.
@@ -35,6 +48,9 @@ def judge_promotion(
         champion: the same for the champion; None if the floors alone count.
         params: parameters in the work tree.
         champion_commit: commit that the champion's run records, or None.
+        champion_model: function that fetches the champion's `.tflite` file into a folder.
+        champion_manifests: beginnings of the SHA-256 of the manifests that its run records.
+        manifests: the same for the candidate's run.
         accept_rule_change: whether the work tree's rules apply even where they are looser.
 
     Raises:
@@ -66,11 +82,28 @@ def judge_promotion(
         undecided.append(f"the committed rules cannot be read: {error}")
     results = _read_folder(candidate, "the run")
 
+    def rescored(beside: Results | None, gate: Gate) -> Rescored:
+        if beside is None or beside.commit:  # the reference
+            return rescore_commit(root, results, beside, gate, manifests)
+        if champion_model is None:
+            raise UserError("the run has no model")
+        try:
+            commit = resolve(root, champion_commit or "")
+            paths = paths_of(root, commit, "the champion")
+            seen, unknown = images_seen(root, commit, paths, champion_manifests), ""
+        except UserError as error:
+            seen, unknown = None, str(error)
+        with TemporaryDirectory() as folder:
+            path = champion_model(Path(folder))
+            stored = StoredModel(path, params.evaluate.threshold, seen, unknown)
+            return rescore_work_tree(root, results, beside, stored, gate, manifests)
+
     def judged(beside: Results | None, gate: Gate, why: Sequence[str]) -> Report:
-        return judge(
+        return judge_on_the_same_images(
             results,
             beside,
             gate,
+            lambda: rescored(beside, gate),
             min_group_size=rules.min_group_size,
             chosen=rules.groups,
             undecided=why,

@@ -4,6 +4,9 @@ clone lacks."""
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from facegender.errors import UserError
 
@@ -38,6 +41,18 @@ def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
         raise UserError(f"Cannot read {path} of {_place(commit)}: {error}") from error
     entry = git(root, "ls-tree", commit, "--", path).split()
     return _run(root, "cat-file", "blob", entry[2]) if entry[1:2] == ["blob"] else None
+
+
+def read_yaml(root: Path, path: str, commit: str | None) -> Any:
+    """Return the content of a YAML file, as `read_text` reads it; None if missing or empty.
+
+    Raises:
+        UserError: the file is not YAML, or cannot be read.
+    """
+    try:
+        return yaml.safe_load(read_text(root, path, commit) or "")
+    except yaml.YAMLError as error:
+        raise UserError(f"Cannot read {path}: {error}") from error
 
 
 def _place(commit: str | None) -> str:

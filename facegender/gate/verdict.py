@@ -41,7 +41,7 @@ class Comparison:
         old: value of the baseline.
         new: value of the candidate.
         difference: new minus old.
-        low: lower end of the difference's 95 % interval.
+        low: lower end of the difference's 95 % interval; None where no interval is fair.
         high: upper end.
         p: chance of a difference at least as large if neither model is better, adjusted for the
             number of tests; None if not tested.
@@ -133,7 +133,7 @@ class Report:
             ),
             *(
                 f"{_drop_sentence(row)}, which may be chance"
-                if row.p is not None
+                if row.p is not None and row.low is not None
                 else _drop_sentence(row)
                 for row in (*self.comparisons, *self.groups)
                 if row.verdict == "warn"

@@ -201,7 +201,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         low, high, method = None, None, ""
         if interval := metrics.get(f"{metric.name}_ci"):
             low, high = interval["low"], interval["high"]
-            method = "bootstrap" if metric.name == "f1" else "Wilson"
+            method = "Wilson"
         elif metric.name in shares and shares[metric.name][1]:
             (low, high), method = wilson_interval(*shares[metric.name]), "Wilson"
         rows.append(

@@ -187,6 +187,37 @@ def champion_commit() -> str | None:
     return client.get_run(champion.run_id or "").data.tags.get(MLFLOW_GIT_COMMIT)
 
 
+def fetch_champion_model(folder: Path) -> Path:
+    """Download the champion's `.tflite` file into a folder, and return its path.
+
+    Raises:
+        UserError: the store lacks it.
+    """
+    uri = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
+    try:
+        fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"Cannot read the champion's model: {error}") from error
+    models = sorted((fetched / "artifacts").glob("*.tflite"))
+    if len(models) != 1:
+        raise UserError(f"The champion has {len(models)} .tflite files, where one is expected.")
+    return models[0]
+
+
+def manifest_digests(run_id: str | None = None) -> list[str]:
+    """Return the beginnings of the SHA-256 of the manifests that a run logged.
+
+    Args:
+        run_id: id of the run; None for the champion's.
+    """
+    client = MlflowClient()
+    if run_id is None:
+        champion = _champion(client)
+        run_id = champion.run_id if champion else None
+    inputs = client.get_run(run_id).inputs if run_id else None
+    return [each.dataset.digest for each in inputs.dataset_inputs] if inputs else []
+
+
 def rollback(*, lock: Path) -> tuple[int, int]:
     """Restore the former champion; a second call restores the one before it.
 

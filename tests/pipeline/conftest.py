@@ -33,7 +33,6 @@ SMALL = (
     f"train.epochs={EPOCHS}",
     "train.warmup_epochs=0",
     "train.batch_norm_momentum=0.5",  # so few steps
-    "evaluate.bootstrap_samples=200",
 )
 
 # Variables of whoever runs the tests that must not reach a clone. The last ones are CI's: a clone

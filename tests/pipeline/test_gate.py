@@ -28,7 +28,6 @@ LEARNABLE = (
     "train.warmup_epochs=0",
     "train.keep=last",
     "train.batch_norm_momentum=0.5",  # so few steps
-    "evaluate.bootstrap_samples=200",
     # So that a spoilt model is refused for being worse than the one before it, not by a floor.
     "gate.floors.accuracy.at_least=0.1",
     "gate.floors.f1.at_least=0",
@@ -166,8 +165,6 @@ def test_one_image_passes_without_a_warning(learnt: Clone) -> None:
         table["label"].to_numpy(),
         table["probability"].to_numpy(),
         threshold=0.5,
-        bootstrap_samples=200,
-        seed=42,
     )
     (learnt.root / "metrics/test.json").write_text(json.dumps(metrics))
     assert gate(learnt)[0] == 2  # edited by hand

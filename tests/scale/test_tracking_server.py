@@ -270,7 +270,7 @@ def test_the_registry_promotes_and_rolls_back_there(
     team: Team, clone: Clone, tmp_path: Path
 ) -> None:
     other = copy_of(clone, tmp_path)
-    other.compose(*SMALL, "evaluate.seed=7")  # another evaluation of the same model
+    other.compose(*SMALL, "evaluate.min_group_size=7")  # another evaluation of the same model
     other.run("dvc", "repro", "--single-item", "evaluate", **team.client)
     first, second = (
         json.loads((one.root / "models/evaluation_run.json").read_text())["run_id"]

@@ -40,21 +40,27 @@ def filled(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Stor
     return Store(root, {name: log_run(root, exported, name, right) for name, right in RUNS.items()})
 
 
-def log_run(root: Path, exported: Exported, name: str, right: list[bool]) -> str:
+def log_run(
+    root: Path,
+    exported: Exported,
+    name: str,
+    right: list[bool],
+    manifest: pd.DataFrame | None = None,
+) -> str:
     """Log a run as the pipeline does: its evaluation, its export and its model."""
-    labels = np.repeat([0, 1], 20)
+    if manifest is None:
+        paths = [f"{number:02}.png" for number in range(40)]
+        labels = np.repeat([0, 1], 20)
+        manifest = pd.DataFrame({"path": paths, "label": labels, "sha256": paths})
+    labels = manifest["label"].to_numpy()
     predicted = np.where(right, labels, 1 - labels)
     probabilities = np.where(predicted == 1, 0.9, 0.1)
-    paths = [f"{number:02}.png" for number in range(40)]
-    manifest = pd.DataFrame({"path": paths, "label": labels, "sha256": paths})
     files = root / "files" / name
     files.mkdir(parents=True, exist_ok=True)
     write_table(manifest, files / "manifest.csv")
     predictions = manifest.assign(probability=probabilities, predicted=predicted)
     write_table(predictions, files / "predictions.csv")
-    metrics = classification_metrics(
-        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
-    )
+    metrics = classification_metrics(labels, probabilities, threshold=0.5)
     (files / "test.json").write_text(pd.Series(metrics).to_json())
     connection.connect(root)
     with runs.training_run(name=name, params={}, tags={}, manifests={}) as run:

@@ -36,17 +36,13 @@ def test_the_reliability_table_is_scikit_learns() -> None:
 
 def test_metrics_are_those_of_the_table() -> None:
     labels, probabilities = predictions()
-    found = classification_metrics(
-        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
-    )
+    found = classification_metrics(labels, probabilities, threshold=0.5)
     assert set(found) == {"n", *METRICS, "accuracy_ci", "f1_ci", "confusion"}
     names = [metric.name for metric in shown_metrics()]
     assert names[:2] == ["accuracy", "f1"]
     assert set(names) == set(METRICS) - {"recall"}
     # A direction that is wrong would turn a verdict round.
-    better = classification_metrics(
-        labels, 0.9 * labels + 0.1 * probabilities, threshold=0.5, bootstrap_samples=10, seed=0
-    )
+    better = classification_metrics(labels, 0.9 * labels + 0.1 * probabilities, threshold=0.5)
     for name, metric in METRICS.items():
         assert (better[name] > found[name]) == metric.higher_is_better, name
 
@@ -64,5 +60,5 @@ def test_the_interval_of_accuracy_covers_as_it_claims(n: int) -> None:
 
 def test_accuracy_of_one_has_an_interval_with_a_width() -> None:
     labels = np.arange(36) % 2
-    found = classification_metrics(labels, labels * 1.0, threshold=0.5, bootstrap_samples=9, seed=0)
+    found = classification_metrics(labels, labels * 1.0, threshold=0.5)
     assert found["accuracy_ci"] == {"low": pytest.approx(0.9036, abs=1e-4), "high": 1}

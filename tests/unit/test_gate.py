@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, permutation_test
 
+from bench.gate_power import printed_drop, simulate
 from facegender.evaluation.groups import holm
 from facegender.evaluation.metrics import METRICS, classification_metrics, paired_interval
 from facegender.gate.compare import parse_results
@@ -22,7 +23,7 @@ from facegender.gate.promotion import judge_promotion, may_be_champion
 from facegender.gate.significance import (
     Resampling,
     paired_difference,
-    paired_ece_interval,
+    paired_ece_p,
     paired_f1_interval,
     unpaired_difference,
 )
@@ -44,8 +45,6 @@ def results(predictions: pd.DataFrame, name: str = "candidate", **costs: float) 
         predictions["label"].to_numpy(dtype=int),
         predictions["probability"].to_numpy(dtype=float),
         threshold=0.5,
-        bootstrap_samples=10,
-        seed=0,
     )
     return Results(name, metrics, predictions, costs)
 
@@ -107,41 +106,20 @@ def sample() -> Results:
 # Promises about chance.
 
 
-def simulated_failures(settings: Gate, drop: float, pairs: int = 200, n: int = 1102) -> int:
-    """Return how many of many pairs of models fail, the second worse by `drop` in truth.
-
-    An image is easy for both models or hard for both, as faces are: they disagree on about one
-    image in sixteen.
-    """
-    generator = np.random.default_rng(20)
-    # A seventh of the images is hard: the first model is right on 0.94 of all.
-    quick = settings.model_copy(update={"bootstrap_samples": 20, "floors": {}})
-    failed = 0
-    for _ in range(pairs):
-        labels = generator.integers(0, 2, n)
-        columns = {
-            "age": generator.integers(20, 70, n),
-            "country": generator.choice([f"country {number}" for number in range(8)], n),
-        }
-        hard = generator.random(n) < 1 / 7
-        old = generator.random(n) < np.where(hard, 0.645, 0.989)
-        new = generator.random(n) < np.where(hard, 0.645, 0.989) - drop
-        report = judge(
-            Results("candidate", {}, predicted(labels, new, **columns), {}),
-            Results("baseline", {}, predicted(labels, old, **columns), {}),
-            quick,
-            min_group_size=MIN_GROUP_SIZE,
-        )
-        failed += report.exit_code == 1
-    return failed
+@pytest.mark.parametrize("n", [36, 1102])
+def test_equal_models_seldom_fail(settings: Gate, n: int) -> None:
+    assert simulate(settings, n, drop=0, pairs=100)[0] <= 5
 
 
-def test_equal_models_seldom_fail(settings: Gate) -> None:
-    assert simulated_failures(settings, drop=0) <= 10  # of 200
+@pytest.mark.parametrize("n", [36, 360])
+def test_the_smallest_drop_that_is_printed_is_found_in_four_of_five(settings: Gate, n: int) -> None:
+    drop = printed_drop(settings, n)
+    assert drop is not None
+    assert simulate(settings, n, drop, pairs=100)[1] == pytest.approx(80, abs=10)
 
 
 def test_a_drop_of_five_points_fails(settings: Gate) -> None:
-    assert simulated_failures(settings, drop=0.05) >= 180  # of 200
+    assert simulate(settings, 1102, drop=0.05, pairs=50)[0] >= 45
 
 
 # Floors.
@@ -586,34 +564,42 @@ def models() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return labels, old, new
 
 
-def test_intervals_agree_with_scipys_paired_bootstrap() -> None:
-    labels, old, new = models()
-    resampling = Resampling(4000, 0)
-
-    def interval(statistic: Callable[..., float]) -> tuple[float, float]:
-        found = bootstrap(
-            (labels, old, new),
-            statistic,
-            paired=True,
-            vectorized=False,
-            n_resamples=4000,
-            method="percentile",
-            rng=1,
-        )
-        return tuple(found.confidence_interval)
+def test_the_interval_of_f1_agrees_with_scipys_paired_bootstrap() -> None:
+    labels, *probabilities = models()
+    old, new = ((one > 0.5).astype(int) for one in probabilities)
 
     def f1(labels: np.ndarray, guess: np.ndarray) -> float:
         return 2 * (labels * guess).sum() / (labels.sum() + guess.sum())
 
-    def f1_difference(y: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-        return f1(y, b > 0.5) - f1(y, a > 0.5)
+    found = bootstrap(
+        (labels, old, new),
+        lambda y, a, b: f1(y, b) - f1(y, a),
+        paired=True,
+        vectorized=False,
+        n_resamples=4000,
+        method="percentile",
+        rng=1,
+    )
+    ours = paired_f1_interval(labels, old, new)
+    assert ours == pytest.approx(tuple(found.confidence_interval), abs=0.005)
 
-    guesses = [(one > 0.5).astype(int) for one in (old, new)]
-    ours = paired_f1_interval(labels, *guesses, resampling)
-    assert ours == pytest.approx(interval(f1_difference), abs=0.004)
-    low, high = paired_ece_interval(labels, old, new, Resampling(500, 0))
-    assert low < high
-    assert paired_ece_interval(labels, old, old, Resampling(50, 0)) == (0, 0)
+
+def test_the_calibration_error_has_the_p_of_scipys_permutation_test() -> None:
+    labels, old, new = models()
+    worse = old**2 / (old**2 + (1 - old) ** 2)  # twice the logit
+    error = METRICS["ece"].compute
+
+    def difference(one: np.ndarray, other: np.ndarray) -> float:
+        return (error(labels, other, labels) or 0) - (error(labels, one, labels) or 0)
+
+    for candidate in (new, worse):
+        theirs = permutation_test(
+            (old, candidate), difference, permutation_type="samples", n_resamples=1000, rng=1
+        ).pvalue
+        ours = paired_ece_p(labels, old, candidate, Resampling(1000, 0))
+        assert ours == pytest.approx(theirs, abs=0.04)
+    assert paired_ece_p(labels, old, old, Resampling(50, 0)) == 1
+    assert paired_ece_p(labels, old, worse, Resampling(1000, 0)) < 0.05
 
 
 def test_unpaired_differences_are_wider_than_paired_ones() -> None:

@@ -15,10 +15,13 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from facegender.cli.main import _run
+from facegender.data.images import encode_png
 from facegender.errors import UserError
+from facegender.files import file_sha256
 from facegender.tracking import pages, registry
 from facegender.tracking.registry import Promotion, Verdict, find_run
-from tests.unit.conftest import Store, commit_params
+from tests.conftest import Exported
+from tests.unit.conftest import Store, commit_params, log_run
 from tools.compose_params import ROOT
 
 
@@ -420,3 +423,35 @@ def test_promotion_judges_against_the_reference(
     with pytest.raises(UserError, match="does not pass"):
         _run(["promote", "good"])
     assert "not judged against gate.reference v9: Cannot read v9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [0, 20])
+def test_the_champion_is_scored_on_the_test_set_of_a_run(
+    store: Store, exported: Exported, capsys: pytest.CaptureFixture, wrong: int
+) -> None:
+    shutil.copy(ROOT / "dvc.yaml", store.root)
+    raw = store.root / "data" / "raw"
+    raw.mkdir(parents=True)
+    files = [raw / f"new {number}.png" for number in range(40)]
+    for path, pixels in zip(files, exported.images, strict=False):
+        path.write_bytes(encode_png(pixels))
+    manifest = pd.DataFrame(
+        {
+            "path": [path.name for path in files],
+            "label": (exported.probabilities.ravel()[:40] >= 0.5).astype(int),
+            "sha256": [file_sha256(path) for path in files],
+        }
+    )
+    log_run(store.root, exported, "other", [False] * wrong + [True] * (40 - wrong), manifest)
+    assert _run(["promote", "good"]) == 0
+    capsys.readouterr()
+    if wrong:
+        with pytest.raises(UserError, match="version 1 stays"):
+            _run(["promote", "other"])
+    else:
+        assert _run(["promote", "other"]) == 0
+    out = capsys.readouterr().out
+    assert "so the stored model of the champion was scored on 40 images of the new one" in out
+    line = next(line for line in out.splitlines() if line.startswith("| accuracy "))
+    assert line.replace("|", " ").split()[1:4] == ["40", "1.0000", f"{1 - wrong / 40:.4f}"]
+    assert "could not be checked whether the champion was trained on images of the test set" in out

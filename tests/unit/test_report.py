@@ -199,9 +199,7 @@ def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
 
 def test_one_class_no_error_and_no_groups(sources: Sources, params: Params) -> None:
     labels, probabilities = np.zeros(5, dtype=int), np.full(5, 0.1)
-    metrics = classification_metrics(
-        labels, probabilities, threshold=0.5, bootstrap_samples=10, seed=0
-    )
+    metrics = classification_metrics(labels, probabilities, threshold=0.5)
     sources.test_metrics.write_text(json.dumps(metrics))
     table = pd.DataFrame({"path": list("abcde"), "label": labels, "probability": probabilities})
     table.assign(predicted=0).to_csv(sources.predictions, index=False)

@@ -80,8 +80,6 @@ class Project:
             table["label"].to_numpy(),
             table["probability"].to_numpy(),
             threshold=0.5,
-            bootstrap_samples=10,
-            seed=0,
         )
         (self.root / "metrics" / "test.json").write_text(json.dumps(metrics))
         self.lock()
