@@ -28,7 +28,7 @@ def _graph() -> grimp.ImportGraph:
     return grimp.build_graph(
         "facegender",
         "stages",
-        # A build with other options, such as import-linter's, marks this one's stale cache as fresh.
+        # A build with other options, such as import-linter's, marks a stale cache as fresh.
         cache_dir=None,
         include_external_packages=True,
         exclude_type_checking_imports=True,
