@@ -203,7 +203,16 @@ def write_shared_groups(
 
 
 def read_shared_groups(folder: Path) -> dict[str, str]:
-    """Return what `write_shared_groups` wrote, as groups by path."""
+    """Return what `write_shared_groups` wrote, as groups by path.
+
+    Raises:
+        UserError: the file is missing, as in splits of an earlier version.
+    """
+    if not (folder / _SHARED_GROUPS).is_file():
+        raise UserError(
+            f"{folder.name}/{_SHARED_GROUPS} is missing, so labels cannot be judged without the "
+            "images of the same person or picture: run `dvc repro split` to make it."
+        )
     table = read_manifest(folder / _SHARED_GROUPS)
     return dict(zip(table["path"], table["group"], strict=True))
 

@@ -16,6 +16,7 @@ from PIL import Image
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation.plots import face_grid
 from facegender.params import Params
+from facegender.runtime.output_capture import hide_native_notes
 
 COLUMNS = ["path", "sha256", "split", "issue", "label", "probability", "quality"]
 SHOWN = 20  # labels in the grid, and in the report
@@ -93,10 +94,11 @@ def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np
     Raises:
         UserError: the weights cannot be read.
     """
-    import keras
-    import tensorflow as tf
+    with hide_native_notes():
+        import keras
+        import tensorflow as tf
 
-    from facegender.model.network import build_network
+        from facegender.model.network import build_network
 
     keras.utils.set_random_seed(params.split.seed)
     tf.config.experimental.enable_op_determinism()

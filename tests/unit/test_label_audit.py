@@ -10,6 +10,7 @@ from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.data.splits import read_shared_groups, write_shared_groups
+from facegender.errors import UserError
 from facegender.evaluation import label_audit
 from facegender.params import Params
 
@@ -136,6 +137,8 @@ def test_the_groups_travel_from_the_split(
     groups = pd.Series([f"alone {path}" for path in paths], index=paths)
     groups[["male/001.png", "female/003.png"]] = "NA"
     groups["gone.png"] = f"alone {paths[0]}"  # its other picture was left out
+    with pytest.raises(UserError, match="dvc repro split"):
+        read_shared_groups(tmp_path)
     write_shared_groups(tmp_path, manifests, groups)
     assert read_shared_groups(tmp_path) == {"male/001.png": "NA", "female/003.png": "NA"}
 
