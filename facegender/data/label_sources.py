@@ -157,7 +157,7 @@ def label_by_table(
             f"{', '.join(others[:10]) or 'none'}."
         )
     paths = [str(path) for path in images]
-    find = _finder(paths)
+    find = image_finder(paths)
     tables = []
     for source in sources:
         name = source.relative_to(directory).as_posix()
@@ -243,7 +243,7 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.astype({"label": int})
 
 
-def _finder(paths: Sequence[str]) -> Callable[[PurePosixPath, str, str], str | None]:
+def image_finder(paths: Sequence[str]) -> Callable[[PurePosixPath, str, str], str | None]:
     """Return a function that finds the image that a row of a table names."""
     known: Container[str] = set(paths)
     # By how many of the last parts of a path, the images that end in them.
