@@ -146,6 +146,7 @@ class Checks(_Strict):
     near_duplicates: Literal["drop", "keep", "fail"]
     no_face: Literal["drop", "keep", "fail"]
     several_faces: Literal["drop", "keep", "fail"]
+    bad_box: Literal["drop", "keep", "fail"]
 
 
 class Data(_Strict):
@@ -160,6 +161,17 @@ class Data(_Strict):
     checks: Checks
 
 
+class Boxes(_Strict):
+    """A CSV of the dataset that holds boxes of faces, in pixels, and the names of its columns."""
+
+    file: str = Field(description="name of the CSV, anywhere in the data; may hold * and ?")
+    image: str = Field(description="column that names the image")
+    left: str
+    top: str
+    width: str
+    height: str
+
+
 class Crop(_Strict):
     """How a face is found and cut out, with `image.face: crop`."""
 
@@ -169,6 +181,13 @@ class Crop(_Strict):
     min_size: Annotated[int, Field(ge=1, description="pixels of the picture")]
     whole_from: Annotated[float, Field(gt=0, le=4, description="share of the shorter side")]
     jitter: Annotated[float, Field(ge=0, le=0.5, description="of training, share of the side")]
+    boxes: Boxes | None = Field(description="boxes to take instead of the detector's")
+
+    @model_validator(mode="after")
+    def _eyes_are_the_detectors(self) -> Self:
+        if self.align and self.boxes is not None:
+            raise ValueError("align needs eyes, which only the detector finds: boxes must be null")
+        return self
 
 
 class Image(_Strict):

@@ -10,6 +10,7 @@ import pandas as pd
 from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
 from facegender.data.face_table import find_all_faces, missed_by_group
+from facegender.data.given_boxes import read_boxes
 from facegender.data.invalid import check_invalid
 from facegender.data.manifest import COLUMNS, write_table
 from facegender.data.notes import Notes
@@ -44,13 +45,17 @@ def main() -> None:
     )
     crop = crop_of(params.image)
     compute = params.compute
-    faces = (
-        find_all_faces(
-            manifest, args.raw, crop, scheduler=compute.cluster, patience=compute.patience
+    faces = None
+    if crop:
+        table = params.image.crop.boxes
+        faces = find_all_faces(
+            manifest,
+            args.raw,
+            crop,
+            scheduler=compute.cluster,
+            patience=compute.patience,
+            boxes=read_boxes(args.raw, list(manifest["path"]), table, notes) if table else None,
         )
-        if crop
-        else None
-    )
     splits, findings = checks.clean(
         manifest, args.raw, params.data, params.split, faces, compute, args.splits.parent
     )

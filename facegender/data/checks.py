@@ -34,7 +34,7 @@ STUDY_COUNTS = {
 # The widest range of a colour channel, of 255, at which an image still counts as one colour.
 MAX_CONSTANT_CONTRAST = 8
 # The checks that need a detector.
-FACE_CHECKS = ("no_face", "several_faces")
+FACE_CHECKS = ("no_face", "several_faces", "bad_box")
 # The checks whose images are named and counted, in the order in which they are made.
 CHECKS = (
     "too_small",
@@ -157,6 +157,8 @@ def clean(
     policies = data.checks.model_dump()
     if faces is None:
         policies = {name: policies[name] for name in policies if name not in FACE_CHECKS}
+    elif "bad_box" not in faces:
+        del policies["bad_box"]
     findings = Findings(policies)
     where: dict[str, Any] = (
         {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
@@ -263,7 +265,10 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
     findings.add("no_face", {path: "shows no face" for path in paths if counts[path] == 0})
     several = {path: f"shows {counts[path]} faces" for path in paths if counts[path] > 1}
     findings.add("several_faces", several)
-    dropping = [check for check in FACE_CHECKS if findings.policies[check] == "drop"]
+    if "bad_box" in faces:
+        bad = faces.set_index("path")["bad_box"].dropna()
+        findings.add("bad_box", {path: bad[path] for path in paths if path in bad.index})
+    dropping = [check for check in FACE_CHECKS if findings.policies.get(check) == "drop"]
     gone = {path for check in dropping for path in findings.reasons.get(check, ())}
     return ~manifest["path"].isin(gone)
 

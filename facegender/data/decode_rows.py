@@ -4,6 +4,7 @@ Kept separate because every worker imports this module, and importing pandas tak
 decoding a thousand images.
 """
 
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +13,15 @@ import numpy as np
 from PIL import Image
 
 from facegender.data.face_images import cut_image
-from facegender.data.images import InvalidImage, decode_picture, verdict
+from facegender.data.images import InvalidImage, decode_picture, measure_image, verdict
 from facegender.errors import UserError
 from facegender.faces.crop import find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
+
+# `decode_picture` may have halved a picture of more pixels.
+_MAYBE_HALVED = 12_000_000
 
 
 def write_rows(
@@ -109,8 +113,13 @@ def decode_rows(
 
 
 def locate_faces(
-    paths: list[Path], crop: FaceCrop, *, first_row: int, digests: list[str] | None = None
-) -> tuple[int, list[list[Face]]]:
+    paths: list[Path],
+    crop: FaceCrop,
+    *,
+    first_row: int,
+    digests: list[str] | None = None,
+    boxes: list[list[tuple[float, float, float, float]]] | None = None,
+) -> tuple[int, list[tuple[list[Face], str | None]]]:
     """Find the faces of each image.
 
     Args:
@@ -118,23 +127,54 @@ def locate_faces(
         crop: how faces are found.
         first_row: row of the first of the images.
         digests: SHA-256 of each file, empty where unknown, to check on another machine.
+        boxes: left, top, width and height of the faces of each image, to take if they are usable.
 
     Returns:
-        `first_row`, and for each image its faces, the largest first; an image that cannot be
-        decoded has none.
+        `first_row`, and for each image its faces, the largest first, and why boxes that should
+        be there are not used; an image that cannot be decoded has no face.
 
     Raises:
         UserError: a file is not there, or is another one.
     """
-    found = []
+    found: list[tuple[list[Face], str | None]] = []
     for index, path in enumerate(paths):
         if digests and digests[index]:
             check_file(path, digests[index])
         try:
-            found.append(find_faces(decode_picture(path), crop))
+            picture = decode_picture(path)
         except InvalidImage:
-            found.append([])
+            found.append(([], None))
+            continue
+        given, problem = _given_faces(path, picture, boxes[index]) if boxes else ([], None)
+        found.append((given or find_faces(picture, crop), problem))
     return first_row, found
+
+
+def _given_faces(
+    path: Path, picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]
+) -> tuple[list[Face], str | None]:
+    """Return the faces of usable boxes, the largest first, and what is wrong with the others."""
+    if not boxes:
+        return [], "no box in the table"
+    scale = 1.0
+    if picture.width * picture.height > _MAYBE_HALVED:
+        _, *size = measure_image(path, 8)
+        scale = max(picture.size) / max(size)
+    faces, problem = [], None
+    for box in boxes:
+        left, top, width, height = (value * scale for value in box)
+        if not all(map(math.isfinite, box)):
+            problem = "the box is not four numbers"
+        elif width <= 0 or height <= 0:
+            problem = "the box is empty"
+        elif not (
+            0 <= left + width / 2 <= picture.width and 0 <= top + height / 2 <= picture.height
+        ):
+            problem = f"the box lies outside: its middle is not within {picture.size} pixels"
+        else:
+            unknown = (math.nan,) * 5
+            faces.append(Face(left, top, width, height, *unknown))
+    return sorted(faces, key=lambda face: -face.width * face.height), problem
 
 
 def _with_faces(

@@ -1,6 +1,7 @@
 """The table of faces beside the manifests: what was found in each image of the data."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from facegender.data.decode_rows import locate_faces
 from facegender.data.engine import run_tasks
+from facegender.data.given_boxes import Box
 from facegender.data.manifest import COLUMNS, read_manifest
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
@@ -27,6 +29,7 @@ def find_all_faces(
     jobs: int = -1,
     scheduler: str | None = None,
     patience: float = 300,
+    boxes: Mapping[str, Sequence[Box]] | None = None,
 ) -> pd.DataFrame:
     """Look for faces in every image, on all cores.
 
@@ -37,29 +40,35 @@ def find_all_faces(
         jobs: processes; -1 for one a core.
         scheduler: address of a Dask cluster that does it, instead of processes of this machine.
         patience: seconds without sign of life after which a cluster is given up.
+        boxes: boxes of faces by path, to be taken if they are usable.
 
     Returns:
         A row for each image: `path`, `faces` (how many) and the fields of the largest `Face`,
-        which are missing if there are none. An image that cannot be decoded has no face.
+        which are missing if there are none. An image that cannot be decoded has no face. With
+        `boxes` also `bad_box`: what is wrong with the image's box, if anything.
     """
     folder = raw.absolute()
     paths = [folder / path for path in manifest["path"]]
+    given = None if boxes is None else [list(boxes.get(path, ())) for path in manifest["path"]]
     tasks = (
         joblib.delayed(locate_faces)(
             paths[start : start + _CHUNK],
             crop,
             first_row=start,
             digests=list(manifest["sha256"].iloc[start : start + _CHUNK]) if scheduler else None,
+            boxes=None if given is None else given[start : start + _CHUNK],
         )
         for start in range(0, len(paths), _CHUNK)
     )
     rows: list[dict[str, Any]] = [{} for _ in paths]
     with tqdm(total=len(paths), desc="find faces", unit="image", mininterval=1) as bar:
         for first_row, chunk in run_tasks(tasks, jobs=jobs, scheduler=scheduler, patience=patience):
-            for row, found in enumerate(chunk, first_row):
-                rows[row] = {"faces": len(found), **(asdict(found[0]) if found else {})}
+            for row, (found, problem) in enumerate(chunk, first_row):
+                largest = asdict(found[0]) if found else {}
+                rows[row] = {"faces": len(found), "bad_box": problem, **largest}
             bar.update(len(chunk))
-    table = pd.DataFrame(rows, columns=["faces", *_BOX])
+    columns = ["faces", *_BOX, *(["bad_box"] if boxes is not None else [])]
+    table = pd.DataFrame(rows, columns=columns)
     table.insert(0, "path", manifest["path"].to_numpy())
     return table
 
@@ -69,7 +78,8 @@ def read_faces(path: Path) -> dict[str, Face | None]:
     table = read_manifest(path)
     boxes = table[_BOX].astype("Float64")
     return {
-        name: None if row.isna().any() else Face(*map(float, row))
+        # A box of a table has no score and no eyes.
+        name: None if pd.isna(row["left"]) else Face(*row.to_numpy(float, na_value=math.nan))
         for name, (_, row) in zip(table["path"], boxes.iterrows(), strict=True)
     }
 

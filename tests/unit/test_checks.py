@@ -83,7 +83,7 @@ def test_good_data_lose_nothing(run: Callable[..., Result]) -> None:
     assert len(result.all) == 40
     assert result.dropped.empty
     found = result.summary["checks"]
-    known = [check for check in checks.CHECKS if check not in ("no_face", "several_faces")]
+    known = [check for check in checks.CHECKS if check not in checks.FACE_CHECKS]
     assert list(found) == known  # the sample is not searched for faces
     assert [item["count"] for item in found.values()] == [0] * len(known)
     assert [item["policy"] for item in found.values()] == ["drop"] * len(known)
