@@ -16,8 +16,8 @@ from scipy.special import expit
 from tabulate import tabulate
 
 from facegender.evaluation.groups import difference_interval, ratio_interval
-from facegender.evaluation.metrics import BINS, f1_interval, wilson_interval
-from facegender.gate.significance import paired_f1_interval, paired_interval
+from facegender.evaluation.metrics import BINS, f1_interval, paired_interval, wilson_interval
+from facegender.gate.significance import paired_f1_interval
 
 SIZES = (36, 360, 1102, 10_000)
 _RESAMPLES = 400

@@ -326,6 +326,8 @@ class Gate(_Strict):
     bootstrap_samples: Positive
     seed: Seed
     reference: str | None = None
+    test: Literal["difference", "noninferiority"] = "difference"
+    without_evidence: Literal["pass", "warn", "refuse"] = "pass"
     cost: Cost
 
 

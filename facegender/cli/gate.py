@@ -11,7 +11,8 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         "Judge the results in the work tree (run `dvc repro` first) by the gate's floors in "
         "params.yaml, and compare them with a baseline, image by image. Exit code 0: pass, "
         "perhaps with warnings; 1: a regression, or below a floor; 2: no verdict is possible, "
-        "and why. docs/gate.md explains how the verdict is reached."
+        "and why; 3: too few images to show what gate.test and gate.without_evidence want. "
+        "docs/gate.md explains how the verdict is reached."
     )
     parser.add_argument(
         "--baseline",
@@ -41,8 +42,8 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require-evidence",
         action="store_true",
-        help="give no verdict (exit code 2) if the test set is too small to show a drop of "
-        "accuracy as large as the tolerance",
+        help="exit with 3 instead of 0 if the test set is too small to show a drop of accuracy as "
+        "large as the tolerance, as gate.without_evidence: refuse does",
     )
     parser.set_defaults(run=gate)
 

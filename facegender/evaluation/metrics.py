@@ -259,11 +259,8 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     observed = (gained - lost) / n
 
     def score(difference: float) -> float:
-        b = (2 * n - gained + lost) * difference - gained - lost
-        c = -lost * difference * (1 - difference)
-        share_lost = (math.sqrt(max(0, b * b - 8 * n * c)) - b) / (4 * n)
-        variance = n * (2 * share_lost + difference * (1 - difference))
-        return (gained - lost - n * difference) / math.sqrt(max(variance, 1e-300))
+        variance = score_variance(difference, gained / n, lost / n) / n
+        return (observed - difference) / math.sqrt(max(variance, 1e-300))
 
     def bound(sign: int) -> float:
         if observed == sign:
@@ -272,6 +269,20 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
         return float(brentq(lambda value: score(value) + sign * _Z, observed, nearly))
 
     return bound(-1), bound(1)
+
+
+def score_variance(difference: float, gained: float, lost: float) -> float:
+    """Return the variance, times n, of a paired difference if its true value were `difference`.
+
+    Args:
+        difference: true difference of the two shares.
+        gained: share of images that only the new predictions get right.
+        lost: share of images that only the old predictions get right.
+    """
+    b = (2 - gained + lost) * difference - gained - lost
+    c = -lost * difference * (1 - difference)
+    share_lost = (math.sqrt(max(0, b * b - 8 * c)) - b) / 4
+    return 2 * share_lost + difference * (1 - difference)
 
 
 def f1_interval(confusion: np.ndarray) -> tuple[float, float]:

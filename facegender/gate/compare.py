@@ -53,7 +53,7 @@ def judge_work_tree(
         accept_data_change: argument of `judge`.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
             baseline's.
-        require_evidence: argument of `judge`.
+        require_evidence: whether gate.without_evidence is `refuse`, whatever the rules say.
 
     Raises:
         UserError: the candidate's results are missing or unreadable.
@@ -77,9 +77,10 @@ def judge_work_tree(
     except UserError as error:
         undecided.append(str(error))
 
-    def judged(
-        beside: Results | None, gate: Gate, why: Sequence[str], *, evidence: bool = False
-    ) -> Report:
+    if require_evidence:
+        rules = replace(rules, gate=rules.gate.model_copy(update={"without_evidence": "refuse"}))
+
+    def judged(beside: Results | None, gate: Gate, why: Sequence[str]) -> Report:
         return judge_on_the_same_images(
             candidate,
             beside,
@@ -88,11 +89,10 @@ def judge_work_tree(
             min_group_size=rules.min_group_size,
             chosen=rules.groups,
             accept_data_change=accept_data_change,
-            require_evidence=evidence,
             undecided=why,
         )
 
-    report = judged(baseline, rules.gate, undecided, evidence=require_evidence)
+    report = judged(baseline, rules.gate, undecided)
     report = replace(report, notes=[*notes, *report.notes])
     return report if stale else add_reference(report, root, rules.gate, judged)
 

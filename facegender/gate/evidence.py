@@ -1,12 +1,15 @@
 """The evidence of a test set: the smallest drop that the gate would find significant."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import binom
+from scipy.stats import binom, norm
+
+from facegender.evaluation.metrics import score_variance
 
 POWER = 0.8
 # More images than anyone labels for a test set.
@@ -73,6 +76,21 @@ def images_needed(drop: float, gained: float, significance: float) -> int | None
     return high
 
 
+def images_for_noninferiority(tolerance: float, differing: float) -> int | None:
+    """Return about how many images show, with probability POWER, that equal models are no worse.
+
+    Args:
+        tolerance: drop that the 95 % interval must exclude; no number of images shows 0.
+        differing: share of images that exactly one of the models gets right.
+    """
+    if tolerance == 0:
+        return None
+    # Of the difference if it were as large as the tolerance, as the interval takes it, and if 0.
+    at_tolerance = score_variance(-tolerance, differing / 2, differing / 2)
+    reach = norm.ppf(0.975) * math.sqrt(at_tolerance) + norm.ppf(POWER) * math.sqrt(differing)
+    return math.ceil((reach / tolerance) ** 2)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What drop of the accuracy a test set can show; computed when it is asked for.
@@ -80,12 +98,14 @@ class Evidence:
     Attributes:
         n: images compared.
         gained: share of images that only the candidate gets right, apart from a drop.
+        differing: share of images that exactly one of the models gets right.
         significance: level of the test, two-sided.
         tolerance: drop that the gate tolerates.
     """
 
     n: int
     gained: float
+    differing: float
     significance: float
     tolerance: float
 

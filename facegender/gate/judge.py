@@ -13,7 +13,7 @@ import pandas as pd
 from facegender.evaluation.groups import Chosen, find_groups, holm
 from facegender.evaluation.metrics import METRICS, shown_metrics
 from facegender.gate.costs import compare_costs, finite
-from facegender.gate.evidence import Evidence
+from facegender.gate.evidence import Evidence, images_for_noninferiority
 from facegender.gate.floors import judge_floors
 from facegender.gate.pairing import (
     Results,
@@ -48,7 +48,6 @@ def judge(
     chosen: Chosen = None,
     compared: Results | None = None,
     accept_data_change: bool = False,
-    require_evidence: bool = False,
     undecided: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
@@ -63,8 +62,6 @@ def judge(
         compared: the candidate's results on the images to compare, if these are not all.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
-        require_evidence: whether there is no verdict if the test set cannot show a drop of the
-            tolerance.
         undecided: reasons why no comparison is possible.
         notes: warnings to include.
 
@@ -126,14 +123,20 @@ def judge(
             old, new, counts, candidate, baseline, settings, min_group_size
         )
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
-    lacking = []
-    if require_evidence and not (evidence and evidence.enough):
-        lacking = [evidence.sentence if evidence else "an unpaired comparison has no known power"]
+    unproven: list[str] = []
+    if settings.without_evidence != "pass" and not (evidence and evidence.enough):
+        lacking = evidence.sentence if evidence else "an unpaired comparison has no known power"
+        if settings.without_evidence == "warn":
+            notes = [*notes, lacking]
+        else:
+            unproven.append(lacking)
+    if settings.test == "noninferiority":
+        unproven += _not_shown(comparisons, settings, evidence)
     return Report(
         candidate=candidate.name,
         baseline=baseline.name,
         floors=floors,
-        undecided=lacking,
+        unproven=unproven,
         evidence=evidence,
         paired=not differences,
         comparisons=comparisons,
@@ -221,7 +224,29 @@ def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate)
     gained = min((is_right & ~was_right).mean(), (was_right & ~is_right).mean())
     # The share of the accuracy among the questions of `_judge_drops`.
     level = settings.significance / (2 + any(not row.note for row in groups))
-    return Evidence(len(pairs), float(gained), level, settings.max_drop.accuracy)
+    differing = float((was_right != is_right).mean())
+    return Evidence(len(pairs), float(gained), differing, level, settings.max_drop.accuracy)
+
+
+def _not_shown(
+    comparisons: Sequence[Comparison], settings: Gate, evidence: Evidence | None
+) -> list[str]:
+    """Return a sentence for each share whose drop may exceed the tolerance, by its interval."""
+    found = []
+    for row in comparisons:
+        tolerance = settings.max_drop.accuracy if row.metric == "accuracy" else None
+        if row.metric.startswith("recall_"):
+            tolerance = settings.max_drop.recall
+        if tolerance is None or row.low is None or row.low > -tolerance:
+            continue
+        text = (
+            f"it is not shown that {row.metric} drops by less than {tolerance:g}: its interval on "
+            f"{row.n} images reaches {row.low:+.4f}"
+        )
+        if evidence and (needed := images_for_noninferiority(tolerance, evidence.differing)):
+            text += f"; of equally good models {needed:,} such images would show it (power 80 %)"
+        found.append(text)
+    return found
 
 
 def _unpaired(

@@ -4,7 +4,7 @@ A candidate that brought its own rules could pass by loosening them.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,11 @@ _Path = tuple[str, ...]
 _FLOORS = ("gate", "floors")
 _GROUPS = ("evaluate", "groups")
 _REFERENCE = ("gate", "reference")
+# Rules that are words, from the loosest to the strictest.
+_WORDS: Mapping[_Path, Sequence[str]] = {
+    ("gate", "test"): ("difference", "noninferiority"),
+    ("gate", "without_evidence"): ("pass", "warn", "refuse"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,15 @@ def combine_rules(
             # A later reference would forget the drops before it.
             looser.append(_change(path, value, new[path]))
             applied[path] = value
+            continue
+        if path in _WORDS:
+            if value not in _WORDS[path]:
+                raise UserError(f"The baseline's {'.'.join(path)} is unknown: {value}")
+            if _WORDS[path].index(new[path]) > _WORDS[path].index(value):
+                stricter.append(_change(path, value, new[path]))
+            else:
+                looser.append(_change(path, value, new[path]))
+                applied[path] = value
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
             raise UserError(f"The baseline's {'.'.join(path)} is not a number: {value}")

@@ -82,6 +82,7 @@ class Report:
         baseline: name of the results compared with, or None.
         floors: one row per floor.
         undecided: reasons why the two were not compared.
+        unproven: what the rules want shown and the test set does not show.
         paired: whether the comparison is image by image.
         comparisons: metrics overall and by class.
         groups: accuracy by group of the metadata.
@@ -98,6 +99,7 @@ class Report:
     baseline: str | None
     floors: Sequence[Floor]
     undecided: Sequence[str] = ()
+    unproven: Sequence[str] = ()
     paired: bool = True
     comparisons: Sequence[Comparison] = ()
     groups: Sequence[Comparison] = ()
@@ -120,6 +122,12 @@ class Report:
             ),
             *self._beside_reference(self.reference.failures if self.reference else []),
         ]
+
+    @property
+    def not_shown(self) -> list[str]:
+        """What the rules want shown and the test set does not show, one sentence each."""
+        beside = self.reference.not_shown if self.reference else []
+        return [*self.unproven, *self._beside_reference(beside)]
 
     @property
     def warnings(self) -> list[str]:
@@ -147,18 +155,22 @@ class Report:
         return [f"against the reference {name}: {one}" for one in sentences]
 
     @property
-    def verdict(self) -> Literal["pass", "pass with warnings", "fail", "cannot tell"]:
+    def verdict(
+        self,
+    ) -> Literal["pass", "pass with warnings", "fail", "cannot tell", "not enough evidence"]:
         """The verdict in words."""
         if self.failures:
             return "fail"
         if self.undecided:
             return "cannot tell"
+        if self.not_shown:
+            return "not enough evidence"
         return "pass with warnings" if self.warnings else "pass"
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 fail, 2 cannot tell."""
-        return {"fail": 1, "cannot tell": 2}.get(self.verdict, 0)
+        """0 pass, 1 fail, 2 cannot tell, 3 not enough evidence."""
+        return {"fail": 1, "cannot tell": 2, "not enough evidence": 3}.get(self.verdict, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole report, ready for JSON; an undefined value is None."""
@@ -170,6 +182,7 @@ class Report:
             "verdict": self.verdict,
             "exit_code": self.exit_code,
             "failures": self.failures,
+            "not_shown": self.not_shown,
             "warnings": self.warnings,
         }
         return summary | content
@@ -247,6 +260,7 @@ def _findings(report: Report) -> list[tuple[str, list[str]]]:
     found = [
         ("Refused", report.failures),
         ("Cannot tell" if report.comparisons else "Cannot be compared", list(report.undecided)),
+        ("Not enough evidence", report.not_shown),
         ("Warnings", report.warnings),
     ]
     return [(title, sentences) for title, sentences in found if sentences]

@@ -17,6 +17,7 @@ from bench.gate_power import printed_drop, simulate
 from facegender.evaluation.groups import holm
 from facegender.evaluation.metrics import METRICS, classification_metrics, paired_interval
 from facegender.gate.compare import parse_results
+from facegender.gate.evidence import images_for_noninferiority
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results
 from facegender.gate.promotion import judge_promotion, may_be_champion
@@ -232,23 +233,67 @@ def test_f1_and_calibration_only_warn(compare: Callable) -> None:
 
 @pytest.mark.parametrize(("n", "enough"), [(36, False), (400, False), (4000, True)])
 def test_what_a_small_test_set_can_show_is_said_and_can_be_required(
-    compare: Callable, n: int, enough: bool
+    settings: Gate, n: int, enough: bool
 ) -> None:
-    report = compare(wrong_at(0, n=n), wrong_at(1, n=n))
+    def run(choice: str, lost: int = 1) -> Report:
+        rules = settings.model_copy(update={"without_evidence": choice, "floors": {}})
+        new, old = results(wrong_at(*range(lost), n=n)), results(wrong_at(n - 1, n=n), "baseline")
+        return judge(new, old, rules, min_group_size=MIN_GROUP_SIZE)
+
+    report = run("pass")
     assert report.evidence is not None
     assert report.evidence.enough == enough
-    assert report.evidence.sentence in as_text(report)
-    assert report.evidence.sentence in as_markdown(report).replace("&#126;", "~")
-    assert report.exit_code == 0
-    required = compare(wrong_at(0, n=n), wrong_at(1, n=n), require_evidence=True)
-    assert required.exit_code == (0 if enough else 2)
-    assert list(required.undecided) == [] if enough else [report.evidence.sentence]
-    assert len(required.comparisons) == len(report.comparisons)
-    assert json.loads(json.dumps(required.to_json()))["evidence"]["n"] == n
+    sentence = report.evidence.sentence
+    assert sentence in as_text(report)
+    assert sentence in as_markdown(report).replace("&#126;", "~")
+    assert (report.exit_code, report.warnings) == (0, [])
+    warned = run("warn")
+    assert (warned.exit_code, warned.warnings) == (0, [] if enough else [sentence])
+    refused = run("refuse")
+    assert refused.exit_code == (0 if enough else 3)
+    assert refused.not_shown == ([] if enough else [sentence])
+    assert enough or refused.verdict == "not enough evidence"
+    assert len(refused.comparisons) == len(report.comparisons)
+    content = json.loads(json.dumps(refused.to_json()))
+    assert (content["evidence"]["n"], content["not_shown"]) == (n, refused.not_shown)
     # A failure stays one.
-    assert (
-        compare(wrong_at(*range(n // 4), n=n), wrong_at(n=n), require_evidence=True).exit_code == 1
-    )
+    assert run("refuse", lost=n // 4).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "code"), [(36, 0, 3), (300, 0, 3), (4000, 0, 0), (4000, 35, 3), (4000, 90, 1)]
+)
+def test_noninferiority_passes_only_what_is_shown(
+    settings: Gate, n: int, lost: int, code: int
+) -> None:
+    rules = settings.model_copy(update={"test": "noninferiority", "floors": {}})
+    new, old = results(wrong_at(*range(lost), n=n)), results(wrong_at(n=n), "baseline")
+    report = judge(new, old, rules, min_group_size=MIN_GROUP_SIZE)
+    assert report.exit_code == code
+    judged = zip(report.comparisons[:3], (0.01, 0.02, 0.02), strict=True)
+    shown = [row.low > -tolerance for row, tolerance in judged]
+    assert len(report.not_shown) == shown.count(False)
+    if code == 3:
+        assert "Not enough evidence" in as_text(report)
+        assert report.not_shown[0].startswith("it is not shown that accuracy drops by less than ")
+    # The other form judges the drop that is shown.
+    report = judge(new, old, settings, min_group_size=MIN_GROUP_SIZE)
+    assert (report.exit_code == 1) == (code == 1)
+
+
+@pytest.mark.parametrize(("tolerance", "differing"), [(0.01, 0.0), (0.01, 0.03), (0.05, 0.1)])
+def test_as_many_images_as_it_names_show_noninferiority(tolerance: float, differing: float) -> None:
+    n = images_for_noninferiority(tolerance, differing)
+    assert n is not None
+    rates = [differing / 2, differing / 2, 1 - differing]
+
+    def share_shown(n: int) -> float:
+        draws = np.random.default_rng(4).multinomial(n, rates, size=400).tolist()
+        return float(np.mean([paired_interval(*won, n)[0] > -tolerance for *won, _ in draws]))
+
+    assert share_shown(n) >= 0.76
+    assert share_shown(n // 2) < 0.7
+    assert images_for_noninferiority(0, differing) is None
 
 
 # Groups.

@@ -198,6 +198,8 @@ LOOSER = {
     "tolerance": {"gate__max_drop__accuracy": 0.5},
     "significance": {"gate__significance": 1e-9},
     "groups": {"evaluate__min_group_size": 10_000},
+    "test": {"gate__test": "difference"},
+    "evidence": {"gate__without_evidence": "pass"},
     "all": {
         "gate__floors": {},
         "gate__max_drop": dict.fromkeys(("accuracy", "recall", "group", "f1", "ece"), 0.99),
@@ -209,6 +211,8 @@ LOOSER = {
 def test_a_candidate_cannot_loosen_its_own_rules(
     project: Project, capsys: pytest.CaptureFixture, changes: dict
 ) -> None:
+    edit_params(project, gate__test="noninferiority", gate__without_evidence="refuse")
+    project.commit("strict rules")
     project.spoil(72)
     assert gate("--format", "json") == 1
     before = json.loads(capsys.readouterr().out)
@@ -219,7 +223,23 @@ def test_a_candidate_cannot_loosen_its_own_rules(
     assert note.startswith("the work tree loosens the gate's rules: ")
     assert "--accept-rule-change" in note
     assert sorted(after["failures"]) == sorted(before["failures"])
+    assert after["not_shown"] == before["not_shown"] != []
     assert after["groups"] == before["groups"]
+
+
+def test_too_few_images_are_no_pass_if_the_rules_say_so(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    assert gate("--baseline", "HEAD") == 0
+    assert gate("--baseline", "HEAD", "--require-evidence") == 3
+    edit_params(project, gate__without_evidence="refuse")
+    capsys.readouterr()
+    assert gate("--baseline", "HEAD") == 3
+    out = capsys.readouterr().out
+    assert out.startswith("gate: not enough evidence\n")
+    assert "stricter than the baseline's: gate.without_evidence from pass to refuse" in out
+    assert "the tolerance is 0.01; " in out
+    assert " images would do" in out
 
 
 def drift(project: Project, reference: str | None, steps: int = 4) -> list[int]:
