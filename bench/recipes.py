@@ -13,7 +13,7 @@ hold for other photos of the same kind. Of training they count the chance of fol
 far as --repeats shows it. The best of many candidates looks better than it is: believe --test.
 
 Each training runs in a process of its own and leaves its model and probabilities in --results,
-where the next run finds them: stop and go on as you like.
+where the next run finds them: stop and go on as you like, even amid a training.
 
 --transfer judges each of those models on all images of another folder too, which none of them has
 seen. The mean is over images and trainings; the interval counts each image once.
@@ -26,6 +26,7 @@ seen. The mean is over images and trainings; the interval counts each image once
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def main() -> None:
         moved = {}
         for change, rows in judged.items():
             pixels = decode_images(other, args.transfer, args.results, params[change].image.size)
-            trainings = rows.groupby("training")["seconds"].first()
+            trainings = dict(zip(rows["training"], rows["seconds"], strict=True))
             moved[change] = transfer(args.results, trainings, other, pixels)
             show(f"{change}, on {args.transfer.name}", moved[change], args.seed)
             if change != candidates[0]:
@@ -199,7 +200,7 @@ def with_loss(images: pd.DataFrame, probability: np.ndarray) -> pd.DataFrame:
 
 
 def transfer(
-    results: Path, trainings: pd.Series, images: pd.DataFrame, pixels: ProcessedSplit
+    results: Path, trainings: dict[str, float], images: pd.DataFrame, pixels: ProcessedSplit
 ) -> pd.DataFrame:
     """Judge models on images of another folder.
 
@@ -228,17 +229,27 @@ def transfer(
 
 
 def train(folder: Path) -> None:
-    """Train as the stage does, and write done.json, with probabilities of the test split."""
+    """Train as the stage does, and write done.json, with probabilities of the test split.
+
+    A training that was interrupted goes on after its last epoch. Its seconds are then unknown, NaN.
+    """
     from facegender.model.saved_model import predict_arrays, save_model
     from facegender.training import train as training
     from facegender.training.calibration import calibrate
+    from facegender.training.checkpoints import Checkpoint
 
     params = Params.model_validate_json((folder / "params.json").read_text())
     parts = {name: ProcessedSplit(folder / name) for name in ("train", "validation", "test")}
     network = training.new_network(params)
-    start = time.perf_counter()
+    checkpoint = Checkpoint(folder / "checkpoint.npz")
+    start = time.perf_counter() if checkpoint.saved is None else math.nan
     result = training.train_network(
-        network, parts["train"], parts["validation"], params.train, verbose=0
+        network,
+        parts["train"],
+        parts["validation"],
+        params.train,
+        checkpoint=checkpoint,
+        verbose=0,
     )
     slope, intercept = (
         calibrate(network, parts["validation"]) if params.train.calibrate else (1.0, 0.0)
@@ -256,6 +267,7 @@ def train(folder: Path) -> None:
         "probabilities": probabilities.tolist(),
     }
     (folder / "done.json").write_text(json.dumps(done))
+    checkpoint.remove()
 
 
 def bootstrap(groups: pd.Series, seed: int) -> list[np.ndarray]:

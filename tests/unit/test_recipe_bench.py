@@ -73,7 +73,7 @@ def test_each_model_is_judged_on_all_images_of_another_folder(
         expected[name] = predict_arrays(model, part.batches(32))
     # The manifest may list the images in another order than the decoded ones.
     images = part.index.iloc[::-1][["path"]].assign(group="g")
-    rows = transfer(tmp_path, pd.Series({"a": 1.0, "b": 2.0}), images, part)
+    rows = transfer(tmp_path, {"a": 1.0, "b": 2.0}, images, part)
     assert len(rows) == 2 * len(part)
     for name, table in rows.groupby("training"):
         assert list(table["path"]) == list(part.index["path"])
