@@ -12,8 +12,11 @@ What the intervals say: they are of groups of near duplicates drawn again (the b
 hold for other photos of the same kind. Of training they count the chance of folds and seeds only as
 far as --repeats shows it. The best of many candidates looks better than it is: believe --test.
 
-Each training runs in a process of its own and leaves its probabilities in --results, where the next
-run finds them: stop and go on as you like.
+Each training runs in a process of its own and leaves its model and probabilities in --results,
+where the next run finds them: stop and go on as you like, even amid a training.
+
+--transfer judges each of those models on all images of another folder too, which none of them has
+seen. The mean is over images and trainings; the interval counts each image once.
 
     python -m bench.recipes --folder ../shared/photos --results DIR \
       --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5 \
@@ -23,6 +26,7 @@ run finds them: stop and go on as you like.
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="times to fold (1)")
     parser.add_argument("--only", type=int, help="run so many folds of each repeat, and no more")
     parser.add_argument("--test", action="store_true", help="judge on the test split, at the end")
+    parser.add_argument("--transfer", type=Path, help="other class folders to judge on")
     parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (0)")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -95,6 +100,17 @@ def main() -> None:
         show(change, judged[change], args.seed)
         if change != candidates[0]:
             compare(judged[change], judged[candidates[0]], args.seed)
+    if args.transfer:
+        other = divide_images(args.transfer, first)
+        print(f"{len(other)} images of {args.transfer}")
+        moved = {}
+        for change, rows in judged.items():
+            pixels = decode_images(other, args.transfer, args.results, params[change].image.size)
+            trainings = dict(zip(rows["training"], rows["seconds"], strict=True))
+            moved[change] = transfer(args.results, trainings, other, pixels)
+            show(f"{change}, on {args.transfer.name}", moved[change], args.seed)
+            if change != candidates[0]:
+                compare(moved[change], moved[candidates[0]], args.seed)
     if args.test:
         best = min(judged, key=lambda change: float(judged[change]["loss"].mean()))
         last = {change: judge(change, [images]) for change in dict.fromkeys([candidates[0], best])}
@@ -161,7 +177,7 @@ def run(results: Path, params: Params, fold: pd.DataFrame, pixels: ProcessedSpli
     """
     used = params.model_dump_json(include={"image", "model", "train"})
     folder = results / digest(used, fold[["sha256", "label", "split"]].to_csv())
-    if not (folder / "done.json").exists():
+    if not all((folder / name).exists() for name in ("model.keras", "done.json")):
         table = fold.merge(pixels.index[["path", "row"]], on="path")
         for name, part in table.groupby("split"):
             (folder / str(name)).mkdir(parents=True, exist_ok=True)
@@ -174,28 +190,66 @@ def run(results: Path, params: Params, fold: pd.DataFrame, pixels: ProcessedSpli
         subprocess.run([*command, "--folder", "-", "--results", "-"], check=True)
     done = json.loads((folder / "done.json").read_text())
     test = ProcessedSplit(folder / "test").index
-    probability = np.array(done["probabilities"])
-    of_label = np.where(test["label"] == 1, probability, 1 - probability)
-    return test.assign(
-        probability=probability,
-        loss=-np.log(np.clip(of_label, 1e-7, 1)),
-        training=folder.name,
-        seconds=done["seconds"],
+    rows = with_loss(test, np.array(done["probabilities"]))
+    return rows.assign(training=folder.name, seconds=done["seconds"])
+
+
+def with_loss(images: pd.DataFrame, probability: np.ndarray) -> pd.DataFrame:
+    of_label = np.where(images["label"] == 1, probability, 1 - probability)
+    return images.assign(probability=probability, loss=-np.log(np.clip(of_label, 1e-7, 1)))
+
+
+def transfer(
+    results: Path, trainings: dict[str, float], images: pd.DataFrame, pixels: ProcessedSplit
+) -> pd.DataFrame:
+    """Judge models on images of another folder.
+
+    Args:
+        results: the folder that holds each training.
+        trainings: the seconds of each, by its name.
+        images: the manifest of the other folder, with `group`.
+        pixels: those images, decoded.
+
+    Returns:
+        The images once for each model, in columns as `run` returns them.
+    """
+    from facegender.model.saved_model import load_model, predict_arrays
+
+    images = pixels.index.merge(images[["path", "group"]], on="path", how="left", validate="1:1")
+    return pd.concat(
+        [
+            with_loss(
+                images,
+                predict_arrays(load_model(results / name / "model.keras"), pixels.batches(32)),
+            ).assign(training=name, seconds=seconds)
+            for name, seconds in trainings.items()
+        ],
+        ignore_index=True,
     )
 
 
 def train(folder: Path) -> None:
-    """Train as the stage does, and write done.json, with probabilities of the test split."""
-    from facegender.model.saved_model import predict_arrays
+    """Train as the stage does, and write done.json, with probabilities of the test split.
+
+    A training that was interrupted goes on after its last epoch. Its seconds are then unknown, NaN.
+    """
+    from facegender.model.saved_model import predict_arrays, save_model
     from facegender.training import train as training
     from facegender.training.calibration import calibrate
+    from facegender.training.checkpoints import Checkpoint
 
     params = Params.model_validate_json((folder / "params.json").read_text())
     parts = {name: ProcessedSplit(folder / name) for name in ("train", "validation", "test")}
     network = training.new_network(params)
-    start = time.perf_counter()
+    checkpoint = Checkpoint(folder / "checkpoint.npz")
+    start = time.perf_counter() if checkpoint.saved is None else math.nan
     result = training.train_network(
-        network, parts["train"], parts["validation"], params.train, verbose=0
+        network,
+        parts["train"],
+        parts["validation"],
+        params.train,
+        checkpoint=checkpoint,
+        verbose=0,
     )
     slope, intercept = (
         calibrate(network, parts["validation"]) if params.train.calibrate else (1.0, 0.0)
@@ -203,6 +257,7 @@ def train(folder: Path) -> None:
     seconds = time.perf_counter() - start
     model = network.inference(slope, intercept)
     probabilities = predict_arrays(model, parts["test"].batches(32))
+    save_model(model, folder / "model.keras")
     result.history.to_csv(folder / "history.csv", index=False)
     result.speed.to_csv(folder / "speed.csv", index=False)
     done = {
@@ -212,6 +267,7 @@ def train(folder: Path) -> None:
         "probabilities": probabilities.tolist(),
     }
     (folder / "done.json").write_text(json.dumps(done))
+    checkpoint.remove()
 
 
 def bootstrap(groups: pd.Series, seed: int) -> list[np.ndarray]:

@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from bench.recipes import bootstrap, compare, fold_images, show
+from bench.recipes import bootstrap, compare, fold_images, show, transfer
+from facegender.data.processed import ProcessedSplit
+from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Params
+from tests.networks import small_network
 
 
 @pytest.fixture
@@ -55,3 +60,23 @@ def test_figures_and_differences(images: pd.DataFrame, capsys: pytest.CaptureFix
     assert "log loss 0.5000 (0.5000 to 0.5000), ece 0.1500 (" in shown
     assert shown.endswith("seconds 10 (10 to 10)")
     assert "log loss -0.2000 (-0.2000 to -0.2000), accuracy +0.2500 (+0.1" in compared
+
+
+def test_each_model_is_judged_on_all_images_of_another_folder(
+    part: ProcessedSplit, tmp_path: Path
+) -> None:
+    expected = {}
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        model = small_network(seed=seed).inference()
+        save_model(model, tmp_path / name / "model.keras")
+        expected[name] = predict_arrays(model, part.batches(32))
+    # The manifest may list the images in another order than the decoded ones.
+    images = part.index.iloc[::-1][["path"]].assign(group="g")
+    rows = transfer(tmp_path, {"a": 1.0, "b": 2.0}, images, part)
+    assert len(rows) == 2 * len(part)
+    for name, table in rows.groupby("training"):
+        assert list(table["path"]) == list(part.index["path"])
+        assert table["probability"].to_numpy() == pytest.approx(expected[name], abs=1e-6)
+    assert set(rows["group"]) == {"g"}
+    assert set(rows["seconds"]) == {1.0, 2.0}
