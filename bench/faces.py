@@ -9,9 +9,11 @@ how many faces of the group photos it labels as in their portraits.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,7 +66,7 @@ class Tally:
         """Print the counts."""
         alike = f", {self.alike} of {self.judged} labelled alike" if self.judged else ""
         print(
-            f"{name:<40} {self.found} of {self.faces} found ({self.found / self.faces:.3f}), "
+            f"{name:<42} {self.found} of {self.faces} found ({self.found / self.faces:.3f}), "
             f"{self.false} false boxes in {self.pictures} pictures{alike}",
             flush=True,
         )
@@ -77,40 +79,97 @@ def main() -> None:
     parser.add_argument("faces", type=Path, help="folder of female/ and male/, square pictures")
     parser.add_argument("--model", type=Path, help="a .tflite file that was trained on crops")
     parser.add_argument("--groups", type=int, default=100, help="group photos of each kind")
+    parser.add_argument("--only", default="", help="lines whose name holds this text")
     args = parser.parse_args()
     paths = [args.faces / path for path in find_images(args.faces)]
     predictor = load_litert(args.model) if args.model else None
     portraits = [portrait for path in paths if (portrait := read_portrait(path, predictor))]
-    print(f"{'portraits as they are':<40} {len(portraits)} of {len(paths)} found", flush=True)
-    generator = np.random.default_rng(0)
-    for divisor in (1, 3, 6, 10):
-        tally = Tally()
-        for portrait in portraits:
-            canvas = noise(generator, 1024, 1024)
-            paste(canvas, [portrait], [1024 // divisor], generator, predictor, tally)
-        tally.show(f"one portrait of {1024 // divisor} pixels")
-    heads = [head(portrait) for portrait in portraits]
+    print(f"{'portraits as they are':<42} {len(portraits)} of {len(paths)} found", flush=True)
+
+    lines: dict[str, Callable[[str], None]] = {}
+    for side in (1024, 341, 170, 102):
+        lines[f"one portrait of {side} pixels"] = partial(
+            show_alone, portraits=portraits, side=side, predictor=predictor
+        )
     for kind, backdrop in (("noise", noise), ("photos", photo)):
-        for name, pool in (("portraits", portraits), ("faces", heads)):
-            tally = Tally()
-            for _ in range(args.groups):
-                chosen = [pool[i] for i in generator.choice(len(pool), generator.integers(2, 13))]
-                sides = generator.integers(60, 301, len(chosen)).tolist()
-                size = (1024, 1024)
-                if name == "faces":
-                    sides = [
-                        round(side * item.picture.width / item.face.width)
-                        for side, item in zip(sides, chosen, strict=True)
-                    ]
-                    size = (1600, 1200)
-                paste(backdrop(generator, *size), chosen, sides, generator, predictor, tally)
-            tally.show(f"groups: {name} of 60 to 300 pixels, {kind}")
-    for name, draw in EMPTY.items():
-        boxes = sum(len(find_faces(draw(generator), _CROP)) for _ in range(_EMPTY_OF_A_KIND))
-        title = f"no face: {name}"
-        print(f"{title:<40} {boxes} false boxes in {_EMPTY_OF_A_KIND} pictures", flush=True)
-    if predictor:
-        compare(predictor, paths)
+        for by in ("portraits", "faces"):
+            lines[f"groups: {by} of 60 to 300 pixels, {kind}"] = partial(
+                show_groups,
+                portraits=portraits,
+                by_face=by == "faces",
+                backdrop=backdrop,
+                count=args.groups,
+                predictor=predictor,
+            )
+    for kind, draw in EMPTY.items():
+        lines[f"no face: {kind}"] = partial(show_empty, draw=draw)
+    for which in ("whole", "largest"):
+        if predictor:
+            lines[f"labels, judging the {which}"] = partial(
+                show_labels, predictor=predictor, paths=paths, which=which
+            )
+    for name, show in lines.items():
+        if args.only in name:
+            show(name)
+
+
+def show_alone(
+    name: str, *, portraits: Sequence[Portrait], side: int, predictor: Predictor | None
+) -> None:
+    """Paste each portrait on noise, and print how many are found."""
+    tally, generator = Tally(), np.random.default_rng(side)
+    for portrait in portraits:
+        paste(noise(generator), [portrait], [side], generator, predictor, tally)
+    tally.show(name)
+
+
+def show_groups(
+    name: str,
+    *,
+    portraits: Sequence[Portrait],
+    by_face: bool,
+    backdrop: Callable[..., Image.Image],
+    count: int,
+    predictor: Predictor | None,
+) -> None:
+    """Make group photos, and print how many faces are found.
+
+    Args:
+        name: what is printed.
+        portraits: portraits to choose from.
+        by_face: whether the face has 60 to 300 pixels, instead of the portrait.
+        backdrop: function that draws what they are pasted on.
+        count: photos.
+        predictor: model that labels what is found, or None.
+    """
+    tally, generator = Tally(), np.random.default_rng(1)
+    pool = [head(portrait) for portrait in portraits] if by_face else portraits
+    for _ in range(count):
+        chosen = [pool[i] for i in generator.choice(len(pool), generator.integers(2, 13))]
+        sides = generator.integers(60, 301, len(chosen)).tolist()
+        if by_face:
+            sides = [
+                round(side * item.picture.width / item.face.width)
+                for side, item in zip(sides, chosen, strict=True)
+            ]
+        canvas = backdrop(generator, *((1600, 1200) if by_face else (1024, 1024)))
+        paste(canvas, chosen, sides, generator, predictor, tally)
+    tally.show(name)
+
+
+def show_empty(name: str, *, draw: Callable[[np.random.Generator], Image.Image]) -> None:
+    """Print how many boxes pictures without a face have."""
+    generator = np.random.default_rng(2)
+    boxes = sum(len(find_faces(draw(generator), _CROP)) for _ in range(_EMPTY_OF_A_KIND))
+    print(f"{name:<42} {boxes} false boxes in {_EMPTY_OF_A_KIND} pictures", flush=True)
+
+
+def show_labels(name: str, *, predictor: Predictor, paths: list[Path], which: Any) -> None:
+    """Print the accuracy of a model on the portraits as they are."""
+    sources: list[tuple[str, bytes | Path]] = [(path.parent.name, path) for path in paths]
+    answers = list(predict_images([predictor], sources, faces=which))
+    right = sum(answer.label == answer.image for answer in answers)
+    print(f"{name:<42} {right} of {len(paths)} right ({right / len(paths):.3f})", flush=True)
 
 
 def read_portrait(path: Path, predictor: Predictor | None) -> Portrait | None:
@@ -202,16 +261,6 @@ def _shared(one: Box, other: Box) -> float:
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)
-
-
-def compare(predictor: Predictor, paths: list[Path]) -> None:
-    """Print the accuracy of a model, judging whole pictures and judging the largest face."""
-    sources: list[tuple[str, bytes | Path]] = [(path.parent.name, path) for path in paths]
-    for which in ("whole", "largest"):
-        answers = list(predict_images([predictor], sources, faces=which))  # type: ignore[arg-type]
-        right = sum(answer.label == answer.image for answer in answers)
-        title = f"judged by the {which} face" if which == "largest" else "judged whole"
-        print(f"{title:<40} {right / len(paths):.4f} right of {len(paths)}")
 
 
 if __name__ == "__main__":

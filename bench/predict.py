@@ -3,8 +3,8 @@
 Prints images per second of the runtime alone on batches in memory and of `predict` on a folder of
 JPEGs, alternating in one process, and their ratio; of Keras' forward pass; of one thread by the
 size of batches, in CPU time; and the CPU time of whole processes, less that of `python -c pass` run
-just before. The model is MobileNet 1.0 for 224 pixels with random weights, and the pictures are
-drawn, unless others are named.
+just before. With a photo of a face, also of the command that finds it first. The model is MobileNet
+1.0 for 224 pixels with random weights, and the pictures are drawn, unless others are named.
 
     python -m bench.predict
 """
@@ -14,6 +14,7 @@ import io
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from bench.common import measure, report
 from facegender.data.image_files import find_images
 from facegender.data.images import decode_image
 from facegender.data.sources.sample import CLASSES, draw_attributes, render
+from facegender.faces.settings import FaceCrop
+from facegender.inference.crop_file import write_crop
 from facegender.inference.export import convert, median_seconds
 from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
@@ -48,6 +51,7 @@ def main() -> None:
         "--flip", action="store_true", help="random weights: predict as recipe best"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--face", type=Path, help="a photo to find a face in, from the shell")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +68,7 @@ def main() -> None:
         exported.write_bytes(convert(keras_model, pixels)[0])
         compare(exported, keras_predictor(keras_model), paths, pixels, args.rounds)
         compare_batches(exported, pixels, args.rounds)
-        compare_starts(Path(folder), paths[0].absolute())
+        compare_starts(Path(folder), paths[0].absolute(), args.face and args.face.absolute())
 
 
 def compare_batches(exported: Path, pixels: np.ndarray, rounds: int) -> None:
@@ -112,7 +116,7 @@ def compare(
     print(f"decoding, of one core    {1000 * decoding:8.2f} ms an image")
 
 
-def compare_starts(root: Path, picture: Path, pairs: int = 11) -> None:
+def compare_starts(root: Path, picture: Path, face: Path | None, pairs: int = 11) -> None:
     """Print the CPU seconds of commands, run in a clone that has only a model."""
     facegender = str(Path(sys.executable).with_name("facegender"))
     one = [facegender, "predict", str(picture)]
@@ -121,9 +125,17 @@ def compare_starts(root: Path, picture: Path, pairs: int = 11) -> None:
         "predict one picture": one,
         "the same, with --model": [*one, "--model", "models/model.tflite"],
     }
+    roots = dict.fromkeys(commands, root)
+    if face:
+        crops = "find a face and judge it"
+        commands[crops], roots[crops] = [*one[:2], str(face)], root / "crops"
+        shutil.copytree(root / "models", roots[crops] / "models")
+        (roots[crops] / ".dvc").mkdir()
+        crop = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
+        write_crop(roots[crops] / "models" / "model.tflite", crop)
     for name, command in commands.items():
         extra = [
-            cpu_seconds(command, root) - cpu_seconds([sys.executable, "-c", "pass"], root)
+            cpu_seconds(command, roots[name]) - cpu_seconds([sys.executable, "-c", "pass"], root)
             for _ in range(pairs)
         ]
         low, high = min(extra), max(extra)

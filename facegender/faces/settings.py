@@ -42,6 +42,8 @@ class FaceCrop:
             ValueError: the text is something else.
         """
         values = json.loads(text)
+        if isinstance(values, dict):
+            values.setdefault("whole_from", cls.whole_from)  # which the first models do not name
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != {
             "margin": float,
             "align": bool,
