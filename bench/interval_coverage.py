@@ -27,7 +27,7 @@ _Cases = Callable[[int, int, int], Iterator[_Case]]  # of images, draws and a se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=4000, help="test sets a cell (default: 4000)")
+    parser.add_argument("--draws", type=int, default=2000, help="test sets a cell (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bootstrap", action="store_true", help="percentile bootstraps instead")
     args = parser.parse_args()
