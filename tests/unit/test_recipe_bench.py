@@ -1,13 +1,17 @@
+import json
+import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bench.recipes import bootstrap, compare, fold_images, show, transfer
+from bench.recipes import bootstrap, compare, fold_images, show, train, transfer
 from facegender.data.processed import ProcessedSplit
 from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Params
+from facegender.training import train as training
 from tests.networks import small_network
 
 
@@ -80,3 +84,30 @@ def test_each_model_is_judged_on_all_images_of_another_folder(
         assert table["probability"].to_numpy() == pytest.approx(expected[name], abs=1e-6)
     assert set(rows["group"]) == {"g"}
     assert set(rows["seconds"]) == {1.0, 2.0}
+
+
+def test_an_interrupted_training_goes_on_and_has_no_seconds(
+    part: ProcessedSplit, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "training"
+    folder.mkdir()
+    for name in ("train", "validation", "test"):
+        (folder / name).symlink_to(part.directory)
+    short = params.train.model_copy(update={"epochs": 2, "warmup_epochs": 0})
+    small = params.image.model_copy(update={"size": 32})
+    changed = params.model_copy(update={"image": small, "train": short})
+    (folder / "params.json").write_text(changed.to_json())
+
+    def stop(epoch: int, *_: object) -> None:
+        raise InterruptedError
+
+    whole = training.train_network
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "train_network", partial(whole, on_epoch=stop))
+        with pytest.raises(InterruptedError):
+            train(folder)
+    assert not (folder / "done.json").exists()
+    train(folder)
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+    assert math.isnan(json.loads((folder / "done.json").read_text())["seconds"])
+    assert not (folder / "checkpoint.npz").exists()
