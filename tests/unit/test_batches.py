@@ -143,6 +143,7 @@ def test_images_with_a_border_are_cut_at_random_within_it(tmp_path: Path) -> Non
         assert -2.1 < middle.min() < -1.5
         assert 1.5 < middle.max() < 2.1
     assert len(np.unique(cut, axis=0)) > 110
+    assert collect(part, framing_seed=7, size=16)[0][0].shape == (16, 16, 16, 3)
 
 
 def test_how_an_image_is_cut_depends_on_seed_epoch_and_image_alone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.backdrops import noise
 from facegender.data.images import decode_image, encode_png
 from facegender.errors import UserError
 from facegender.faces import detector
@@ -62,6 +63,16 @@ def test_all_faces_of_a_group_are_found_the_largest_first(
     canvas.paste(portrait.resize((200, 200)), (950, 50))
     found = finder.find(canvas, **OPTIONS)
     assert [round(face.left // 300) for face in found] == [0, 2, 3]
+
+
+def test_coloured_blobs_are_no_faces_and_hide_none(finder: Detector, portrait: Image.Image) -> None:
+    """Seen from afar some look like a large face, next to which a small one would be background."""
+    for seed in range(4):
+        canvas = noise(np.random.default_rng(seed))
+        assert finder.find(canvas, **OPTIONS) == []
+        canvas.paste(portrait.resize((110, 110)), (600, 300))
+        (face,) = finder.find(canvas, **OPTIONS)
+        assert 600 < face.left < face.left + face.width < 710
 
 
 @pytest.mark.parametrize("kind", ["noise", "flat", "gradient", "pixel"])

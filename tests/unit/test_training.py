@@ -60,6 +60,17 @@ def test_the_same_seed_gives_the_same_bytes(
     assert content["a.keras"] != content["c.keras"]
 
 
+def test_wide_images_are_cut_at_random_the_same_way_again(
+    part: ProcessedSplit, recipe: Train
+) -> None:
+    plain = fit(part, recipe)[1].history
+    border = ((0, 0), (3, 3), (3, 3), (0, 0))
+    np.save(part.directory / "wide.npy", np.pad(part.images, border, mode="edge"))
+    first, again = (fit(ProcessedSplit(part.directory), recipe)[1].history for _ in range(2))
+    assert first.equals(again)
+    assert (first["loss"] != plain["loss"]).all()
+
+
 def test_history_and_the_kept_epoch(part: ProcessedSplit, recipe: Train) -> None:
     seen: list[int] = []
     network = small_network()
