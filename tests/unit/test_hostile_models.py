@@ -156,7 +156,7 @@ def test_what_is_no_keras_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_formats_without_a_safe_mode_are_refused(tmp_path: Path) -> None:
     small_network().inference().save(tmp_path / "model.h5")
     assert keras.saving.load_model(tmp_path / "model.h5", compile=False).layers
-    with pytest.raises(UserError, match=r"model\.h5 is no \.keras file"):
+    with pytest.raises(UserError, match=r"model\.h5 is not a \.keras file"):
         load_model(tmp_path / "model.h5")
 
 
