@@ -284,7 +284,10 @@ def test_too_few_of_a_class_say_where_they_went(run: Callable[..., Result], raw:
         run(min_per_class=21)
 
 
-def test_the_balance_is_set_beside_the_studys(run: Callable[..., Result], raw: Path) -> None:
+def test_the_balance_is_set_beside_the_studys(
+    run: Callable[..., Result], raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     for number in range(10):
         (raw / "female" / f"{number:02}.png").unlink()
     balance = run().summary["balance"]
@@ -295,6 +298,8 @@ def test_the_balance_is_set_beside_the_studys(run: Callable[..., Result], raw: P
         "study_female": 0.3158,
     }
     assert (balance["train"]["images"], balance["train"]["study_images"]) == (21, 2583)
+    assert "train and validation: 21 images, 33.3 % female (the study's: 2583, 47" in caplog.text
+    assert "test: 9 images" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_named(
