@@ -107,7 +107,7 @@ def main() -> None:
         for change, rows in judged.items():
             pixels = decode_images(other, args.transfer, args.results, params[change].image.size)
             trainings = dict(zip(rows["training"], rows["seconds"], strict=True))
-            moved[change] = transfer(args.results, trainings, other, pixels)
+            moved[change] = transfer(args.results, trainings, pixels)
             show(f"{change}, on {args.transfer.name}", moved[change], args.seed)
             if change != candidates[0]:
                 compare(moved[change], moved[candidates[0]], args.seed)
@@ -199,27 +199,23 @@ def with_loss(images: pd.DataFrame, probability: np.ndarray) -> pd.DataFrame:
     return images.assign(probability=probability, loss=-np.log(np.clip(of_label, 1e-7, 1)))
 
 
-def transfer(
-    results: Path, trainings: dict[str, float], images: pd.DataFrame, pixels: ProcessedSplit
-) -> pd.DataFrame:
+def transfer(results: Path, trainings: dict[str, float], pixels: ProcessedSplit) -> pd.DataFrame:
     """Judge models on images of another folder.
 
     Args:
         results: the folder that holds each training.
         trainings: the seconds of each, by its name.
-        images: the manifest of the other folder, with `group`.
-        pixels: those images, decoded.
+        pixels: images of the other folder, decoded, with `group` in the index.
 
     Returns:
         The images once for each model, in columns as `run` returns them.
     """
     from facegender.model.saved_model import load_model, predict_arrays
 
-    images = pixels.index.merge(images[["path", "group"]], on="path", how="left", validate="1:1")
     return pd.concat(
         [
             with_loss(
-                images,
+                pixels.index,
                 predict_arrays(load_model(results / name / "model.keras"), pixels.batches(32)),
             ).assign(training=name, seconds=seconds)
             for name, seconds in trainings.items()
