@@ -59,7 +59,7 @@ class Findings:
         policies: `drop`, `keep` or `fail`, by check.
         reasons: what is wrong, by check and path; `invalid` holds files that are not images.
         without_subject: images that `split.group_by` says nothing of; None without it.
-        groups: by path, the group of images of one picture or subject, which stay together.
+        groups: the group of images of one picture or subject, which stay together, by path.
     """
 
     policies: Mapping[str, str]

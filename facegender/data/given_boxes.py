@@ -26,12 +26,12 @@ def read_boxes(
     Args:
         directory: raw data.
         paths: images, relative to `directory`.
-        boxes: which CSVs, and which columns.
+        boxes: the CSVs and columns to read.
         notes: where to note rows that match no image, or several.
 
     Returns:
-        By path, its boxes: left, top, width and height in pixels of the upright image. What is not
-        a number is NaN. Images without a row are missing.
+        Boxes by path: left, top, width and height in pixels of the upright image. What is not a
+        number is NaN. Images without a row are missing.
 
     Raises:
         UserError: no CSV has such a name, or one cannot be read or lacks a column.

@@ -1,4 +1,4 @@
-"""Which image a row of a table means, by the name that the row gives."""
+"""Find the image that a row of a table means, by the name that the row gives."""
 
 import re
 import unicodedata
@@ -39,8 +39,8 @@ class ImageFinder:
         unless there are none.
 
         Args:
-            folder: of the table, relative to the raw data.
-            name: what the row says; backslashes separate folders, too.
+            folder: folder of the table, relative to the raw data.
+            name: name in the row; backslashes separate folders, too.
         """
         slashed = _slashed(name)
         for path in (str(folder / name), normpath(folder / slashed), normpath(slashed)):
@@ -73,9 +73,12 @@ class ImageFinder:
         return [image for image in images if PurePosixPath(image).is_relative_to(folder)]
 
 
-def last_part(name: str) -> str:
-    """Return the file's name at the end of a path that a row gives."""
-    return PurePosixPath(_slashed(name)).name
+def is_named_exactly(image: str, name: str) -> bool:
+    """Return whether an image's path ends in the name that a row gives, letter for letter."""
+    written = normpath(_slashed(name))
+    while written.startswith("../"):
+        written = written.removeprefix("../")
+    return image.endswith((name, written))
 
 
 def _slashed(name: str) -> str:

@@ -75,9 +75,9 @@ def rows_by_image(
 
     Args:
         table: other columns of the CSV `source`.
-        files: what each of its rows names.
+        files: name in each of its rows.
         source: path of the CSV, relative to the raw data.
-        finder: of all images.
+        finder: finder of all images.
         notes: where to note rows that match no image or several.
     """
     names = files.tolist()
@@ -126,8 +126,8 @@ def read_csv(
         file_column: column that names the file, in any case.
 
     Returns:
-        The other columns, the files that the rows name, and by the header's names those that the
-        columns have got.
+        The other columns, the files that the rows name, and the columns' names by those of the
+        header.
 
     Raises:
         MissingColumnError: the CSV has no such column.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from facegender.data.image_finder import last_part
+from facegender.data.image_finder import is_named_exactly
 from facegender.errors import UserError, listed
 
 _SHOWN = 20  # names in metrics/data.json
@@ -46,12 +46,12 @@ class Notes:
     def match_rows(
         self, table: str, files: Sequence[str], found: Sequence[Sequence[str]], image: str | None
     ) -> None:
-        """Note which rows of a table match no image, several, or one that is written otherwise.
+        """Note which rows of a table match no image, several, or one with another name.
 
         Args:
             table: path of the CSV.
-            files: what each row names.
-            found: by row, the images that fit.
+            files: name in each row.
+            found: the images that fit, by row.
             image: an example of an image.
         """
         rows = len(files)
@@ -86,7 +86,7 @@ class Notes:
         renamed = [
             (file, images[0])
             for file, images in zip(files, found, strict=True)
-            if len(images) == 1 and not images[0].endswith(last_part(file))
+            if len(images) == 1 and not is_named_exactly(images[0], file)
         ]
         if renamed:
             first, image = renamed[0]
@@ -97,8 +97,8 @@ class Notes:
                 "image": image,
             }
             _log.warning(
-                "%s: %d of %d rows name an image by another case, Unicode form or ending; the "
-                "first is %r, for %r",
+                "%s: %d of %d rows name an image by another case, Unicode form, ending or folder; "
+                "the first is %r, for %r",
                 *(table, len(renamed), rows, first, image),
             )
 

@@ -1,4 +1,4 @@
-"""Which labels are probably wrong, and which pictures show little.
+"""Find labels that are probably wrong, and pictures that show little.
 
 Confident learning (Northcutt, Jiang and Chuang, 2021: https://arxiv.org/abs/1911.00068), by
 `cleanlab`: a classifier of the features of a frozen network judges each label without having seen
@@ -26,7 +26,7 @@ MAX_DARK = 80  # its 99th percentile
 MIN_BRIGHT = 240  # its 5th percentile
 MIN_ENTROPY = 2.0  # bits of its histogram; flat drawings have 2.2 and more, photos 5.5 and more
 MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
-_STRENGTH = 0.003  # of the classifier, inverse of its regularisation (`C`)
+_STRENGTH = 0.003  # inverse regularisation (`C`) of the classifier
 _BATCH = 32
 _NO_WEIGHTS = (
     "model.weights is none, and a network that knows only these labels cannot judge them "
@@ -36,7 +36,7 @@ _NO_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Audit:
-    """What may be wrong with labels and pictures.
+    """Findings about labels and pictures.
 
     Attributes:
         issues: columns COLUMNS: suspect labels, the worst first, and then pictures that show
@@ -68,7 +68,12 @@ class Audit:
     @property
     def worst(self) -> pd.DataFrame:
         """Return the SHOWN labels that are most probably wrong."""
-        return self.issues[self.issues["issue"] == "label"].head(SHOWN)
+        return worst_labels(self.issues)
+
+
+def worst_labels(issues: pd.DataFrame) -> pd.DataFrame:
+    """Return the SHOWN labels that are most probably wrong, of a table of issues."""
+    return issues[issues["issue"] == "label"].head(SHOWN)
 
 
 def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[str, str]) -> Audit:
@@ -76,9 +81,9 @@ def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[
 
     Args:
         splits: processed images.
-        params: name the weights, and the image's size.
-        groups: by path, the group of images that show one picture or person, as
-            `splits.shared_groups` lists them; other images are alone.
+        params: parameters that name the weights and the image's size.
+        groups: the group of images that show one picture or person, by path, from
+            `splits.read_shared_groups`; other images are alone.
 
     Raises:
         UserError: the weights cannot be read.

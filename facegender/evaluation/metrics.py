@@ -289,8 +289,8 @@ def f1_interval(confusion: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of F1; from 0 to 1 if no image is male or called male.
 
     Of the images that are male or called male, a share J is both, and F1 is 2 J / (1 + J), which
-    grows with J: its interval follows from Wilson's for J. A percentile bootstrap covers 0.83 at 36
-    images (`python -m bench.interval_coverage`).
+    grows with J: its interval follows from Wilson's for J. A percentile bootstrap covers 0.81 at 36
+    images (`python -m bench.interval_coverage --bootstrap`).
 
     Args:
         confusion: counts (2, 2), rows by label, columns by prediction.

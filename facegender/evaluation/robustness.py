@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageEnhance, ImageFilter
+from tqdm import tqdm
 
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation.metrics import paired_interval
@@ -29,8 +30,8 @@ class Change:
     """A way to make a picture worse.
 
     Attributes:
-        name: its name in metrics/robustness.csv.
-        strength: how strong it is, in words.
+        name: name in metrics/robustness.csv.
+        strength: strength in words.
         apply: function from uint8 RGB (size, size, 3) and a source of chance to the same shape.
     """
 
@@ -101,7 +102,7 @@ def robustness_table(
     """
     clean = (probabilities >= threshold) == test.labels
     rows = []
-    for change in CHANGES:
+    for change in tqdm(CHANGES, desc="robustness", unit="change", mininterval=1):
         generator = np.random.default_rng(seed)  # a change does not depend on the others
         changed = np.concatenate(
             [

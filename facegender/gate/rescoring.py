@@ -1,4 +1,4 @@
-"""The baseline's stored model on the candidate's test images, where the two test sets differ.
+"""Score the baseline's stored model on the candidate's test images if the test sets differ.
 
 Two models are compared best on the same images. The pictures come from the raw data, each held to
 the SHA-256 in the candidate's predictions, and are decoded by the present code as the baseline's
@@ -175,7 +175,12 @@ def rescore(
     fair = new[~new["sha256"].isin(learnt_from)]
     if fair.empty:
         raise UserError("one of the two models was trained or validated on every image")
-    threshold = read_threshold(stored.path) or stored.threshold
+    threshold = read_threshold(stored.path)
+    if threshold is None:
+        threshold = stored.threshold
+        notes.append(
+            f"the model file of {baseline.name} does not say its threshold: {threshold:g} is used"
+        )
     probability = _probabilities(stored.path, fair, raw)
     old = fair.assign(
         probability=probability, predicted=(probability >= threshold).astype(int)

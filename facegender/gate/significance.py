@@ -136,7 +136,7 @@ def paired_ece_p(
     If the models are alike, each image could as well have had its two probabilities the other way
     round (Ernst, Permutation methods: a basis for exact inference, Statistical Science 19, 2004).
     There is no interval: what chance adds to a calibration error hides the true difference, so that
-    a bootstrap's covers 0.2 to 1.0 where it claims 0.95 (docs/gate.md).
+    a bootstrap's covers 0.0 to 1.0 where it claims 0.95 (docs/gate.md).
 
     Args:
         labels: int (n,).

@@ -20,7 +20,7 @@ from PIL import Image
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.errors import UserError
 from facegender.evaluation.groups import find_groups
-from facegender.evaluation.label_audit import SHOWN
+from facegender.evaluation.label_audit import worst_labels
 from facegender.evaluation.metrics import shown_metrics, wilson_interval
 from facegender.evaluation.plots import most_confident_errors
 from facegender.faces.settings import crop_of
@@ -274,8 +274,7 @@ def _audit(sources: Sources) -> dict[str, Any] | None:
     summary = _json(sources.label_plots / "summary.json")
     if summary is None or not sources.label_issues.is_file():
         return None
-    issues = read_manifest(sources.label_issues)
-    worst = issues[issues["issue"] == "label"].head(SHOWN)
+    worst = worst_labels(read_manifest(sources.label_issues))
     return summary | {"worst": _records(worst.assign(label=worst["label"].map(NAMES)))}
 
 

@@ -154,6 +154,16 @@ def test_the_stored_model_is_scored_on_other_test_images(
     assert report["notes"][0].endswith("was scored on 44 images of the new one")
 
 
+def test_a_threshold_that_the_models_file_lacks_is_named(
+    project: Project, gate: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.judge(project.candidate(range(20, 64)))
+    assert not any("threshold" in note for note in gate()[1]["notes"])
+    monkeypatch.setattr("facegender.gate.rescoring.read_threshold", lambda path: None)
+    (note,) = (note for note in gate()[1]["notes"] if "threshold" in note)
+    assert note.endswith("does not say its threshold: 0.5 is used")
+
+
 def test_images_that_the_baseline_was_trained_on_do_not_count(
     project: Project, gate: Callable
 ) -> None:

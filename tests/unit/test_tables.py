@@ -88,6 +88,17 @@ def test_a_name_that_is_written_otherwise_is_counted(
     assert "1 of 2 rows name an image by another case" in caplog.text
 
 
+def test_folders_of_another_machine_are_counted_and_those_of_the_table_are_not(
+    tmp_path: Path,
+) -> None:
+    table = b"file,age\n../women/a.png,20\nC:\\faces\\men\\b.png,30\n"
+    write(tmp_path, {"women/a.png": b"", "men/b.png": b"", "tables/t.csv": table})
+    notes = Notes()
+    assert ages(tmp_path, notes) == {"women/a.png": "20", "men/b.png": "30"}
+    (rows,) = notes.summary()["metadata"]["renamed_rows"].values()
+    assert (rows["renamed"], rows["first"]) == (1, r"C:\faces\men\b.png")
+
+
 def test_the_same_case_comes_first(tmp_path: Path) -> None:
     table = b"file,age\na.png,20\nA.png,30\n"
     write(tmp_path, {"women/a.png": b"", "men/A.png": b"", "t.csv": table})
