@@ -78,14 +78,16 @@ def _range(args: argparse.Namespace) -> range:
 
 def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[str, float]:
     """Print the spread of the test metrics and of the gate's verdict; return it as metrics."""
-    from facegender.runtime.experiment_clone import file_of
+    from facegender.runtime.git import committed_text
 
     commits = [one.commit for one in ended if one.commit is not None]
     paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
-    results = [json.loads(file_of(root, commit, paths["test_metrics"])) for commit in commits]
+    results = [
+        json.loads(committed_text(root, paths["test_metrics"], commit)) for commit in commits
+    ]
     different = _differences(
         yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")),
-        yaml.safe_load(file_of(root, commits[0], "params.yaml")),
+        yaml.safe_load(committed_text(root, "params.yaml", commits[0])),
     )
     if unexpected := sorted(different - fixed - {SEED}):
         print(

@@ -23,12 +23,12 @@ from facegender.gate.rescoring import (
     model_of_commit,
     rescore,
 )
-from facegender.gate.revisions import git, read_text, resolve, shallow_hint
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.labels import NAMES
 from facegender.params import Gate, Params
 from facegender.runtime.dvc_context import pipeline_paths
+from facegender.runtime.git import git, read_text, resolve, shallow_hint
 
 MAIN = ("main", "origin/main")
 # The files that the gate reads, by their names in dvc.yaml.

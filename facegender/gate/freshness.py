@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from facegender.errors import UserError
-from facegender.gate.revisions import read_bytes, read_yaml
+from facegender.runtime.git import read_bytes, read_yaml
 
 _LISTED = 5
 

@@ -17,10 +17,10 @@ from facegender.gate.compare import (
 )
 from facegender.gate.pairing import Results
 from facegender.gate.rescoring import Rescored, StoredModel, images_seen
-from facegender.gate.revisions import git, resolve
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.params import Gate, Params
+from facegender.runtime.git import git, resolve
 
 NO_CHAMPION = "there is no champion to compare with"
 

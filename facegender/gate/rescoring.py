@@ -25,10 +25,10 @@ from facegender.evaluation.metrics import classification_metrics
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
 from facegender.gate.pairing import Results, keyed, with_metadata_of
-from facegender.gate.revisions import read_yaml
 from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
 from facegender.params import Gate
+from facegender.runtime.git import read_yaml
 from facegender.runtime.stored_objects import stored_directory, stored_file
 
 _CHUNK = 64  # images a task

@@ -6,16 +6,12 @@ Clones share git's objects and DVC's cache with the repository, so that making o
 experiment that has finished is fetched as DVC does it, by its ref.
 """
 
-import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from facegender.errors import UserError
+from facegender.runtime.git import git
 
-# Git's hooks are for people: one that `dvc install` sets up would check out data in each clone.
-_GIT = ("git", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 _NOBODY = ("-c", "user.name=facegender", "-c", "user.email=facegender@localhost")
 
 
@@ -46,10 +42,10 @@ def take_snapshot(root: Path) -> Snapshot:
 
     # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
-        head = git(root, "rev-parse", "HEAD").strip()
+        head = git(root, "rev-parse", "HEAD")
         # Looks at files whose time alone is new, for which `stash create` fails without a word.
         git(root, "status", "--porcelain")
-        changed = git(root, *_NOBODY, "stash", "create").strip()
+        changed = git(root, *_NOBODY, "stash", "create")
         return Snapshot(root, head, changed or head, Path(repo.cache.local_cache_dir))
 
 
@@ -69,7 +65,7 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
     # Not `git clone --shared`, which shares nothing if the repository is shallow.
     git(root, "init", "--quiet", "--template=", str(target))
     objects, shallow = (
-        root / git(root, "rev-parse", "--git-path", name).strip() for name in ("objects", "shallow")
+        root / git(root, "rev-parse", "--git-path", name) for name in ("objects", "shallow")
     )
     (target / ".git" / "objects" / "info").mkdir(exist_ok=True)
     (target / ".git" / "objects" / "info" / "alternates").write_text(f"{objects.resolve()}\n")
@@ -79,7 +75,7 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
     git(target, "read-tree", "--reset", "-u", snapshot.changed)
     # The committer's identity, and the address that MLflow records for the code.
     for name in ("user.name", "user.email", "remote.origin.url"):
-        if value := git(root, "config", "--default", "", name).strip():
+        if value := git(root, "config", "--default", "", name):
             git(target, "config", name, value)
     # Read and written by DVC, because paths are relative to the file.
     local = Config(str(root / ".dvc")).load_one("local")
@@ -110,28 +106,7 @@ def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
 
 def experiments(root: Path) -> set[str]:
     """Return the names of a repository's experiments that start at its HEAD."""
-    head = git(root, "rev-parse", "HEAD").strip()
+    head = git(root, "rev-parse", "HEAD")
     folder = f"refs/exps/{head[:2]}/{head[2:]}/"
     refs = git(root, "for-each-ref", "--format=%(refname)", folder).split()
     return {ref.removeprefix(folder) for ref in refs}
-
-
-def file_of(root: Path, commit: str, path: str) -> str:
-    """Return the text of a tracked file in a commit."""
-    return git(root, "show", f"{commit}:{path}")
-
-
-def git(folder: Path, *words: str) -> str:
-    """Run git in a folder and return what it printed.
-
-    Raises:
-        UserError: git failed; the message has its reason.
-    """
-    # A hook or another git may have set these, for another repository.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    done = subprocess.run(
-        [*_GIT, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"git {' '.join(words[:2])} failed: {done.stderr.strip()}")
-    return done.stdout

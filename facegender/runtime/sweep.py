@@ -33,10 +33,10 @@ from facegender.runtime.experiment_clone import (
     Snapshot,
     experiments,
     fetch_experiment,
-    file_of,
     make_clone,
     take_snapshot,
 )
+from facegender.runtime.git import committed_text
 from facegender.runtime.redaction import secrets_of, without_credentials
 from facegender.tracking import log, runs
 from facegender.tracking.connection import short_error
@@ -333,7 +333,7 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
     paths = pipeline_paths((root / "dvc.yaml").read_text())
 
     def read(path: str) -> str:
-        return file_of(root, commit, path)
+        return committed_text(root, path, commit)
 
     with runs.training_run(
         name=point.name,

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from facegender.runtime.experiment_clone import experiments, file_of, git, take_snapshot
+from facegender.runtime.experiment_clone import experiments, take_snapshot
+from facegender.runtime.git import committed_text, git
 from facegender.runtime.sweep import grid_points, run_points
 from tests.pipeline.conftest import Clone
 
@@ -99,7 +100,7 @@ def test_a_shallow_clone_can_sweep(repository: Clone, tmp_path: Path) -> None:
     (shallow.root / "files" / "kept").unlink()
     (ended,) = run_points(shallow.root, grid_points({"x": [1]}, "sweep"), 1, shallow.environment())
     assert ended.commit is not None, ended.output
-    found = json.loads(file_of(shallow.root, ended.commit, "out.json"))
+    found = json.loads(committed_text(shallow.root, "out.json", ended.commit))
     assert (found["x"], found["files"]) == (1, ["new"])
     assert experiments(shallow.root) == {"sweep-1"}
 
@@ -139,7 +140,7 @@ def test_experiments_are_not_mixed_up_by_delays(
         assert "base ran" not in one.output  # its result is in the cache, which clones share
         assert (one.code != 0) == (one.commit is None) == (x % 4 == 2)
         if one.commit is not None:
-            assert json.loads(file_of(repository.root, one.commit, "out.json")) == {
+            assert json.loads(committed_text(repository.root, "out.json", one.commit)) == {
                 "name": name,
                 "x": x,
                 "root": str(repository.root),

@@ -470,7 +470,7 @@ def test_a_git_that_hangs_is_ended(
     folder = tmp_path_factory.mktemp("bin")
     (folder / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (folder / "git").chmod(0o755)
-    monkeypatch.setattr("facegender.gate.revisions._GIT_SECONDS", 0.2)
+    monkeypatch.setattr("facegender.runtime.git._GIT_SECONDS", 0.2)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         assert gate() == 2

@@ -1,5 +1,4 @@
-"""Files and commits of a repository, read by git itself: its libraries cannot fetch what a partial
-clone lacks."""
+"""Git, run as a program: its libraries cannot fetch what a partial clone lacks."""
 
 import os
 import subprocess
@@ -12,6 +11,18 @@ from facegender.errors import UserError
 
 # A partial clone fetches a commit's files from its server.
 _GIT_SECONDS = 120
+# Git's hooks are for people: one that `dvc install` sets up would check out data in each clone.
+_GIT = ("git", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
+# A hook or another git may have set these, for another repository.
+_PLACES = {
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_WORK_TREE",
+}
 
 
 def read_text(root: Path, path: str, commit: str | None) -> str | None:
@@ -41,6 +52,18 @@ def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
         raise UserError(f"Cannot read {path} of {_place(commit)}: {error}") from error
     entry = git(root, "ls-tree", commit, "--", path).split()
     return _run(root, "cat-file", "blob", entry[2]) if entry[1:2] == ["blob"] else None
+
+
+def committed_text(root: Path, path: str, commit: str) -> str:
+    """Return the text of a file that a commit must have.
+
+    Raises:
+        UserError: the commit lacks it, or it cannot be read.
+    """
+    text = read_text(root, path, commit)
+    if text is None:
+        raise UserError(f"Commit {commit[:10]} has no {path}.")
+    return text
 
 
 def read_yaml(root: Path, path: str, commit: str | None) -> Any:
@@ -102,16 +125,17 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def _run(root: Path, *arguments: str) -> bytes:
+    environment = {name: value for name, value in os.environ.items() if name not in _PLACES}
     try:
         done = subprocess.run(
-            ["git", *arguments],
+            [*_GIT, *arguments],
             cwd=root,
             capture_output=True,
             check=False,
             stdin=subprocess.DEVNULL,
             # Without a terminal neither git nor ssh can wait for a password.
             start_new_session=True,
-            env=os.environ | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+            env=environment | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
             timeout=_GIT_SECONDS,
         )
     except OSError as error:
