@@ -327,7 +327,7 @@ class Gate(_Strict):
     seed: Seed
     reference: str | None = None
     test: Literal["difference", "noninferiority"] = "difference"
-    without_evidence: Literal["pass", "warn", "refuse"] = "pass"
+    without_evidence: Literal["pass", "warn", "refuse_drops", "refuse"] = "refuse_drops"
     cost: Cost
 
 

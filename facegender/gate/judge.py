@@ -124,12 +124,15 @@ def judge(
         )
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
     unproven: list[str] = []
-    if settings.without_evidence != "pass" and not (evidence and evidence.enough):
+    if not (evidence and evidence.enough):
         lacking = evidence.sentence if evidence else "an unpaired comparison has no known power"
+        seen = [row for row in comparisons if row.metric == "accuracy" and row.verdict == "warn"]
         if settings.without_evidence == "warn":
             notes = [*notes, lacking]
-        else:
+        elif settings.without_evidence == "refuse":
             unproven.append(lacking)
+        elif settings.without_evidence == "refuse_drops" and seen:
+            unproven.append(f"accuracy fell by more than the tolerance, and {lacking}")
     if settings.test == "noninferiority":
         unproven += _not_shown(comparisons, settings, evidence)
     return Report(

@@ -21,7 +21,7 @@ _REFERENCE = ("gate", "reference")
 # Rules that are words, from the loosest to the strictest.
 _WORDS: Mapping[_Path, Sequence[str]] = {
     ("gate", "test"): ("difference", "noninferiority"),
-    ("gate", "without_evidence"): ("pass", "warn", "refuse"),
+    ("gate", "without_evidence"): ("pass", "warn", "refuse_drops", "refuse"),
 }
 
 

@@ -260,6 +260,26 @@ def test_what_a_small_test_set_can_show_is_said_and_can_be_required(
     assert run("refuse", lost=n // 4).exit_code == 1
 
 
+@pytest.mark.parametrize(("n", "lost", "code"), [(36, 0, 0), (36, 5, 3), (360, 3, 0), (360, 6, 3)])
+def test_a_drop_that_too_few_images_can_show_is_not_passed(
+    settings: Gate, n: int, lost: int, code: int
+) -> None:
+    rules = settings.model_copy(update={"without_evidence": "refuse_drops", "floors": {}})
+    new, old = results(wrong_at(*range(lost), n=n)), results(wrong_at(n=n), "baseline")
+    report = judge(new, old, rules, min_group_size=MIN_GROUP_SIZE)
+    assert report.exit_code == code
+    assert [one.startswith("accuracy fell by more") for one in report.not_shown] == [True] * (
+        code > 0
+    )
+    ignored = judge(
+        new,
+        old,
+        rules.model_copy(update={"without_evidence": "pass"}),
+        min_group_size=MIN_GROUP_SIZE,
+    )
+    assert ignored.exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("n", "lost", "code"), [(36, 0, 3), (300, 0, 3), (4000, 0, 0), (4000, 35, 3), (4000, 90, 1)]
 )
