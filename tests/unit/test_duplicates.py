@@ -138,6 +138,24 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return verdicts[0]
 
 
+def test_a_pair_is_judged_alike_alone_and_in_a_batch() -> None:
+    soft = [scene(seed).astype(np.int16) for seed in range(8)]
+    # Each second picture is cut off at white or at black; its neighbours are not, but differ.
+    noise = np.random.default_rng(0).normal(0, 15, (32, 32, 1)).astype(np.int16)
+    tones = [soft[i] + (noise, 70, noise, -90)[i % 4] for i in range(8)]
+    moved = np.array(tones).clip(0, 255).astype(np.uint8)
+    fixed = np.array(soft).astype(np.uint8)
+    matrix = np.tile(np.eye(2, dtype=np.float32), (8, 1, 1))
+    shift = np.zeros((8, 2), np.float32)
+    batch = alignment.aligned_difference(moved, fixed, matrix, shift)
+    alone = [
+        alignment.aligned_difference(moved[[i]], fixed[[i]], matrix[[i]], shift[[i]])[:, 0]
+        for i in range(8)
+    ]
+    assert np.isfinite(batch).all()
+    np.testing.assert_allclose(batch.T, alone, rtol=1e-3)
+
+
 def test_each_limit_keeps_different_pictures_apart() -> None:
     one = scene().astype(int)
     board = np.where((np.arange(32)[:, None] // 4 + np.arange(32) // 4) % 2, 12, -12)
