@@ -41,18 +41,38 @@ def test_it_mends_what_balanced_class_weights_shift() -> None:
 
 
 @pytest.mark.parametrize("size", [0.2, 2.0, 100.0])
-def test_a_few_images_that_are_all_right_do_not_ask_for_certainty(size: float) -> None:
+def test_a_few_images_that_are_all_right_change_little(size: float) -> None:
     labels = np.array([0, 1] * 5)
     slope, intercept = fit_calibration(labels, np.where(labels == 1, size, -size))
-    # As sure for small logits as for large ones, about as sure as ten of ten (11/12).
-    assert expit(slope * size + intercept) == pytest.approx(11 / 12, abs=0.02)
+    assert 1 <= slope < 1.6
+    assert intercept == pytest.approx(0)
+
+
+def test_a_few_images_are_better_than_none_and_many_are_better_still() -> None:
+    """The expected loss falls with the number of images, for logits that are off."""
+    labels, logits = labelled(60_000, 0.6, 0.5)
+    unseen_labels, unseen = labels[-10_000:], logits[-10_000:]
+
+    def loss(slope: float, intercept: float) -> float:
+        male = slope * unseen + intercept
+        return float((np.logaddexp(0, male) - unseen_labels * male).mean())
+
+    losses = [loss(1, 0)]
+    for n in (10, 30, 100, 1000):
+        fits = [
+            fit_calibration(labels[start : start + n], logits[start : start + n])
+            for start in range(0, 40 * n, n)
+        ]
+        losses.append(float(np.mean([loss(*fit) for fit in fits])))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(loss(1 / 0.6, -0.5 / 0.6), abs=0.002)
 
 
 def test_logits_that_rank_no_better_than_chance_turn_no_label_round() -> None:
     labels = np.array([0, 1, 1, 1] * 25)
     slope, intercept = fit_calibration(labels, 1000 - 4.0 * labels)
-    assert slope == 0.01
-    assert expit(slope * 997 + intercept) == pytest.approx(0.75, abs=0.01)
+    assert 0 < slope < 0.01
+    assert expit(slope * 997 + intercept) == pytest.approx(0.75, abs=0.05)
 
 
 @pytest.mark.parametrize("labels", [[], [1, 1, 1]])
