@@ -10,7 +10,9 @@ from facegender.evaluation.metrics import (
     METRICS,
     classification_metrics,
     expected_calibration_error,
+    precision_recall_table,
     reliability_table,
+    roc_table,
     shown_metrics,
     wilson_interval,
 )
@@ -32,6 +34,17 @@ def test_the_reliability_table_is_scikit_learns() -> None:
     gaps = (table["probability"] - table["fraction_male"]).abs() * table["count"]
     error = expected_calibration_error(labels, probabilities)
     assert error == pytest.approx(gaps.sum() / len(labels))
+
+
+def test_the_curves_of_four_images() -> None:
+    labels, probabilities = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.6, 0.9])
+    roc = roc_table(labels, probabilities)
+    assert roc.to_numpy().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
+    curve = precision_recall_table(labels, probabilities).round(4).to_numpy().tolist()
+    assert curve == [[1, 0.5], [1, 0.6667], [0.5, 0.5], [0.5, 1], [0, 1]]
+    alone = np.ones(4, int)
+    assert len(roc_table(alone, probabilities)) == 0
+    assert len(precision_recall_table(alone, probabilities)) == 0
 
 
 def test_metrics_are_those_of_the_table() -> None:
