@@ -63,6 +63,11 @@ def test_a_group_is_compared_with_the_rest() -> None:
     table = pd.DataFrame({"label": 1, "probability": np.where(right, 0.9, 0.1)})
     table["g"] = np.where(np.arange(100) < 40, "a", "b")
     found = group_metrics(table, threshold=0.5, minimum=20).set_index("group")
+    assert found["accuracy"].to_dict() == pytest.approx({"a": 30 / 40, "b": 58 / 60})
+    assert found["recall_male"].to_dict() == pytest.approx({"a": 30 / 40, "b": 58 / 60})
+    assert found["recall_female"].isna().all()
+    assert (found["accuracy_low"] < found["accuracy"]).all()
+    assert (found["accuracy"] < found["accuracy_high"]).all()
     assert found.loc["a", "difference"] == pytest.approx(30 / 40 - 58 / 60)
     assert found.loc["a", "error_ratio"] == pytest.approx((10 / 40) / (2 / 60))
     assert found.loc["a", "difference_high"] < 0 < found.loc["b", "difference_low"]
