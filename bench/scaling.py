@@ -23,7 +23,7 @@ from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.data.sources.sample import draw_sample
-from facegender.params import load_params
+from facegender.params import Params, load_params
 from facegender.runtime.entry_points import run_command
 from tools.compose_params import compose
 
@@ -62,17 +62,20 @@ def measure_parts(folder: Path, images: int) -> tuple[dict[str, float], dict[str
     """Return each part's seconds an image, with all cores, and the bytes an image that are kept."""
     raw = folder / "raw"
     manifest = make_raw(raw, images)
+    compose(folder / "params.yaml", "recipe=best", "model.weights=none")
+    params = load_params(folder / "params.yaml")
+    size = params.image.size
     fingerprint_images(manifest[:64], raw)  # starts the processes
-    write_split(manifest[:_TRAINED], raw, folder / "few", size=224, name="train")
+    write_split(manifest[:_TRAINED], raw, folder / "few", size=size, name="train")
     few = ProcessedSplit(folder / "few")
     seconds = {
         "split: checking each": seconds_of(lambda: fingerprint_images(manifest, raw)) / images,
         "split: near duplicates": seconds_of_comparison(folder / "drawn", max(images, 2000)),
         "preprocess": seconds_of(
-            lambda: write_split(manifest, raw, folder / "part", size=224, name="train")
+            lambda: write_split(manifest, raw, folder / "part", size=size, name="train")
         )
         / images,
-        **seconds_of_training(folder, few),
+        **seconds_of_training(folder, few, params),
     }
     sizes = {
         "data/raw": float(np.mean([(raw / path).stat().st_size for path in manifest["path"]])),
@@ -96,15 +99,13 @@ def seconds_of_comparison(folder: Path, images: int) -> float:
     return seconds_of(lambda: find_near_duplicates(fingerprints.thumbnails)) / images
 
 
-def seconds_of_training(folder: Path, part: ProcessedSplit) -> dict[str, float]:
-    """Return seconds an image for training with recipe best and for predicting with its model."""
+def seconds_of_training(folder: Path, part: ProcessedSplit, params: Params) -> dict[str, float]:
+    """Return seconds an image for training and for predicting with the model."""
     from facegender.inference.export import convert
     from facegender.inference.litert import load_litert
     from facegender.training import train as training
     from facegender.training.batches import make_batches
 
-    compose(folder / "params.yaml", "recipe=best", "model.weights=none")
-    params = load_params(folder / "params.yaml")
     network, small = training.new_network(params), params.train.small_image_size
     extract = network.features()
     batches = make_batches(part, params.train.batch_size, size=small)

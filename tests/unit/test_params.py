@@ -24,7 +24,7 @@ def test_every_composition_is_valid(tmp_path: Path, recipe: str, dataset: list[s
     compose(tmp_path / "params.yaml", f"recipe={recipe}", *dataset)
     params = load_params(tmp_path / "params.yaml")
     assert params.dataset.source == dataset[0].split("=")[1]
-    assert params.image.size == {"quick": 96, "paper": 224, "fast": 128, "best": 224}[recipe]
+    assert params.image.size == {"quick": 96, "paper": 224, "fast": 128, "best": 160}[recipe]
 
 
 def test_all_parameters_pass_through_json(tmp_path: Path) -> None:
