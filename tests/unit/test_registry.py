@@ -425,6 +425,27 @@ def test_promotion_judges_against_the_reference(
     assert "not judged against gate.reference v9: Cannot read v9" in capsys.readouterr().out
 
 
+def test_a_reference_with_other_test_images_is_scored_by_its_own_model(
+    store: Store, exported: Exported, capsys: pytest.CaptureFixture
+) -> None:
+    names = [f"other {number}" for number in range(40)]
+    manifest = pd.DataFrame({"path": names, "label": [0] * 20 + [1] * 20, "sha256": names})
+    log_run(store.root, exported, "release", [True] * 40, manifest)
+    shutil.copy(ROOT / "dvc.yaml", store.root)
+    (store.root / "metrics").mkdir()
+    for name in ("test.json", "predictions.csv"):
+        shutil.copy(store.root / "files" / "release" / name, store.root / "metrics" / name)
+    commit_params(store.root, "add", "dvc.yaml", "metrics")
+    commit_params(store.root, "tag", "v1")
+    set_rules(store, drop=0.01, reference="v1")
+    with pytest.raises(UserError, match="does not pass"):
+        _run(["promote", "good"])
+    out = capsys.readouterr().out
+    # No dvc.lock records a model there, and no other model stands in for it.
+    assert "not judged against gate.reference v1: the model of v1 (" in out
+    assert ") cannot be scored on the new test set: dvc.lock of " in out
+
+
 @pytest.mark.parametrize("wrong", [0, 20])
 def test_the_champion_is_scored_on_the_test_set_of_a_run(
     store: Store, exported: Exported, capsys: pytest.CaptureFixture, wrong: int
