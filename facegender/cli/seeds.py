@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SEED = "train.seed"
 _METRICS = ("accuracy", "f1", "roc_auc", "loss", "ece")
 # Exit codes of `facegender gate`; any other is "no verdict".
-_VERDICTS = {0: "pass", 1: "worse"}
+_VERDICTS = {0: "pass", 1: "worse", 3: "too few images to tell"}
 _GATE = "from facegender.cli.main import main; main()"
 
 
