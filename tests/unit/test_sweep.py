@@ -53,7 +53,7 @@ def test_values_arrive_as_they_are_in_the_file(tmp_path: Path) -> None:
         tmp_path / "params.yaml", str(ROOT / "conf"), None, "config", "", point.overrides
     )
     composed = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    assert composed["image"]["size"] == 224
+    assert composed["image"]["size"] == 160
     for key, value in values.items():
         if key != "recipe":
             group, name = key.split(".")
