@@ -16,7 +16,8 @@ Each training runs in a process of its own and leaves its model and probabilitie
 where the next run finds them: stop and go on as you like, even amid a training.
 
 --transfer judges each of those models on all images of another folder too, which none of them has
-seen. The mean is over images and trainings; the interval counts each image once.
+seen. The mean is over images and trainings; the interval counts each image once. A candidate with
+image.face=crop learns from faces that are cut out, and judges those.
 
     python -m bench.recipes --folder ../shared/photos --results DIR \
       --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5 \
@@ -40,6 +41,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from facegender.data import checks
+from facegender.data.face_table import find_all_faces, read_faces
 from facegender.data.fingerprint_store import fingerprint_images
 from facegender.data.manifest import write_table
 from facegender.data.preprocessing import write_split
@@ -47,7 +49,8 @@ from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.evaluation.metrics import expected_calibration_error
-from facegender.params import Params, load_params
+from facegender.faces.settings import crop_of
+from facegender.params import Image, Params, load_params
 from facegender.runtime.entry_points import run_command
 from tools.compose_params import compose
 
@@ -91,7 +94,7 @@ def main() -> None:
     print(f"{len(seen)} images in {seen['group'].nunique()} groups, {len(folds)} trainings each")
 
     def judge(change: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
-        pixels = decode_images(images, args.folder, args.results, params[change].image.size)
+        pixels = decode_images(images, args.folder, args.results, params[change].image)
         return pd.concat([run(args.results, params[change], part, pixels) for part in parts])
 
     judged = {}
@@ -105,7 +108,7 @@ def main() -> None:
         print(f"{len(other)} images of {args.transfer}")
         moved = {}
         for change, rows in judged.items():
-            pixels = decode_images(other, args.transfer, args.results, params[change].image.size)
+            pixels = decode_images(other, args.transfer, args.results, params[change].image)
             trainings = dict(zip(rows["training"], rows["seconds"], strict=True))
             moved[change] = transfer(args.results, trainings, pixels)
             show(f"{change}, on {args.transfer.name}", moved[change], args.seed)
@@ -141,13 +144,24 @@ def divide_images(folder: Path, params: Params) -> pd.DataFrame:
     return images.assign(group=images["path"].map(groups))
 
 
-def decode_images(images: pd.DataFrame, folder: Path, results: Path, size: int) -> ProcessedSplit:
-    """Return all images decoded and resized, which is done once."""
-    processed = results / f"images-{size}-{digest(images.to_csv())}"
+def decode_images(
+    images: pd.DataFrame, folder: Path, results: Path, image: Image
+) -> ProcessedSplit:
+    """Return all images decoded, cut out and resized, which is done once."""
+    crop = crop_of(image)
+    which = digest(images.to_csv(), image.model_dump_json()) if crop else digest(images.to_csv())
+    processed = results / f"images-{image.size}-{which}"
     if not processed.exists():
         with tempfile.TemporaryDirectory(dir=results) as temporary:
-            write_split(images, folder, Path(temporary) / "all", size=size, name=f"{size} pixels")
-            (Path(temporary) / "all").rename(processed)
+            faces = None
+            if crop:
+                table = find_all_faces(images, folder, crop)
+                write_table(table, Path(temporary) / "faces.csv")
+                faces = read_faces(Path(temporary) / "faces.csv")
+            name = f"{image.size} pixels"
+            target = Path(temporary) / "all"
+            write_split(images, folder, target, size=image.size, name=name, crop=crop, faces=faces)
+            target.rename(processed)
     return ProcessedSplit(processed)
 
 

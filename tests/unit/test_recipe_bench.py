@@ -7,8 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.recipes import bootstrap, compare, fold_images, show, train, transfer
+from bench.recipes import (
+    bootstrap,
+    compare,
+    decode_images,
+    fold_images,
+    show,
+    train,
+    transfer,
+)
+from facegender.data.face_images import face_images
 from facegender.data.processed import ProcessedSplit
+from facegender.data.raw_manifest import build_manifest
+from facegender.faces.settings import crop_of
 from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Params
 from facegender.training import train as training
@@ -84,6 +95,21 @@ def test_each_model_is_judged_on_all_images_of_another_folder(
         assert table["probability"].to_numpy() == pytest.approx(expected[name], abs=1e-6)
     assert set(rows["group"]) == {"g"}
     assert set(rows["seconds"]) == {1.0, 2.0}
+
+
+def test_a_candidate_that_crops_gets_faces_and_another_gets_whole_pictures(
+    shared: Path, params: Params, tmp_path: Path
+) -> None:
+    folder = shared / "faces"
+    manifest = build_manifest(folder, female=["female"], male=["male"], ignore=[])[::30]
+    whole = params.image.model_copy(update={"size": 64})
+    for image in (whole, whole.model_copy(update={"face": "crop"})):
+        for _ in range(2):  # the second time from the results
+            pixels = decode_images(manifest, folder, tmp_path, image)
+            for row, path in enumerate(manifest["path"]):
+                expected = face_images(folder / path, 64, crop_of(image))[0][1]
+                np.testing.assert_array_equal(pixels.images[row], expected)
+    assert len(list(tmp_path.glob("images-64-*"))) == 2
 
 
 def test_an_interrupted_training_goes_on_and_has_no_seconds(
