@@ -149,6 +149,8 @@ def decode_images(
 ) -> ProcessedSplit:
     """Return all images decoded, cut out and resized, which is done once."""
     crop = crop_of(image)
+    if crop and (image.crop.jitter or image.crop.boxes):
+        raise UserError("Leave image.crop.jitter and image.crop.boxes as they are: not used here.")
     which = digest(images.to_csv(), image.model_dump_json()) if crop else digest(images.to_csv())
     processed = results / f"images-{image.size}-{which}"
     if not processed.exists():
@@ -156,6 +158,7 @@ def decode_images(
             faces = None
             if crop:
                 table = find_all_faces(images, folder, crop)
+                print(f"{(table['faces'] == 0).sum()} of {len(table)} have no face: taken whole")
                 write_table(table, Path(temporary) / "faces.csv")
                 faces = read_faces(Path(temporary) / "faces.csv")
             name = f"{image.size} pixels"

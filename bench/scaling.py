@@ -2,7 +2,8 @@
 
 Measures each part of the pipeline on a few images, with all cores, and multiplies for 60 thousand,
 1 million and 100 million photos. Linear parts stay linear only while disks and networks keep up,
-and other machines have other cores. Prices are options, not offers.
+and other machines have other cores. Pictures are taken whole: no time goes into looking for faces.
+Prices are options, not offers.
 
     python -m bench.scaling
 """

@@ -7,6 +7,7 @@ notebook (bench/notebook.py) trains on the validation split too, because it look
 after each epoch. The default is the hard sample at the study's size, where all but best take half
 an hour or more on two cores; --images shortens all of them. On a small data set one split says
 little: --split-seeds gives the mean over several.
+Pictures are taken whole, whatever image.face says.
 
     python -m bench.time_to_accuracy --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5
     python -m bench.time_to_accuracy --recipes best fast notebook --weights ...
