@@ -124,14 +124,17 @@ def judge(
         )
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
     unproven: list[str] = []
-    if not (evidence and evidence.enough):
+    fell = any(row.metric == "accuracy" and row.verdict == "warn" for row in comparisons)
+    ignored = settings.without_evidence == "pass" or (
+        settings.without_evidence == "refuse_drops" and not fell
+    )
+    if not ignored and not (evidence and evidence.enough):
         lacking = evidence.sentence if evidence else "an unpaired comparison has no known power"
-        seen = [row for row in comparisons if row.metric == "accuracy" and row.verdict == "warn"]
         if settings.without_evidence == "warn":
             notes = [*notes, lacking]
         elif settings.without_evidence == "refuse":
             unproven.append(lacking)
-        elif settings.without_evidence == "refuse_drops" and seen:
+        else:
             unproven.append(f"accuracy fell by more than the tolerance, and {lacking}")
     if settings.test == "noninferiority":
         unproven += _not_shown(comparisons, settings, evidence)

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from facegender.runtime.git import git
+from facegender.runtime.git import checked_git
 
 _NOBODY = ("-c", "user.name=facegender", "-c", "user.email=facegender@localhost")
 
@@ -42,10 +42,10 @@ def take_snapshot(root: Path) -> Snapshot:
 
     # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
-        head = git(root, "rev-parse", "HEAD")
+        head = checked_git(root, "rev-parse", "HEAD")
         # Looks at files whose time alone is new, for which `stash create` fails without a word.
-        git(root, "status", "--porcelain")
-        changed = git(root, *_NOBODY, "stash", "create")
+        checked_git(root, "status", "--porcelain")
+        changed = checked_git(root, *_NOBODY, "stash", "create")
         return Snapshot(root, head, changed or head, Path(repo.cache.local_cache_dir))
 
 
@@ -63,20 +63,20 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
 
     root = snapshot.root
     # Not `git clone --shared`, which shares nothing if the repository is shallow.
-    git(root, "init", "--quiet", "--template=", str(target))
+    checked_git(root, "init", "--quiet", "--template=", str(target))
     objects, shallow = (
-        root / git(root, "rev-parse", "--git-path", name) for name in ("objects", "shallow")
+        root / checked_git(root, "rev-parse", "--git-path", name) for name in ("objects", "shallow")
     )
     (target / ".git" / "objects" / "info").mkdir(exist_ok=True)
     (target / ".git" / "objects" / "info" / "alternates").write_text(f"{objects.resolve()}\n")
     if shallow.is_file():
         shutil.copy(shallow, target / ".git" / "shallow")
-    git(target, "checkout", "--quiet", "--detach", snapshot.head)
-    git(target, "read-tree", "--reset", "-u", snapshot.changed)
+    checked_git(target, "checkout", "--quiet", "--detach", snapshot.head)
+    checked_git(target, "read-tree", "--reset", "-u", snapshot.changed)
     # The committer's identity, and the address that MLflow records for the code.
     for name in ("user.name", "user.email", "remote.origin.url"):
-        if value := git(root, "config", "--default", "", name):
-            git(target, "config", name, value)
+        if value := checked_git(root, "config", "--default", "", name):
+            checked_git(target, "config", name, value)
     # Read and written by DVC, because paths are relative to the file.
     local = Config(str(root / ".dvc")).load_one("local")
     with Config(str(target / ".dvc")).edit("local") as config:
@@ -94,19 +94,19 @@ def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
     Returns:
         The experiment's commit, or None if the clone does not have it.
     """
-    refs = git(clone, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
+    refs = checked_git(clone, "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps")
     for line in refs.splitlines():
         commit, _, ref = line.partition(" ")
         if ref.endswith(f"/{name}"):
             options = ("--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance")
-            git(root, "fetch", *options, str(clone), f"{ref}:{ref}")
+            checked_git(root, "fetch", *options, str(clone), f"{ref}:{ref}")
             return commit
     return None
 
 
 def experiments(root: Path) -> set[str]:
     """Return the names of a repository's experiments that start at its HEAD."""
-    head = git(root, "rev-parse", "HEAD")
+    head = checked_git(root, "rev-parse", "HEAD")
     folder = f"refs/exps/{head[:2]}/{head[2:]}/"
-    refs = git(root, "for-each-ref", "--format=%(refname)", folder).split()
+    refs = checked_git(root, "for-each-ref", "--format=%(refname)", folder).split()
     return {ref.removeprefix(folder) for ref in refs}

@@ -124,7 +124,16 @@ def git(root: Path, *arguments: str) -> str:
     return _run(root, *arguments).decode("utf-8", "replace").strip()
 
 
-def _run(root: Path, *arguments: str) -> bytes:
+def checked_git(root: Path, *arguments: str) -> str:
+    """Return what git prints, for commands that must succeed and may take long.
+
+    Raises:
+        UserError: git failed, in silence or in its own words.
+    """
+    return _run(root, *arguments, query=False).decode("utf-8", "replace").strip()
+
+
+def _run(root: Path, *arguments: str, query: bool = True) -> bytes:
     environment = {name: value for name, value in os.environ.items() if name not in _PLACES}
     try:
         done = subprocess.run(
@@ -136,7 +145,7 @@ def _run(root: Path, *arguments: str) -> bytes:
             # Without a terminal neither git nor ssh can wait for a password.
             start_new_session=True,
             env=environment | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
-            timeout=_GIT_SECONDS,
+            timeout=_GIT_SECONDS if query else None,
         )
     except OSError as error:
         raise UserError(f"Cannot run git: {error}") from error
@@ -144,7 +153,7 @@ def _run(root: Path, *arguments: str) -> bytes:
         raise UserError(f"git {arguments[0]} took more than {_GIT_SECONDS} seconds.") from error
     if done.returncode == 0:
         return done.stdout
-    if done.returncode == 1 and not done.stderr:
+    if query and done.returncode == 1 and not done.stderr:
         return b""
     words = " ".join(done.stderr.decode("utf-8", "replace").split())
     raise UserError(f"git {arguments[0]} failed: {words or f'exit code {done.returncode}'}")

@@ -17,6 +17,7 @@ from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.gate.compare import commit_of, default_baseline, parse_results, read_results
 from facegender.gate.freshness import edited_results
+from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
 from tools.compose_params import ROOT
 
@@ -465,6 +466,13 @@ def test_a_clone_of_another_owner_is_no_regression(
         assert gate(*options) == 2
         assert "safe.directory" in capsys.readouterr().out
     assert commit_of(project.root) is None
+
+
+def test_a_command_that_must_succeed_does_not_fail_in_silence(project: Project) -> None:
+    missing = ("config", "--get", "no.such")
+    assert git(project.root, *missing) == ""
+    with pytest.raises(UserError, match="git config failed: exit code 1"):
+        checked_git(project.root, *missing)
 
 
 def test_a_git_that_hangs_is_ended(
