@@ -17,7 +17,8 @@ where the next run finds them: stop and go on as you like, even amid a training.
 
 --transfer judges each of those models on all images of another folder too, which none of them has
 seen. The mean is over images and trainings; the interval counts each image once. A candidate with
-image.face=crop learns from faces that are cut out, and judges those.
+image.face=crop learns from faces that are cut out, and judges those. --groups names columns of that
+folder's metadata, such as ages, by which accuracy and recalls are shown too.
 
     python -m bench.recipes --folder ../shared/photos --results DIR \
       --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5 \
@@ -48,6 +49,7 @@ from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
+from facegender.evaluation.groups import group_metrics
 from facegender.evaluation.metrics import expected_calibration_error
 from facegender.faces.settings import crop_of
 from facegender.params import Image, Params, load_params
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="run so many folds of each repeat, and no more")
     parser.add_argument("--test", action="store_true", help="judge on the test split, at the end")
     parser.add_argument("--transfer", type=Path, help="other class folders to judge on")
+    parser.add_argument("--groups", nargs="+", help="show --transfer by these columns")
     parser.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (0)")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -112,6 +115,7 @@ def main() -> None:
             trainings = dict(zip(rows["training"], rows["seconds"], strict=True))
             moved[change] = transfer(args.results, trainings, pixels)
             show(f"{change}, on {args.transfer.name}", moved[change], args.seed)
+            show_groups(moved[change], args.groups)
             if change != candidates[0]:
                 compare(moved[change], moved[candidates[0]], args.seed)
     if args.test:
@@ -314,6 +318,14 @@ def show(name: str, table: pd.DataFrame, seed: int) -> None:
     seconds = table.groupby("training")["seconds"].first()
     spread = f"({seconds.min():.0f} to {seconds.max():.0f})"
     print(f"{name}: {', '.join(words)}, seconds {seconds.mean():.0f} {spread}", flush=True)
+
+
+def show_groups(table: pd.DataFrame, names: list[str] | None) -> None:
+    """Print accuracy and recalls by group of the metadata columns; `n` counts answers."""
+    if names:
+        found = group_metrics(table, threshold=0.5, minimum=1, chosen=names)
+        shown = found[["column", "group", "n", "accuracy", "recall_female", "recall_male"]]
+        print(shown.to_string(index=False, float_format="%.4f", na_rep="-"), flush=True)
 
 
 def compare(table: pd.DataFrame, first: pd.DataFrame, seed: int) -> None:
