@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--listing", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--raw", type=Path, required=True, help="directory of the copy to come")
     args = parser.parse_args()
     params = load_params(args.params)
     if not isinstance(params.dataset, FolderDataset):
@@ -35,7 +36,7 @@ def main() -> None:
             return str(hash_file(name, LocalFileSystem(), "md5", state)[1].value)
 
         limits = ArchiveLimits.from_params(params.archive)
-        listing = list_folder(Path(params.dataset.path).expanduser(), limits, digest)
+        listing = list_folder(Path(params.dataset.path).expanduser(), args.raw, limits, digest)
     write_atomically(args.listing, json.dumps(listing, indent=0, sort_keys=True) + "\n")
 
 

@@ -19,6 +19,7 @@ from facegender.data.metadata import (
     our_name,
     read_csv,
     rows_by_image,
+    tidy_cells,
 )
 from facegender.data.notes import Notes
 from facegender.errors import UserError
@@ -114,9 +115,9 @@ def label_images(
         raise UserError(
             f"Cannot tell the class of the images in {len(unknown)} folder(s): {listed}. Known "
             f"names, in any case, are {', '.join(female)} for female (0) and {', '.join(male)} for "
-            "male (1). Map a folder by adding its name, for example with "
-            "`dvc exp run -S 'split.classes.female=[ladies]' -S 'split.classes.male=[gents]'`, or "
-            "leave it out with `-S 'split.classes.ignore=[unknown]'`."
+            "male (1). Map folders by naming all that mean a label, for example with "
+            "`dvc exp run -S \"split.classes.female=['female','ladies']\"`, or leave them out with "
+            "`-S \"split.classes.ignore=['unknown']\"`."
         )
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
 
@@ -244,8 +245,10 @@ def label_by_name(
             rows.append((str(path), *match.group(*pattern.groupindex, 0)[:-1]))
         else:
             notes.unlabelled[str(path)] = "does not match dataset.labels.pattern"
-    table = pd.DataFrame(rows, columns=columns, dtype="string").replace("", pd.NA)
-    table["path"] = table["path"].astype(str)
+    table = pd.DataFrame(rows, columns=columns, dtype="string")
+    paths = table.pop("path").astype(str)
+    table = tidy_cells(table)
+    table.insert(0, "path", paths)
     value = table.pop("label").fillna("")
     table = table.rename(columns={name: our_name(name) for name in table.columns[1:]})
     table.insert(1, "label", _labels(value, labels, "file names"))

@@ -2,9 +2,10 @@
 
 import codecs
 import csv
-from collections.abc import Container, Sequence
-from itertools import islice
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -120,6 +121,7 @@ def read_csv(
     """Read the rows that name a file, all as text, with the columns' names made unique.
 
     Commas, semicolons and tabs separate cells, whichever gives a header with the column of files.
+    Cells are tidied (`tidy_cells`), except those that name a file.
 
     Args:
         source: CSV in UTF-8, or in UTF-16 with its mark, as Excel writes them.
@@ -131,13 +133,14 @@ def read_csv(
 
     Raises:
         MissingColumnError: the CSV has no such column.
-        ValueError: the CSV has a longer row than its header, or another encoding.
+        ValueError: the CSV has a longer row than its header, a quote that is not closed, or
+            another encoding.
         csv.Error: the CSV cannot be parsed.
     """
     with source.open("rb") as file:
         marked = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     encoding = "utf-16" if marked else "utf-8-sig"
-    delimiter, before, header = _find_header(source, encoding, file_column)
+    dialect, before, header = _find_header(source, encoding, file_column)
     names: list[str] = []
     for number, name in enumerate(header, 1):
         free = our_name(name or f"column_{number}")
@@ -145,41 +148,79 @@ def read_csv(
     rows = []
     try:
         with source.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            for row in islice(reader, before, None):
+            for line, row in islice(_read_rows(file, dialect), before, None):
                 if any(row[len(names) :]):
-                    raise ValueError(f"line {reader.line_num} has more cells than the header")
+                    raise ValueError(f"line {line} has more cells than the header")
                 rows.append(dict(zip(names, row, strict=False)))
     except UnicodeError as error:
         raise ValueError(f"it is not UTF-8 ({error}): save it as CSV UTF-8") from error
-    table = pd.DataFrame(rows, columns=names, dtype="string").replace("", pd.NA)
+    table = pd.DataFrame(rows, columns=names, dtype="string")
     given = dict(zip(reversed(header), reversed(names), strict=True))
+    files = table.pop(given[as_written(file_column, header)]).replace("", pd.NA)
+    table = tidy_cells(table)
     empty = [
         name
         for name, called in zip(names, header, strict=True)
-        if not called and table[name].isna().all()
+        if not called and name in table and table[name].isna().all()
     ]
-    file_column = given[as_written(file_column, header)]
-    table = table[table[file_column].notna()].drop(columns=empty)
-    files = table.pop(file_column)
-    return table, files, given
+    named = files.notna()
+    return table[named].drop(columns=empty), files[named], given
 
 
-def _find_header(source: Path, encoding: str, column: str) -> tuple[str, int, list[str]]:
-    """Return what separates the cells of a CSV, how many rows go before the data, and its header.
+def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of text without what people do not see, so that what looks alike is equal.
+
+    Spaces at the ends of a cell go, Unicode is composed (NFC), and an empty cell is missing.
+    """
+    tidied = {str(name): cells.str.strip().str.normalize("NFC") for name, cells in table.items()}
+    return table.assign(**tidied).replace("", pd.NA)
+
+
+def _read_rows(file: Iterable[str], dialect: dict[str, Any]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of its last line, and the cells, of each row of a CSV.
+
+    Raises:
+        ValueError: a quote is not closed, and so takes the rows that follow into one cell.
+    """
+    lines: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in file:
+            lines.append(line)
+            yield line
+
+    reader = csv.reader(remembered(), **dialect)
+    for row in reader:
+        # Of several lines, or cut off in the last one.
+        if len(lines) > 1 or not lines[-1].endswith(("\n", "\r")):
+            try:
+                list(csv.reader(lines, strict=True, **dialect))
+            except csv.Error as error:
+                first = reader.line_num - len(lines) + 1
+                raise ValueError(f"a quote in line {first} is not closed ({error})") from error
+        lines.clear()
+        yield reader.line_num, row
+
+
+def _find_header(source: Path, encoding: str, column: str) -> tuple[dict[str, Any], int, list[str]]:
+    """Return how a CSV separates cells, how many rows go before the data, and its header.
 
     Raises:
         MissingColumnError: no separator gives a header with the column.
     """
-    for delimiter in _DELIMITERS:
+    for delimiter, spaced in product(_DELIMITERS, (False, True)):
+        dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
         with source.open(encoding=encoding, errors="replace", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, **dialect)
             first = next(reader, [])
             # "sep=;" in the first line tells Excel the separator.
             told = "".join(first).lower().startswith("sep=")
-            header = [name.strip() for name in (next(reader, []) if told else first)]
+            written = next(reader, []) if told else first
+            if len(written) > 1 and all(name.startswith(" ") for name in written[1:]):
+                continue  # a space follows each separator, and quotes may follow the space
+            header = [name.strip() for name in written]
             if as_written(column, header) in header:
-                return delimiter, 1 + told, header
+                return dialect, 1 + told, header
     start = ", ".join(first)[:80]
     raise MissingColumnError(f"it has no `{column}` column; it begins with {start!r}")
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
+from itertools import dropwhile, takewhile
 from math import floor
 from pathlib import Path, PurePosixPath
 
@@ -238,8 +239,10 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
 
 
 def _folder_split(path: str) -> str | None:
-    names = (SPLIT_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts)
-    return next((name for name in names if name), None)
+    names = [SPLIT_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts]
+    inside = list(dropwhile(lambda name: name is None, names))
+    # Of train/train/ and train/test/, as some archives have them, the inner folders tell.
+    return next(reversed(list(takewhile(bool, inside))), None)
 
 
 def _groups(manifest: pd.DataFrame, groups: pd.Series | None) -> pd.Series:

@@ -19,6 +19,7 @@ from facegender.params import Params
 from facegender.runtime.output_capture import hide_native_notes
 
 COLUMNS = ["path", "sha256", "split", "issue", "label", "probability", "quality"]
+_INDEX = ["path", "label", "sha256"]
 SHOWN = 20  # labels in the grid, and in the report
 FOLDS = 5
 # Limits of a picture, of luminance from 0 to 255.
@@ -143,7 +144,9 @@ def find_issues(
         seed: source of chance of the folds.
     """
     images = pd.concat(
-        [split.index.assign(split=name) for name, split in splits.items()], ignore_index=True
+        # Without metadata, which may have columns of the names below.
+        [split.index[_INDEX].assign(split=name) for name, split in splits.items()],
+        ignore_index=True,
     )
     labels = images["label"].to_numpy(dtype=np.int64)
     group = [groups.get(*names) for names in images[["path", "sha256"]].to_numpy()]

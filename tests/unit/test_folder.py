@@ -191,12 +191,33 @@ def test_a_listing_has_what_is_copied_and_what_is_not(tmp_path, source):
     os.mkfifo(source / "pipe.jpg")
     (source / ".dvcignore").write_text("*.jpg")
     fill(source, {"README.md": "x"})
-    listing = list_folder(source, LIMITS, Path.read_text)
+    target = tmp_path / "raw"
+    listing = list_folder(source, target, LIMITS, Path.read_text)
     pipe = {"pipe.jpg": "is a pipe or device", "README.md": "is neither an image nor a CSV"}
     assert listing == WANTED | pipe
-    assert list_folder(source / "README.md", LIMITS, Path.read_text) == {"README.md": "x"}
+    assert list_folder(source / "README.md", target, LIMITS, Path.read_text) == {"README.md": "x"}
     with pytest.raises(UserError, match="is not a folder or archive"):
-        list_folder(source / "pipe.jpg", LIMITS, Path.read_text)
+        list_folder(source / "pipe.jpg", target, LIMITS, Path.read_text)
+
+
+@pytest.mark.parametrize("below", ["", "Training", "gone"])
+def test_a_source_where_dvc_removes_files_is_refused_before_it_does(tmp_path, source, below):
+    (tmp_path / "link").symlink_to(source)
+    for path in (source, tmp_path / "link"):
+        with pytest.raises(UserError, match=r"belongs to DVC, which removes.*Move your images"):
+            list_folder(path / below, source, LIMITS, Path.read_text)
+    with pytest.raises(UserError, match="contains this project's own data"):
+        list_folder(tmp_path, source, LIMITS, Path.read_text)
+
+
+def test_a_folder_of_links_out_of_it_says_how_to_copy_it(tmp_path, source):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "1.jpg").symlink_to(source / "Training/male/1.jpg")
+    with pytest.raises(
+        UserError, match=r"but links that lead out of it, such as '1\.jpg': .*cp -rL"
+    ):
+        copy_folder(snapshot, tmp_path / "target", LIMITS)
 
 
 def test_a_link_to_a_folder_is_a_source(tmp_path, source, caplog):

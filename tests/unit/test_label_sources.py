@@ -33,6 +33,7 @@ TREES = {
         "UTKFace/26_1_0_20170116184024662.jpg.chip.jpg": "x",
         "UTKFace/39_0_4_20170116174525125.jpg.chip.jpg": "y",
         "UTKFace/24_0_1_20170116220224657 .jpg.chip.jpg": "z",
+        "UTKFace/55_0_0_20170116232725357jpg.chip.jpg": "a",
     },
 }
 EXPECTED = {
@@ -47,11 +48,14 @@ EXPECTED = {
     ),
     # Sorted by name. Unlike in most datasets, 0 is male.
     "utkface": (
-        [1, 0, 1],
+        [1, 0, 1, 1],
         {
-            "age": ["24", "26", "39"],
-            "race": ["1", "0", "4"],
-            "date": ["20170116220224657", "20170116184024662", "20170116174525125"],
+            "age": ["24", "26", "39", "55"],
+            "race": ["1", "0", "4", "0"],
+            "date": [
+                *("20170116220224657", "20170116184024662", "20170116174525125"),
+                "20170116232725357",
+            ],
         },
     ),
 }
@@ -109,11 +113,11 @@ def test_a_name_of_utkface_without_race_is_left_out_and_named(tmp_path: Path) ->
     ambiguous = "UTKFace/61_1_20170109142408075.jpg.chip.jpg"
     write_tree(tmp_path / "raw", {**TREES["utkface"], ambiguous: "?"})
     notes = Notes()
-    assert len(label(tmp_path / "raw", labels, notes, max_unlabelled=0.25)) == 3
+    assert len(label(tmp_path / "raw", labels, notes, max_unlabelled=0.2)) == 4
     assert notes.summary()["unlabelled"] == {"count": 1, "images": [ambiguous]}
     assert notes.table()["check"].tolist() == ["unlabelled"]
-    with pytest.raises(UserError, match=r"1 of 4 images have no label.*61_1_2017.*pattern"):
-        label(tmp_path / "raw", labels, max_unlabelled=0.2)
+    with pytest.raises(UserError, match=r"1 of 5 images have no label.*61_1_2017.*pattern"):
+        label(tmp_path / "raw", labels, max_unlabelled=0.1)
 
 
 IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
@@ -169,6 +173,28 @@ def test_values_and_paths_are_read_as_people_write_them(tmp_path: Path) -> None:
     assert manifest["metadata_path"].tolist() == ["007", "NA"]
     assert manifest["age"].tolist() == ["-", "9"]
     assert manifest["metadata_age"].tolist() == ["30", "-"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images"),
+    [("table", ("1.jpg", "2.jpg")), ("filename", ("0_1.jpg", "1_2.jpg"))],
+)
+def test_numbers_are_labels_only_where_somebody_says_which(
+    dataset: str, images: tuple[str, str], tmp_path: Path
+) -> None:
+    """In UTKFace and many tables 1 is female, in CelebA and others male."""
+    overrides = [f"dataset={dataset}", "dataset.path=x"]
+    if dataset == "filename":
+        overrides.append("dataset.labels.pattern='(?P<label>.)_.*'")
+    tables = {"labels.csv": "image,label\n1.jpg,0\n2.jpg,1\n"} if dataset == "table" else {}
+    write_tree(tmp_path / "raw", {**{name: name for name in images}, **tables})
+    compose(tmp_path / "params.yaml", *overrides)
+    with pytest.raises(UserError, match=r"without meaning: '0' \(1\), '1' \(1\).*labels\.female"):
+        label(tmp_path / "raw", load_params(tmp_path / "params.yaml").dataset.labels)
+    overrides += ["dataset.labels.female=[1]", "dataset.labels.male=[0]"]
+    compose(tmp_path / "params.yaml", *overrides)
+    labels = load_params(tmp_path / "params.yaml").dataset.labels
+    assert label(tmp_path / "raw", labels)["label"].tolist() == [1, 0]
 
 
 def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path) -> None:

@@ -115,6 +115,20 @@ def test_without_a_test_folder_validation_is_the_test_part() -> None:
     assert parts["test"]["path"].str.startswith("Validation/").all()
 
 
+def test_a_split_folder_in_a_split_folder_tells_more() -> None:
+    # Archives of one folder, and folders that an archive has twice.
+    parts = predefined(manifest(20, 20, "train/train/"), manifest(5, 5, "train/Test/"))
+    assert [len(parts[name]) for name in SPLITS] == [32, 8, 10]
+    frames = [manifest(n, n, name) for n, name in ((20, "Train/Train/"), (4, "Train/val/"))]
+    parts = predefined(*frames, manifest(5, 5, "Test/Test/"))
+    assert [len(parts[name]) for name in SPLITS] == [40, 8, 10]
+    # Below a class, Val is a person.
+    frame = manifest(20, 20, "train/").replace(
+        {"path": {"^train/.*/": "train/male/Val/"}}, regex=True
+    )
+    assert len(predefined(frame, manifest(5, 5, "test/"))["validation"]) == 8
+
+
 def test_a_training_image_that_is_in_test_too_is_removed_from_train() -> None:
     frame = pd.concat([manifest(20, 20, "train/"), manifest(5, 5, "test/")], ignore_index=True)
     parts = split_by_folder(frame, validation_fraction=0.2, seed=1)

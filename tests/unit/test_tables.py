@@ -26,6 +26,15 @@ CSVS: dict[str, tuple[list[str], bytes]] = {
         ["a, b.png", 'c "d".png'],
         b'file,age\n"a, b.png",20\n"c ""d"".png",30\n',
     ),
+    "spaces-around-values": (["a.png", "b.png"], b"file,age\na.png, 20\nb.png,30 \n"),
+    "quotes-behind-spaces": (
+        ["a, b.png", "c.png"],
+        b'"file", "who", "age"\n"a, b.png", "Doe, A", "20"\n"c.png", "Roe, B", "30"\n',
+    ),
+    "cells-of-several-lines": (
+        ["a.png", "b.png"],
+        b'file,note,age\na.png,"first, of\ntwo, lines",20\nb.png,"he said ""so""",30\n',
+    ),
     "names-in-another-case": (["a.png", "IMG.JPG"], b"file,age\nA.PNG,20\nimg.jpg,30\n"),
     "names-of-a-mac": (["a.png", NFD], f"file,age\na.png,20\n{NFC},30\n".encode()),
     "names-from-a-mac": (["a.png", NFC], f"file,age\na.png,20\n{NFD},30\n".encode()),
@@ -97,6 +106,29 @@ def test_folders_of_another_machine_are_counted_and_those_of_the_table_are_not(
     assert ages(tmp_path, notes) == {"women/a.png": "20", "men/b.png": "30"}
     (rows,) = notes.summary()["metadata"]["renamed_rows"].values()
     assert (rows["renamed"], rows["first"]) == (1, r"C:\faces\men\b.png")
+
+
+@pytest.mark.parametrize(
+    "notes_column",
+    [('"left', "x", "x"), ('"left', 'right"x', "x"), ("x", "x", '"cut off'), ("x", '"a', "b")],
+)
+def test_a_quote_that_is_not_closed_takes_no_rows(
+    notes_column: tuple[str, ...], tmp_path: Path
+) -> None:
+    images = dict.fromkeys(("women/1.png", "men/2.png", "men/3.png"), b"")
+    rows = zip(images, notes_column, strict=True)
+    table = "\n".join(["file,note", *(f"{name},{note}" for name, note in rows)]).encode()
+    notes = Notes()
+    assert build(write(tmp_path, images | {"t.csv": table}), notes).keys() == images.keys()
+    assert "is not closed" in notes.skipped_tables["t.csv"]
+
+
+def test_values_that_look_alike_are_one_group(tmp_path: Path) -> None:
+    images = dict.fromkeys(("women/1.png", "men/2.png", "men/3.png"), b"")
+    ann, composed = NFD.removesuffix(".png"), NFC.removesuffix(".png")
+    table = f"file,person\nwomen/1.png, {ann}\nmen/2.png,{composed} \nmen/3.png, \n".encode()
+    manifest = build(write(tmp_path, images | {"t.csv": table}))
+    assert [manifest[path]["person"] for path in images] == [composed, composed, "-"]
 
 
 def test_the_same_case_comes_first(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from facegender.errors import UserError, listed
 OTHER = "is neither an image nor a CSV"
 _PACKED = "is an archive in the source: unpack it first"
 _SPREADSHEETS = frozenset({".ods", ".parquet", ".tsv", ".xls", ".xlsm", ".xlsx"})
+_LINK = "is a link that leads out of the folder, into itself or nowhere"
 _UNREADABLE = "cannot be read: permission denied"
 # Links that a path may hold to folders: where each folder links twice to the next, the number of
 # paths doubles with each more.
@@ -57,12 +58,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
             two names that are one when spelt out.
         ValueError: the target is not empty.
     """
-    _check_source(source)
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UserError(
-            f"The folder {str(source)!r} contains this project's own data. Name the folder "
-            "whose subfolders are the classes."
-        )
+    _check_source(source, target)
     with emptied_on_error(target):
         left_out: dict[str, str] = {}
         if source.is_dir():
@@ -77,7 +73,13 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
         log_left_out(left_out, source.name)
         if not find_images(target):
             packed = [path for path, reason in left_out.items() if reason == _PACKED]
+            links = [path for path, reason in left_out.items() if reason == _LINK]
             inside = f", but archives: unpack {packed[0]!r} first" if packed else ""
+            if links and not packed:
+                inside = (
+                    f", but links that lead out of it, such as {links[0]!r}: copy the folder with "
+                    "`cp -rL` and name the copy"
+                )
             raise UserError(
                 f"{str(source)!r} holds no images{inside}. Put them in one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
@@ -86,12 +88,13 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
 
 
 def list_folder(
-    source: Path, limits: ArchiveLimits, digest: Callable[[Path], str]
+    source: Path, target: Path, limits: ArchiveLimits, digest: Callable[[Path], str]
 ) -> dict[str, str]:
     """Return what tells one content of a directory or archive from another.
 
     Args:
         source: a directory, or an archive.
+        target: the directory that `copy_folder` will fill.
         limits: limits on the directory.
         digest: the digest of a file.
 
@@ -100,9 +103,10 @@ def list_folder(
         leaves out what it does; of an archive, its own digest.
 
     Raises:
-        UserError: `source` is missing, exceeds the limits, or cannot be read.
+        UserError: `source` is missing, exceeds the limits, cannot be read, or lies in `target`
+            or around it.
     """
-    _check_source(source)
+    _check_source(source, target)
     files = {PurePosixPath(source.name): source}
     listing: dict[str, str] = {}
     with _named_faults(source):
@@ -118,7 +122,19 @@ def list_folder(
     return listing
 
 
-def _check_source(source: Path) -> None:
+def _check_source(source: Path, target: Path) -> None:
+    real, ours = (Path(os.path.realpath(path)) for path in (source, target))
+    if real.is_relative_to(ours):
+        raise UserError(
+            f"dataset.path is {str(source)!r}, and {str(target)!r} belongs to DVC, which removes "
+            "all files there that it did not make. Move your images elsewhere, and name that "
+            "folder."
+        )
+    if ours.is_relative_to(real):
+        raise UserError(
+            f"The folder {str(source)!r} contains this project's own data. Name the folder "
+            "whose subfolders are the classes."
+        )
     if not source.is_dir() and not source.is_file():
         raise UserError(
             f"{str(source)!r} is not a folder or archive. Set the path with "
@@ -238,9 +254,7 @@ class _Scan:
             if is_litter(PurePosixPath(entry.name)):
                 continue
             if entry.is_symlink() and not self._may_follow(path, above):
-                self.left_out[str(inner)] = (
-                    "is a link that leads out of the folder, into itself or nowhere"
-                )
+                self.left_out[str(inner)] = _LINK
             elif entry.is_dir() and entry.is_symlink() and links == _MAX_LINKS:
                 self.left_out[str(inner)] = f"is a link to a folder inside {_MAX_LINKS} others"
             elif entry.is_dir():
