@@ -1,6 +1,7 @@
 """Whether results are those of the code, data and parameters beside them, as dvc.lock records."""
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from facegender.errors import UserError
 from facegender.runtime.git import read_bytes, read_yaml
+from facegender.runtime.integrity import dvc_md5
 
 _LISTED = 5
 
@@ -104,14 +106,27 @@ def _changed_deps(
         if path in made_by:
             outs = {out["path"]: out["md5"] for out in lock[made_by[path]]["outs"]}
             same = outs[path] == recorded
-        elif recorded is None or recorded.endswith(".dir"):  # a dataset outside the repository
+        elif recorded is None or _is_absent_data(root, path):
             continue
         else:
-            content = read_bytes(root, path, None)
-            same = content is not None and _md5(content) == recorded
+            same = _md5_of_path(root, path) == recorded
         if not same:
             found.add(path)
     return found
+
+
+def _is_absent_data(root: Path, path: str) -> bool:
+    """Return whether a path is outside the repository and not a file: a clone need not hold it."""
+    outside = os.path.relpath(root / path, root).startswith(os.pardir)
+    return outside and not (root / path).is_file()
+
+
+def _md5_of_path(root: Path, path: str) -> str | None:
+    """Return DVC's MD5 of a file or directory, or None if it is missing."""
+    try:
+        return dvc_md5(root / path) if (root / path).exists() else None
+    except OSError as error:
+        raise UserError(f"Cannot read {path} of the work tree: {error}") from error
 
 
 def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:

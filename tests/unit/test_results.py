@@ -1,5 +1,6 @@
 """Results read from the work tree and from git, the commit to compare with, `facegender gate`."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.gate.compare import commit_of, default_baseline, parse_results, read_results
-from facegender.gate.freshness import edited_results
+from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
 from tools.compose_params import ROOT
@@ -395,6 +396,39 @@ def test_stale_results_get_no_verdict(
     if file == "params.yaml":
         project.lock()
         assert gate("--baseline", "HEAD") == 0
+
+
+def test_code_and_weights_that_a_stage_depends_on_are_held_to_the_lock(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "repository", tmp_path / "weights.h5"
+    (root / "code" / "__pycache__").mkdir(parents=True)
+    for path in (root / "code" / "a.py", root / "out.json", elsewhere):
+        path.write_text(path.name)
+    listing = json.dumps([{"md5": dvc_md5(root / "code" / "a.py"), "relpath": "a.py"}])
+    recorded = {
+        "code": hashlib.md5(listing.encode()).hexdigest() + ".dir",
+        str(elsewhere): dvc_md5(elsewhere),
+        "../faces": "0.dir",
+    }
+    stage = {
+        "deps": [{"path": path, "md5": md5} for path, md5 in recorded.items()],
+        "outs": [{"path": "out.json", "md5": dvc_md5(root / "out.json")}],
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
+
+    def stale() -> str:
+        return " ".join(why_stale(root, ["out.json"]))
+
+    # DVC passes over __pycache__. A clone need not hold what is outside of it.
+    (root / "code" / "__pycache__" / "a.pyc").write_text("compiled")
+    assert stale() == ""
+    elsewhere.write_text("other weights")
+    assert str(elsewhere) in stale()
+    elsewhere.unlink()
+    assert stale() == ""
+    (root / "code" / "a.py").write_text("edited")
+    assert "other contents of code;" in stale()
+    shutil.rmtree(root / "code")
+    assert "other contents of code;" in stale()
 
 
 def test_edited_results_of_the_baseline_get_no_verdict(
