@@ -7,8 +7,9 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 from facegender.cli.main import _run
-from facegender.cli.seeds import spread_of
+from facegender.cli.seeds import spread_of, why_undecided
 from facegender.errors import UserError
+from facegender.gate.verdict import Report
 from facegender.params import load_params
 from facegender.runtime.dvc_context import input_tags
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
@@ -87,6 +88,13 @@ def test_the_spread_over_seeds_is_that_of_a_sample() -> None:
         }
     }
     assert math.isnan(spread_of([{"loss": 1.0}])["loss"]["sd"])
+
+
+def test_no_verdict_says_why() -> None:
+    report = Report("the work tree", None, [], undecided=["no main", "stale"])
+    assert why_undecided(json.dumps(report.to_json(), indent=2)) == "no main; stale"
+    assert why_undecided("INFO: x\nerror: no metrics\n") == "error: no metrics"
+    assert why_undecided("") == "the gate printed nothing"
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "-x", "a..b", "a b", ".a", "a.", "a.lock/", "ä"])
