@@ -42,15 +42,16 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
 def why_stale(root: Path, results: Collection[str]) -> list[str]:
     """Return why results in the work tree do not belong to what surrounds them; empty if they do.
 
-    Compared with dvc.lock: the results, and parameters and code of every stage that they depend
-    on. Data are compared by what dvc.lock records of them, so that the clone need not hold them.
+    Compared with dvc.lock: the results, and parameters, code and command of every stage that they
+    depend on. Data are compared by what dvc.lock records of them, so that the clone need not hold
+    them.
 
     Args:
         root: the repository.
         results: paths of the results.
 
     Raises:
-        UserError: dvc.lock, or a file of parameters, is unreadable.
+        UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.
     """
     lock = _read_lock(root, None)
     results = list(results)
@@ -69,7 +70,10 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
             deps = [dep["path"] for dep in lock[name].get("deps", [])]
             waiting += [made_by[path] for path in deps if path in made_by]
     read = cache(lambda file: read_yaml(root, file, None))
+    commands = _commands(read("dvc.yaml") or {}, read("params.yaml") or {})
     for name in stages:
+        if name in commands and lock[name].get("cmd", commands[name]) != commands[name]:
+            found.add(f"dvc.yaml: the command of {name}")
         found |= _changed_params(lock[name], read)
         found |= _changed_deps(root, lock, made_by, name)
     if not found:
@@ -79,6 +83,25 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
     return [
         f"the results are stale: dvc.lock records other contents of {listed}{more}; run `dvc repro`"
     ]
+
+
+def _commands(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each stage's command as dvc.lock records it; none of stages that stand for several.
+
+    Raises:
+        UserError: a command names a variable that is not defined.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.parsing.context import Context
+
+    variables = dict(params)
+    for each in pipeline.get("vars", []):
+        variables |= each if isinstance(each, dict) else {}
+    context, stages = Context(variables), pipeline.get("stages", {})
+    try:
+        return {name: context.resolve(one["cmd"]) for name, one in stages.items() if "cmd" in one}
+    except DvcException as error:
+        raise UserError(f"Cannot read the commands in dvc.yaml: {error}") from error
 
 
 def _changed_params(stage: Mapping[str, Any], read: Callable[[str], Any]) -> set[str]:

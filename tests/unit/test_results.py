@@ -431,6 +431,27 @@ def test_code_and_weights_that_a_stage_depends_on_are_held_to_the_lock(tmp_path:
     assert "other contents of code;" in stale()
 
 
+def test_a_command_that_dvc_would_run_again_makes_results_stale(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml", "conf/packages.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    path = tmp_path / "dvc.yaml"
+    text = path.read_text()
+
+    def stale(old: str = "", new: str = "") -> bool:
+        path.write_text(text.replace(old, new, 1))
+        # All code is missing here, and comes after dvc.yaml in the list.
+        (reason,) = why_stale(tmp_path, ["metrics/test.json"])
+        return "dvc.yaml: the command of evaluate, facegender/" in reason
+
+    assert not stale()
+    assert stale("--model ${path.float32} --training-run", "--model ${path.int8} --training-run")
+    # The results do not depend on the page.
+    assert not stale("--page ${path.page}", "--page page.html")
+    with pytest.raises(UserError, match=r"commands in dvc\.yaml: .*path\.other"):
+        stale("--page ${path.page}", "--page ${path.other}")
+
+
 def test_edited_results_of_the_baseline_get_no_verdict(
     project: Project, capsys: pytest.CaptureFixture
 ) -> None:
