@@ -288,7 +288,11 @@ def _end(
     judge: Sequence[str],
 ) -> Ended:
     clone, output = workspace / "clone", (workspace / "log").read_text(errors="replace")
-    commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
+    commit = None
+    try:
+        commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
+    except UserError as error:  # such as one of the same name, meanwhile
+        output += f"\nerror: {error}\n"
     judged, judgement = None, ""
     if commit is not None and judge:
         done = subprocess.run(
