@@ -101,6 +101,8 @@ def with_metadata_of(
     """
     changed_to, before = keyed(new), keyed(old)
     shared = changed_to.index.isin(before.index)
+    if not shared.any():  # other data, whose metadata have other columns
+        return changed_to.reset_index(drop=True), []
     before = before.reindex(changed_to.index)
     result, notes = changed_to.copy(), []
     for column in before.columns.drop(list(NO_METADATA)):

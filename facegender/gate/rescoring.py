@@ -185,6 +185,9 @@ def rescore(
     old = fair.assign(
         probability=probability, predicted=(probability >= threshold).astype(int)
     ).astype({"predicted": "Int64", "probability": "Float64"})
+    before = baseline.predictions
+    if before is not None and before["sha256"].isin(new["sha256"]).any():
+        old = old[before.columns]  # `pair` knows by them which metadata are new
     scored = "image" if len(fair) == 1 else "images"
     notes.insert(
         0,
