@@ -217,6 +217,33 @@ def rescore(
     )
 
 
+def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored | None:
+    """Compare two models by the candidate's labels, without the baseline's model.
+
+    Args:
+        candidate: results with predictions.
+        baseline: results on the same images; they have its model's probabilities.
+        settings: argument of `rescore`.
+
+    Returns:
+        The comparison, or None if the baseline has no predictions or other images.
+    """
+    if candidate.predictions is None or baseline.predictions is None:
+        return None
+    new, notes = with_metadata_of(candidate.predictions, baseline.predictions)
+    now, before = keyed(new), keyed(baseline.predictions)
+    if not now.index.sort_values().equals(before.index.sort_values()):
+        return None
+    candidate = replace(candidate, predictions=new)
+    return Rescored(
+        candidate=candidate,
+        compared=candidate,
+        baseline=_results(baseline, before.assign(label=now["label"]), settings),
+        notes=notes,
+        questions=_questions(new, baseline, settings.significance),
+    )
+
+
 def _results(results: Results, predictions: pd.DataFrame, settings: Gate) -> Results:
     """Return results with the metrics of other predictions."""
     labels, predicted = (predictions[name].to_numpy(dtype=int) for name in ("label", "predicted"))

@@ -371,6 +371,28 @@ def test_rules_of_the_baseline_that_cannot_be_read(
         capsys.readouterr()
 
 
+def test_corrected_labels_are_compared_paired_without_the_baselines_model(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    path = project.root / "metrics" / "predictions.csv"
+    table = pd.read_csv(path)
+    wrong = table.index[table["label"] != table["predicted"]][:3]
+    table.loc[wrong, "label"] = table.loc[wrong, "predicted"]
+    # In another order, because images are told by their digests.
+    table[::-1].to_csv(path, index=False)
+    project.spoil(8)
+    assert gate("--baseline", "HEAD", "--format", "json") == 2
+    (reason,) = json.loads(capsys.readouterr().out)["undecided"]
+    assert reason.startswith("3 of 360 images in both test sets have another label; --accept-data")
+    assert gate("--baseline", "HEAD", "--format", "json", "--accept-data-change") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["paired"]
+    (accuracy,) = (row for row in report["comparisons"] if row["metric"] == "accuracy")
+    # The baseline was wrong on 8; on three of them its answer is the new label.
+    assert (accuracy["old"], accuracy["new"]) == (355 / 360, 347 / 360)
+    assert accuracy["p"] == pytest.approx(3 * 2 * 0.5**8)
+
+
 # Results that are not those of the work tree.
 
 
