@@ -66,7 +66,7 @@ def seeds(args: argparse.Namespace) -> int:
         name=args.name,
         jobs=args.jobs,
         environment=environment,
-        judge=(sys.executable, "-c", _GATE, "gate", "--baseline", "{baseline}"),
+        judge=(sys.executable, "-c", _GATE, "gate", "--format", "json", "--baseline", "{baseline}"),
         summarize=lambda ended: _summarize(root, ended, set(fixed)),
     )
     return int(failed > 0)
@@ -105,7 +105,7 @@ def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[st
     print(f"gate, against the commit that the seeds start from: {told}")
     for one in judged:
         if one.judged not in _VERDICTS:
-            print(f"no verdict on {one.point.name}: {one.output.strip().splitlines()[-1]}")
+            print(f"no verdict on {one.point.name}: {why_undecided(one.judgement)}")
     logged = {
         f"test_{metric}_{kind}": number
         for metric, numbers in spread.items()
@@ -133,6 +133,14 @@ def spread_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float
                 "most": max(numbers),
             }
     return found
+
+
+def why_undecided(judgement: str) -> str:
+    """Return why the gate has no verdict, from its JSON, or its error if it printed none."""
+    try:
+        return "; ".join(json.loads(judgement)["undecided"])
+    except ValueError:
+        return (judgement.strip().splitlines() or ["the gate printed nothing"])[-1]
 
 
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> set[str]:

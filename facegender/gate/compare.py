@@ -21,6 +21,7 @@ from facegender.gate.rescoring import (
     StoredModel,
     images_seen,
     model_of_commit,
+    relabel,
     rescore,
 )
 from facegender.gate.stricter_rules import Rules, combine_rules
@@ -126,7 +127,7 @@ def judge_on_the_same_images(
     undecided, notes = list(undecided), list(notes)
     if baseline and candidate.predictions is not None and data_differences(candidate, baseline):
         try:
-            again = rescored()
+            again = relabel(candidate, baseline, settings) or rescored()
         except UserError as error:
             reason = (
                 f"the model of {baseline.name} cannot be scored on the new test set: "

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from facegender.evaluation.groups import Chosen, find_groups, holm
+from facegender.evaluation.groups import Chosen, holm
 from facegender.evaluation.metrics import BINS
 from facegender.gate.costs import finite
+from facegender.gate.pairing import find_known_groups
 from facegender.gate.significance import Resampling
 from facegender.gate.verdict import Floor
 from facegender.params import AtLeast, AtMost, Gate
@@ -72,7 +73,7 @@ def _worst_group(
     right = (predictions["label"] == predictions["predicted"]).to_numpy()
     judged = [
         (right[members].mean(), f"{column}={group}", right[members])
-        for column, group, members in find_groups(predictions, chosen, min_group_size).members
+        for column, group, members in find_known_groups(predictions, chosen, min_group_size).members
         if members.sum() >= min_group_size
     ]
     if not judged:

@@ -1,6 +1,7 @@
 """Whether results are those of the code, data and parameters beside them, as dvc.lock records."""
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from facegender.errors import UserError
 from facegender.runtime.git import read_bytes, read_yaml
+from facegender.runtime.integrity import dvc_md5
 
 _LISTED = 5
 
@@ -40,15 +42,16 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
 def why_stale(root: Path, results: Collection[str]) -> list[str]:
     """Return why results in the work tree do not belong to what surrounds them; empty if they do.
 
-    Compared with dvc.lock: the results, and parameters and code of every stage that they depend
-    on. Data are compared by what dvc.lock records of them, so that the clone need not hold them.
+    Compared with dvc.lock: the results, and parameters, code and command of every stage that they
+    depend on. Data are compared by what dvc.lock records of them, so that the clone need not hold
+    them.
 
     Args:
         root: the repository.
         results: paths of the results.
 
     Raises:
-        UserError: dvc.lock, or a file of parameters, is unreadable.
+        UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.
     """
     lock = _read_lock(root, None)
     results = list(results)
@@ -67,7 +70,10 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
             deps = [dep["path"] for dep in lock[name].get("deps", [])]
             waiting += [made_by[path] for path in deps if path in made_by]
     read = cache(lambda file: read_yaml(root, file, None))
+    commands = _commands(read("dvc.yaml") or {}, read("params.yaml") or {})
     for name in stages:
+        if name in commands and lock[name].get("cmd", commands[name]) != commands[name]:
+            found.add(f"dvc.yaml: the command of {name}")
         found |= _changed_params(lock[name], read)
         found |= _changed_deps(root, lock, made_by, name)
     if not found:
@@ -77,6 +83,25 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
     return [
         f"the results are stale: dvc.lock records other contents of {listed}{more}; run `dvc repro`"
     ]
+
+
+def _commands(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return each stage's command as dvc.lock records it; none of stages that stand for several.
+
+    Raises:
+        UserError: a command names a variable that is not defined.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.parsing.context import Context
+
+    variables = dict(params)
+    for each in pipeline.get("vars", []):
+        variables |= each if isinstance(each, dict) else {}
+    context, stages = Context(variables), pipeline.get("stages", {})
+    try:
+        return {name: context.resolve(one["cmd"]) for name, one in stages.items() if "cmd" in one}
+    except DvcException as error:
+        raise UserError(f"Cannot read the commands in dvc.yaml: {error}") from error
 
 
 def _changed_params(stage: Mapping[str, Any], read: Callable[[str], Any]) -> set[str]:
@@ -104,14 +129,27 @@ def _changed_deps(
         if path in made_by:
             outs = {out["path"]: out["md5"] for out in lock[made_by[path]]["outs"]}
             same = outs[path] == recorded
-        elif recorded is None or recorded.endswith(".dir"):  # a dataset outside the repository
+        elif recorded is None or _is_absent_data(root, path):
             continue
         else:
-            content = read_bytes(root, path, None)
-            same = content is not None and _md5(content) == recorded
+            same = _md5_of_path(root, path) == recorded
         if not same:
             found.add(path)
     return found
+
+
+def _is_absent_data(root: Path, path: str) -> bool:
+    """Return whether a path is outside the repository and not a file: a clone need not hold it."""
+    outside = os.path.relpath(root / path, root).startswith(os.pardir)
+    return outside and not (root / path).is_file()
+
+
+def _md5_of_path(root: Path, path: str) -> str | None:
+    """Return DVC's MD5 of a file or directory, or None if it is missing."""
+    try:
+        return dvc_md5(root / path) if (root / path).exists() else None
+    except OSError as error:
+        raise UserError(f"Cannot read {path} of the work tree: {error}") from error
 
 
 def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 
-from facegender.evaluation.groups import Chosen, find_groups, holm
+from facegender.evaluation.groups import Chosen, holm
 from facegender.evaluation.metrics import METRICS, shown_metrics
 from facegender.gate.costs import compare_costs, finite
 from facegender.gate.evidence import Evidence, images_for_noninferiority
@@ -20,6 +20,7 @@ from facegender.gate.pairing import (
     changed_predictions,
     count_right,
     data_differences,
+    find_known_groups,
     pair,
     right_by_label,
 )
@@ -73,7 +74,7 @@ def judge(
     pairs: pd.DataFrame | None = None
     changed: list[str] = []
     if baseline and not differences:
-        pairs, changed = pair(beside, baseline)
+        pairs, changed = pair(beside, baseline, chosen)
     floors = judge_floors(
         candidate.metrics,
         candidate.predictions if pairs is None or compared else pairs,
@@ -109,7 +110,7 @@ def judge(
     flips, evidence = NO_FLIPS, None
     left_out: Sequence[str] = ()
     if pairs is not None:
-        found = find_groups(pairs, chosen, min_group_size)
+        found = find_known_groups(pairs, chosen, min_group_size)
         left_out = found.left_out
         comparisons, groups = _paired(
             pairs, found.members, beside, baseline, settings, min_group_size
@@ -292,18 +293,22 @@ def _group_counts(
     """Return the baseline's and the candidate's counts of groups that both have; and the others."""
     if candidate.predictions is None or baseline.predictions is None:
         return {}, ["groups: predictions are missing"]
+    tables = (baseline.predictions, candidate.predictions)
+    found = [find_known_groups(table, chosen, min_group_size) for table in tables]
     old, new = (
         {
-            f"{column}={group}": count_right(one.predictions[members])
-            for column, group, members in find_groups(
-                one.predictions, chosen, min_group_size
-            ).members
+            f"{column}={group}": count_right(table[members])
+            for column, group, members in groups.members
         }
-        for one in (baseline, candidate)
-        if one.predictions is not None
+        for table, groups in zip(tables, found, strict=True)
     )
     lost = sorted(old.keys() ^ new.keys())
-    left_out = [f"groups in one test set only: {', '.join(lost)}"] if lost else []
+    left_out = [f"groups in one test set only: {', '.join(lost)}"] * bool(lost)
+    left_out += [
+        f"{sentence} ({one.name})"
+        for one, groups in zip((baseline, candidate), found, strict=True)
+        for sentence in groups.left_out
+    ]
     return {name: (old[name], new[name]) for name in old if name in new}, left_out
 
 

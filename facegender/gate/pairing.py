@@ -1,12 +1,12 @@
 """Two evaluations of the same images, joined image by image, and what prevents that."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from facegender.evaluation.groups import NO_METADATA
+from facegender.evaluation.groups import NO_METADATA, Chosen, Groups, find_groups
 from facegender.labels import LABELS, NAMES
 
 
@@ -60,19 +60,29 @@ def keyed(predictions: pd.DataFrame | None) -> pd.DataFrame:
     return ordered.set_index([ordered["sha256"].astype(str), copy])
 
 
-def pair(candidate: Results, baseline: Results) -> tuple[pd.DataFrame, list[str]]:
+def pair(
+    candidate: Results, baseline: Results, chosen: Chosen = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Join the candidate's predictions with the baseline's.
 
-    Metadata are the baseline's, so that a candidate cannot make a group disappear; columns that
-    only the candidate has are kept.
+    Metadata are the baseline's, so that a candidate cannot make a group disappear. Columns that
+    only the candidate has are kept where `chosen` names the groups, or the baseline has no
+    metadata. Elsewhere each would be more groups, and the others judged less sharply.
 
     Returns:
         Path, label, `probability` and `predicted` of the candidate, `old_probability`,
         `old_predicted` and metadata, sorted by path; and a sentence for each column of metadata
-        that the candidate lacks or changed.
+        that the candidate lacks or changed, and for those that do not count.
     """
     new, notes = with_metadata_of(candidate.predictions, baseline.predictions)
     pairs, old = keyed(new), keyed(baseline.predictions)
+    added = [str(name) for name in pairs.columns if name not in old.columns]
+    if added and chosen is None and len(old.columns) > len(NO_METADATA):
+        pairs = pairs.drop(columns=added)
+        notes.append(
+            f"new in the metadata: {', '.join(added)}; groups of them are judged once a baseline "
+            "has them, or evaluate.groups names them"
+        )
     pairs = pairs.assign(old_probability=old["probability"], old_predicted=old["predicted"])
     return pairs.sort_values("path").reset_index(drop=True), notes
 
@@ -91,6 +101,8 @@ def with_metadata_of(
     """
     changed_to, before = keyed(new), keyed(old)
     shared = changed_to.index.isin(before.index)
+    if not shared.any():  # other data, whose metadata have other columns
+        return changed_to.reset_index(drop=True), []
     before = before.reindex(changed_to.index)
     result, notes = changed_to.copy(), []
     for column in before.columns.drop(list(NO_METADATA)):
@@ -105,6 +117,21 @@ def with_metadata_of(
             notes.append(f"{column} changed for {changed} images: the baseline's is used")
         result[column] = before[column].where(shared, changed_to[column])
     return result.reset_index(drop=True), notes
+
+
+def find_known_groups(predictions: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
+    """Return the groups of `find_groups`; what the metadata lack is left out.
+
+    Rules are the baseline's, whose metadata may have other columns.
+    """
+    asked = [(one,) if isinstance(one, str) else tuple(one) for one in chosen or ()]
+    lacking = {name for pair in asked for name in pair}.difference(predictions.columns)
+    if not lacking:
+        return find_groups(predictions, chosen, minimum)
+    known = [pair for pair in asked if lacking.isdisjoint(pair)]
+    found = find_groups(predictions, known, minimum)
+    sentence = f"the metadata lack {', '.join(sorted(lacking))}, which evaluate.groups names"
+    return replace(found, left_out=[sentence, *found.left_out])
 
 
 def changed_predictions(pairs: pd.DataFrame) -> pd.DataFrame:

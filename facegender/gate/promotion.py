@@ -117,9 +117,11 @@ def judge_promotion(
 def may_be_champion(report: Report) -> bool:
     """Return whether a report of `judge_promotion` allows promotion.
 
-    The first champion has no other to be compared with; nothing else that is undecided is excused.
+    The first champion has no other to be compared with; nothing else that is undecided, or that is
+    not shown beside the reference, is excused.
     """
-    alone = list(report.undecided) == [NO_CHAMPION] and not report.failures
+    others = report.failures or report.not_shown
+    alone = list(report.undecided) == [NO_CHAMPION] and not others
     return alone or report.exit_code == 0
 
 

@@ -185,6 +185,9 @@ def rescore(
     old = fair.assign(
         probability=probability, predicted=(probability >= threshold).astype(int)
     ).astype({"predicted": "Int64", "probability": "Float64"})
+    before = baseline.predictions
+    if before is not None and before["sha256"].isin(new["sha256"]).any():
+        old = old[before.columns]  # `pair` knows by them which metadata are new
     scored = "image" if len(fair) == 1 else "images"
     notes.insert(
         0,
@@ -209,6 +212,33 @@ def rescore(
         candidate=replace(candidate, predictions=new),
         compared=_results(candidate, fair, settings),
         baseline=_results(baseline, old, settings),
+        notes=notes,
+        questions=_questions(new, baseline, settings.significance),
+    )
+
+
+def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored | None:
+    """Compare two models by the candidate's labels, without the baseline's model.
+
+    Args:
+        candidate: results with predictions.
+        baseline: results on the same images; they have its model's probabilities.
+        settings: argument of `rescore`.
+
+    Returns:
+        The comparison, or None if the baseline has no predictions or other images.
+    """
+    if candidate.predictions is None or baseline.predictions is None:
+        return None
+    new, notes = with_metadata_of(candidate.predictions, baseline.predictions)
+    now, before = keyed(new), keyed(baseline.predictions)
+    if not now.index.sort_values().equals(before.index.sort_values()):
+        return None
+    candidate = replace(candidate, predictions=new)
+    return Rescored(
+        candidate=candidate,
+        compared=candidate,
+        baseline=_results(baseline, before.assign(label=now["label"]), settings),
         notes=notes,
         questions=_questions(new, baseline, settings.significance),
     )

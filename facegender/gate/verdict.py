@@ -190,7 +190,8 @@ class Report:
 
 def _floor_sentence(row: Floor) -> str:
     if row.value is None:
-        return f"{row.metric} is missing or NaN; it must be {row.direction} {row.limit:g}"
+        why = row.note or "it is missing or NaN"
+        return f"{row.metric} has no value ({why}); it must be {row.direction} {row.limit:g}"
     note = f" ({row.note})" if row.note else ""
     return f"{row.metric} is {row.value:.4f}{note}; it must be {row.direction} {row.limit:g}"
 

@@ -23,6 +23,8 @@ CACHE = "in DVC's cache"
 
 _DOWNLOADS = 8  # in parallel; most objects are small
 _LISTED = 10
+# What .dvcignore names.
+_IGNORED = "__pycache__"
 # Up to this size an output is hashed whole: DVC, which knows its files, takes a second to import.
 _SMALL_BYTES = 500_000_000
 
@@ -160,11 +162,13 @@ def unverified_remotes(root: Path) -> list[str]:
 
 
 def dvc_md5(path: Path) -> str:
-    """Return DVC's MD5 of a file, or of a directory with its contents."""
+    """Return DVC's MD5 of a file, or of a directory with its contents, without _IGNORED."""
     if path.is_file():
         return _md5(path)
     files = sorted(
-        (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
+        (file.relative_to(path).as_posix(), file)
+        for file in path.rglob("*")
+        if file.is_file() and _IGNORED not in file.relative_to(path).parts
     )
     # Hashing releases the interpreter's lock.
     with ThreadPoolExecutor() as pool:

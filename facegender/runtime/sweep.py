@@ -111,6 +111,7 @@ class Ended:
         output: text that DVC and the stages printed.
         commit: the experiment's commit, or None if it failed.
         judged: exit code of the command that judged it, or None.
+        judgement: text that this command printed, or what it reported as an error.
     """
 
     point: Point
@@ -118,6 +119,7 @@ class Ended:
     output: str
     commit: str | None
     judged: int | None
+    judgement: str = ""
 
 
 def run_sweep(
@@ -286,22 +288,25 @@ def _end(
     judge: Sequence[str],
 ) -> Ended:
     clone, output = workspace / "clone", (workspace / "log").read_text(errors="replace")
-    commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
-    judged = None
+    commit = None
+    try:
+        commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
+    except UserError as error:  # such as one of the same name, meanwhile
+        output += f"\nerror: {error}\n"
+    judged, judgement = None, ""
     if commit is not None and judge:
         done = subprocess.run(
             [word.format(baseline=snapshot.head) for word in judge],
             cwd=clone,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             errors="replace",
             check=False,
         )
-        judged, output = done.returncode, output + done.stdout
-    return Ended(point, code, output, commit, judged)
+        judged, judgement = done.returncode, done.stdout or done.stderr
+    return Ended(point, code, output, commit, judged, judgement)
 
 
 def _run_of(root: Path, ended: Ended, parent: str, output: str) -> str:

@@ -383,6 +383,39 @@ def test_nuisance_columns_do_not_hide_a_loss_in_a_group_that_is_named(compare: C
     assert "not in evaluate.groups: n0, n1" in as_markdown(report)
 
 
+def test_nuisance_columns_that_the_candidate_adds_do_not_hide_a_loss(compare: Callable) -> None:
+    generator = np.random.default_rng(1)
+    nuisance = {f"n{number}": generator.integers(0, 15, 400) for number in range(8)}
+    age = np.where(np.arange(400) < 50, "young", "old")
+    old, new = wrong_at(*range(100, 109), age=age), wrong_at(*range(9), age=age, **nuisance)
+    report = compare(new, old)
+    assert verdict(report, "age=young") == "fail"
+    assert report.groups == compare(new[old.columns], old).groups
+    assert report.notes[0].startswith("new in the metadata: n0, n1, n2, n3, n4, n5, n6, n7; groups")
+    # Named, or where no group was judged before, they count.
+    for named in (compare(new, old, chosen=["n0"]), compare(new, old.drop(columns="age"))):
+        assert "n0=1" in {row.metric for row in named.groups}
+
+
+@pytest.mark.parametrize("chosen", [["hair"], ["age"], [["age", "hair"]]])
+def test_groups_that_the_metadata_lack_are_left_out_and_named(
+    compare: Callable, settings: Gate, chosen: list
+) -> None:
+    new, old = wrong_at(age=["a", "b"] * 200), wrong_at(hair=["c", "d"] * 200)
+    new["sha256"] += " new"
+    report = compare(new, old, chosen=chosen, accept_data_change=True)
+    assert (report.exit_code, report.groups) == (0, [])
+    left_out = "; ".join(report.left_out)
+    for name, result in (("age", "baseline"), ("hair", "candidate")):
+        said = f"the metadata lack {name}, which evaluate.groups names ({result})"
+        assert (said in left_out) == (name in np.ravel(chosen))
+    floor = settings.model_copy(update={"floors": {"worst_group": AtLeast(at_least=0.5)}})
+    alone = judge(results(new), None, floor, min_group_size=20, chosen=["hair"])
+    assert alone.failures == [
+        "worst_group has no value (no group is large enough); it must be at least 0.5"
+    ]
+
+
 def test_a_loss_where_two_groups_meet_fails(compare: Callable) -> None:
     # Old women alone; of women and of the old it is too small a share.
     columns = {
@@ -522,12 +555,15 @@ def test_the_first_champion_is_excused_for_having_none_before_it_alone(
     for name in ("test.json", "predictions.csv"):
         shutil.copy(ROOT / "metrics" / name, tmp_path)
     params = params.model_copy(update={"gate": settings})
-    assert may_be_champion(judge_promotion(ROOT, tmp_path, None, params))
+    alone = judge_promotion(ROOT, tmp_path, None, params)
+    assert may_be_champion(alone)
     metrics = json.loads((tmp_path / "test.json").read_text())
     (tmp_path / "test.json").write_text(json.dumps(metrics | {"accuracy": 0.999}))
     report = judge_promotion(ROOT, tmp_path, None, params)
     assert (report.exit_code, report.failures) == (2, [])
     assert not may_be_champion(report)
+    lacking = replace(alone, unproven=["too few images"])
+    assert not may_be_champion(replace(alone, reference=lacking))
 
 
 # Cost.

@@ -147,14 +147,15 @@ def test_names_from_the_data_stay_text(sources: Sources, params: Params) -> None
         floors=[],
         comparisons=[Comparison("accuracy", 360, 0.5, 0.6, 0.1)],
         groups=[Comparison(HOSTILE, 40, 0.5, 0.6, 0.1)],
+        left_out=[HOSTILE],
         flips=flips,
         notes=[HOSTILE],
     )
     page = render_page(sources, params, PROVENANCE, gate)
     elements = Elements(page)
     assert elements.all("script") == []
-    # Errors, column, group, version, slug, baseline, group, flip, note: all told.
-    assert "".join(elements.texts).count(HOSTILE) == min(int(wrong.sum()), WORST_ERRORS) + 8
+    # Errors, column, group, version, slug, baseline, group, left out, flip, note: all told.
+    assert "".join(elements.texts).count(HOSTILE) == min(int(wrong.sum()), WORST_ERRORS) + 9
 
     card = render_card(sources, params)
     assert "<script" not in card

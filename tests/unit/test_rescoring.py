@@ -302,6 +302,24 @@ def test_blanked_metadata_of_another_test_set_are_the_baselines(
     assert (old["n"], old["verdict"]) == (30, "fail")
 
 
+def test_new_metadata_of_another_test_set_count_if_it_shares_no_image(
+    project: Project, gate: Callable
+) -> None:
+    project.table["age"] = ["old", "young"] * 32
+    project.judge(project.table[:40])
+    project.git("commit", "--quiet", "--all", "--message", "with ages")
+    project.judge(project.candidate(range(10, 64)).assign(hair=["long", "short"] * 27))
+    _, report = gate()
+    assert {row["metric"] for row in report["groups"]} == {"age=old", "age=young"}
+    assert any(one.startswith("new in the metadata: hair; ") for one in report["notes"])
+    # The data of somebody else.
+    other = project.candidate(range(40, 64)).drop(columns="age").assign(hair=["a", "b"] * 12)
+    project.judge(other)
+    _, report = gate()
+    assert {row["metric"] for row in report["groups"]} == {"hair=a", "hair=b"}
+    assert not any("metadata" in one for one in report["notes"])
+
+
 def test_a_reference_of_other_images_is_scored_too(project: Project, gate: Callable) -> None:
     project.git("tag", "release")
     project.set("gate", "reference", "release")

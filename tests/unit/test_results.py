@@ -1,5 +1,6 @@
 """Results read from the work tree and from git, the commit to compare with, `facegender gate`."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.gate.compare import commit_of, default_baseline, parse_results, read_results
-from facegender.gate.freshness import edited_results
+from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
 from tools.compose_params import ROOT
@@ -370,6 +371,28 @@ def test_rules_of_the_baseline_that_cannot_be_read(
         capsys.readouterr()
 
 
+def test_corrected_labels_are_compared_paired_without_the_baselines_model(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    path = project.root / "metrics" / "predictions.csv"
+    table = pd.read_csv(path)
+    wrong = table.index[table["label"] != table["predicted"]][:3]
+    table.loc[wrong, "label"] = table.loc[wrong, "predicted"]
+    # In another order, because images are told by their digests.
+    table[::-1].to_csv(path, index=False)
+    project.spoil(8)
+    assert gate("--baseline", "HEAD", "--format", "json") == 2
+    (reason,) = json.loads(capsys.readouterr().out)["undecided"]
+    assert reason.startswith("3 of 360 images in both test sets have another label; --accept-data")
+    assert gate("--baseline", "HEAD", "--format", "json", "--accept-data-change") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["paired"]
+    (accuracy,) = (row for row in report["comparisons"] if row["metric"] == "accuracy")
+    # The baseline was wrong on 8; on three of them its answer is the new label.
+    assert (accuracy["old"], accuracy["new"]) == (355 / 360, 347 / 360)
+    assert accuracy["p"] == pytest.approx(3 * 2 * 0.5**8)
+
+
 # Results that are not those of the work tree.
 
 
@@ -395,6 +418,60 @@ def test_stale_results_get_no_verdict(
     if file == "params.yaml":
         project.lock()
         assert gate("--baseline", "HEAD") == 0
+
+
+def test_code_and_weights_that_a_stage_depends_on_are_held_to_the_lock(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "repository", tmp_path / "weights.h5"
+    (root / "code" / "__pycache__").mkdir(parents=True)
+    for path in (root / "code" / "a.py", root / "out.json", elsewhere):
+        path.write_text(path.name)
+    listing = json.dumps([{"md5": dvc_md5(root / "code" / "a.py"), "relpath": "a.py"}])
+    recorded = {
+        "code": hashlib.md5(listing.encode()).hexdigest() + ".dir",
+        str(elsewhere): dvc_md5(elsewhere),
+        "../faces": "0.dir",
+    }
+    stage = {
+        "deps": [{"path": path, "md5": md5} for path, md5 in recorded.items()],
+        "outs": [{"path": "out.json", "md5": dvc_md5(root / "out.json")}],
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
+
+    def stale() -> str:
+        return " ".join(why_stale(root, ["out.json"]))
+
+    # DVC passes over __pycache__. A clone need not hold what is outside of it.
+    (root / "code" / "__pycache__" / "a.pyc").write_text("compiled")
+    assert stale() == ""
+    elsewhere.write_text("other weights")
+    assert str(elsewhere) in stale()
+    elsewhere.unlink()
+    assert stale() == ""
+    (root / "code" / "a.py").write_text("edited")
+    assert "other contents of code;" in stale()
+    shutil.rmtree(root / "code")
+    assert "other contents of code;" in stale()
+
+
+def test_a_command_that_dvc_would_run_again_makes_results_stale(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml", "conf/packages.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    path = tmp_path / "dvc.yaml"
+    text = path.read_text()
+
+    def stale(old: str = "", new: str = "") -> bool:
+        path.write_text(text.replace(old, new, 1))
+        # All code is missing here, and comes after dvc.yaml in the list.
+        (reason,) = why_stale(tmp_path, ["metrics/test.json"])
+        return "dvc.yaml: the command of evaluate, facegender/" in reason
+
+    assert not stale()
+    assert stale("--model ${path.float32} --training-run", "--model ${path.int8} --training-run")
+    # The results do not depend on the page.
+    assert not stale("--page ${path.page}", "--page page.html")
+    with pytest.raises(UserError, match=r"commands in dvc\.yaml: .*path\.other"):
+        stale("--page ${path.page}", "--page ${path.other}")
 
 
 def test_edited_results_of_the_baseline_get_no_verdict(

@@ -7,12 +7,15 @@ import yaml
 from dvc.utils.hydra import compose_and_dump
 
 from facegender.cli.main import _run
-from facegender.cli.seeds import spread_of
+from facegender.cli.seeds import spread_of, why_undecided
 from facegender.errors import UserError
+from facegender.gate.verdict import Report
 from facegender.params import load_params
 from facegender.runtime.dvc_context import input_tags
+from facegender.runtime.experiment_clone import Snapshot
+from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
-from facegender.runtime.sweep import grid_points, read_grid
+from facegender.runtime.sweep import Point, _end, grid_points, read_grid
 from tools.compose_params import ROOT
 
 
@@ -87,6 +90,30 @@ def test_the_spread_over_seeds_is_that_of_a_sample() -> None:
         }
     }
     assert math.isnan(spread_of([{"loss": 1.0}])["loss"]["sd"])
+
+
+def test_an_experiment_that_cannot_be_fetched_fails_and_says_why(tmp_path: Path) -> None:
+    root, workspace = tmp_path / "root", tmp_path / "point"
+    clone = workspace / "clone"
+    for folder, name in ((root, "one"), (clone, "other")):
+        folder.mkdir(parents=True)
+        checked_git(folder, "init", "--quiet")
+        who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        checked_git(folder, *who, "commit", "--quiet", "--allow-empty", "--message", name)
+        checked_git(folder, "update-ref", "refs/exps/00/11/point", "HEAD")
+    (workspace / "log").write_text("trained")
+    head = checked_git(root, "rev-parse", "HEAD")
+    ended = _end(Snapshot(root, head, head, root), Point("point", {}), workspace, 0, {}, ["false"])
+    assert (ended.commit, ended.judged) == (None, None)
+    assert ended.output.startswith("trained\nerror: git fetch failed: ")
+    assert checked_git(root, "rev-parse", "refs/exps/00/11/point") == head
+
+
+def test_no_verdict_says_why() -> None:
+    report = Report("the work tree", None, [], undecided=["no main", "stale"])
+    assert why_undecided(json.dumps(report.to_json(), indent=2)) == "no main; stale"
+    assert why_undecided("INFO: x\nerror: no metrics\n") == "error: no metrics"
+    assert why_undecided("") == "the gate printed nothing"
 
 
 @pytest.mark.parametrize("name", ["a/b", "", "-x", "a..b", "a b", ".a", "a.", "a.lock/", "ä"])
