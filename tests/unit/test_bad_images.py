@@ -286,6 +286,7 @@ def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, 
     if form == "text":
         assert len(printed.splitlines()) == len(names)
         assert r"new\nline.jpeg" in printed
+        assert r"\udcff\udce9.jpg" in printed
         return
     if form == "csv":
         answers = [row["image"] for row in csv.DictReader(printed.splitlines(keepends=True))]

@@ -184,25 +184,6 @@ def test_names_in_data_are_what_they_are(
     assert answer["image"] == str(folder / ESCAPES)
 
 
-@pytest.mark.parametrize("form", ["text", "json", "csv"])
-def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, form: str) -> None:
-    name = os.fsencode(folder) + b"/\xff.png"
-    (folder / "00.png").rename(os.fsdecode(name))
-    flags = [] if form == "text" else [f"--{form}"]
-    code = "from facegender.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags, name],
-        cwd=ROOT,
-        # As in a locale like en_US.UTF-8.
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    written = {"text": rb"\udcff.png", "json": rb"\udcff.png", "csv": b"\xff.png"}[form]
-    assert written in done.stdout
-
-
 def test_another_ending_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(UserError, match=r"model\.h5 is neither"):
         predict(Path("model.h5"), folder)

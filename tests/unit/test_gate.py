@@ -675,6 +675,7 @@ def test_unpaired_differences_are_wider_than_paired_ones() -> None:
     unpaired = unpaired_difference(*counts)
     assert unpaired.difference == pytest.approx(paired.difference)
     assert unpaired.high - unpaired.low > paired.high - paired.low
+    assert unpaired_difference((9, 10), (1, 10)).high < 0
 
 
 def test_a_paired_interval_is_that_of_the_score_test() -> None:
@@ -688,28 +689,6 @@ def test_a_paired_interval_is_that_of_the_score_test() -> None:
     )
     assert paired_interval(0, 20, 20)[0] == -1
     assert paired_interval(20, 0, 20)[1] == 1
-
-
-@pytest.mark.parametrize("n", [36, 360, 1102])
-@pytest.mark.parametrize(("gained", "lost"), [(0.04, 0.04), (0.03, 0.08), (0.1, 0.05)])
-def test_paired_intervals_cover_as_they_claim(n: int, gained: float, lost: float) -> None:
-    draws = np.random.default_rng(5).multinomial(n, [gained, lost, 1 - gained - lost], size=1500)
-    tables, counts = np.unique(draws[:, :2], axis=0, return_counts=True)
-    covered = 0
-    for (won, missed), count in zip(tables.tolist(), counts.tolist(), strict=True):
-        low, high = paired_interval(won, missed, n)
-        covered += count * (low <= gained - lost <= high)
-    assert 0.93 <= covered / len(draws) <= 0.975
-
-
-@pytest.mark.parametrize("n", [36, 360])
-def test_unpaired_intervals_cover_as_they_claim(n: int) -> None:
-    draws = np.random.default_rng(6).binomial(n, (0.93, 0.88), size=(1000, 2))
-    covered = 0
-    for old, new in draws.tolist():
-        found = unpaired_difference((old, n), (new, n))
-        covered += found.low <= -0.05 <= found.high
-    assert 0.93 <= covered / len(draws) <= 0.975
 
 
 def test_holm_adjusts_by_rank() -> None:

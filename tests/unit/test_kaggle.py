@@ -701,14 +701,3 @@ def test_logs_tell_of_attempts_but_no_secrets(setting, caplog):
     for canary in (KEY, BASIC.partition(" ")[2], SIGNATURE):
         assert canary not in caplog.text
     assert logging.getLogger("urllib3").level == logging.NOTSET
-
-
-def test_importing_the_source_imports_no_client():
-    script = (
-        "import sys, facegender.data.sources.kaggle;"
-        "print({'kaggle', 'tensorflow'} & {*sys.modules})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"
