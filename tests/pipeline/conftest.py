@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 from facegender.files import file_sha256
 from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
+from tests.conftest import free_port
 from tools.compose_params import ROOT
 from tools.ui import HOST, answers
 
@@ -119,9 +119,7 @@ def served(
     options: Sequence[str] = ("--host", HOST, "--workers", "1"),
 ) -> Iterator[int]:
     """Run an MLflow server on a free port until the block ends; yield the port."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *options, "--port", str(port)],

@@ -21,9 +21,10 @@ import yaml
 from mlflow.entities import Run
 from mlflow.server import get_app_client
 
+from tests.conftest import free_port
 from tests.leaks import holding
 from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, answers, copy_of, write_grid
-from tests.scale.servers import BUCKET, free_port, running, s3_server, stored
+from tests.scale.servers import BUCKET, running, s3_server, stored
 from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.scale

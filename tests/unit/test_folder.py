@@ -2,8 +2,6 @@ import dataclasses
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -14,9 +12,8 @@ from facegender.data.image_files import find_images
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.folder import copy_folder, list_folder, name_rest, summarize
 from facegender.errors import UserError
-from tests.conftest import WITH_PERMISSIONS
+from tests.conftest import WITH_PERMISSIONS, run_python
 from tests.unit.test_raw import fill, read
-from tools.compose_params import ROOT
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 WANTED = {
@@ -308,13 +305,7 @@ def test_permissions_of_the_disk_do_the_same(tmp_path, source):
         "limits = ArchiveLimits(max_total_bytes=10**6, max_ratio=100, max_files=100)\n"
         "print(*copy_folder(*map(Path, sys.argv[1:]), limits))\n"
     )
-    done = subprocess.run(
-        [*WITH_PERMISSIONS, sys.executable, "-c", code, source, tmp_path / "target"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python(code, source, tmp_path / "target", prefix=WITH_PERMISSIONS)
     assert done.stdout == "Training/male/1.jpg\n"
 
 

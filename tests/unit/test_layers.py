@@ -2,11 +2,11 @@
 
 import ast
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_python
 from tools.compose_params import ROOT
 
 PACKAGES = sorted((ROOT / "facegender").rglob("__init__.py"))
@@ -35,7 +35,4 @@ def test_an_init_imports_nothing(path: Path) -> None:
 def test_what_must_start_fast_imports_nothing_heavy(module: str) -> None:
     heavy = "{'tensorflow', 'keras', 'mlflow', 'pandas', 'kaggle'}"
     program = f"import sys, facegender.{module}; print(*{heavy} & sys.modules.keys())"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout.strip() == ""
+    assert run_python(program).stdout.strip() == ""

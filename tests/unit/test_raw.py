@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from facegender.data.sources.raw_directory import (
     emptied_on_error,
     replace_directory,
 )
+from tests.conftest import run_python
 
 
 def fill(directory: Path, files: dict[str, str]) -> Path:
@@ -97,8 +96,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
         "    (temporary / 'half.jpg').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(target)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert run_python(script, target, check=False).returncode == -signal.SIGKILL
     assert read(target) == {"old.jpg": "old"}
     assert (tmp_path / ".raw.partial" / "half.jpg").exists()
     with replace_directory(target) as temporary:

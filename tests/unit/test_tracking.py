@@ -1,5 +1,4 @@
 import json
-import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -11,6 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from facegender.tracking import connection, log, runs
+from tests.conftest import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +23,7 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def nobody() -> str:
     """The address of a server that is down, with a password that nothing may print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://me:canary@127.0.0.1:{free.getsockname()[1]}"
+    return f"http://me:canary@127.0.0.1:{free_port()}"
 
 
 def run(name: str = "test", resume: str | None = None):
