@@ -69,6 +69,14 @@ def run_and_measure(code: str, path: Path) -> tuple[str, float]:
     return printed, int(kilobytes) / 1024
 
 
+def tracked(*patterns: str) -> list[Path]:
+    """Return the files of the repository that git does not ignore, or those of some patterns."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--"]
+    listed = subprocess.run([*command, *patterns], cwd=ROOT, capture_output=True, check=True)
+    names = sorted(set(listed.stdout.decode().split("\0")))
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
