@@ -3,7 +3,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,24 @@ def tracked(*patterns: str) -> list[Path]:
     listed = subprocess.run([*command, *patterns], cwd=ROOT, capture_output=True, check=True)
     names = sorted(set(listed.stdout.decode().split("\0")))
     return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def fill(folder: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Write files, by their paths in a folder, and return the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file in a folder, by its path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def free_port() -> int:

@@ -27,10 +27,7 @@ from tests.conftest import Exported, free_port
 from tests.pipeline.conftest import HOST, START_SECONDS, Clone
 from tests.unit.conftest import RUNS, log_run
 
-pytestmark = [
-    pytest.mark.scale,
-    pytest.mark.skipif(not shutil.which("java"), reason="needs Java"),
-]
+pytestmark = [pytest.mark.scale, pytest.mark.skipif(not shutil.which("java"), reason="needs Java")]
 pyspark = pytest.importorskip("pyspark")
 
 SCORE = ("facegender", "score", "--master", "local[2]")

@@ -24,13 +24,6 @@ def finder() -> Detector:
     return Detector()
 
 
-@pytest.fixture(scope="module")
-def portrait(shared: Path) -> Image.Image:
-    """A CC0 portrait."""
-    with Image.open(shared / "faces" / "female" / "01.jpg") as picture:
-        return picture.convert("RGB")
-
-
 def pasted(portrait: Image.Image, side: int, corner: tuple[int, int]) -> Image.Image:
     canvas = Image.new("RGB", (1200, 800), (120, 130, 110))
     canvas.paste(portrait.resize((side, side)), corner)

@@ -12,8 +12,8 @@ from facegender.data.image_files import find_images
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.folder import copy_folder, list_folder, name_rest, summarize
 from facegender.errors import UserError
-from tests.conftest import WITH_PERMISSIONS, run_python
-from tests.unit.test_raw import fill, read
+from tests.conftest import WITH_PERMISSIONS, fill, run_python
+from tests.unit.test_raw import read
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 WANTED = {

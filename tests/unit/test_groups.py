@@ -5,12 +5,7 @@ import pandas as pd
 import pytest
 
 from facegender.errors import UserError
-from facegender.evaluation.groups import (
-    OTHER,
-    find_groups,
-    group_metrics,
-    group_names,
-)
+from facegender.evaluation.groups import OTHER, find_groups, group_metrics, group_names
 
 
 def test_rare_values_of_many_are_one_group() -> None:

@@ -29,7 +29,7 @@ from facegender.data.sources import kaggle as source
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.kaggle import KaggleDownload, download_kaggle
 from facegender.errors import UserError
-from tests.conftest import free_port, run_python
+from tests.conftest import free_port, read, run_python
 from tests.kaggle_server import SIGNATURE, Fault, KaggleServer, kaggle_server
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
@@ -59,14 +59,6 @@ HALF = 2_000_000
 
 def digest(content: bytes) -> str:
     return sha256(content).hexdigest()
-
-
-def read(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 @dataclass

@@ -9,23 +9,13 @@ from facegender.data.sources.raw_directory import (
     emptied_on_error,
     replace_directory,
 )
-from tests.conftest import run_python
+from tests import conftest
+from tests.conftest import fill, run_python
 
 
-def fill(directory: Path, files: dict[str, str]) -> Path:
-    for name, content in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return directory
-
-
-def read(directory: Path) -> dict[str, str]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_text()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
+def read(folder: Path) -> dict[str, str]:
+    """Return the texts of a folder's files."""
+    return {name: content.decode() for name, content in conftest.read(folder).items()}
 
 
 def test_digest_covers_names_and_bytes_only(tmp_path):

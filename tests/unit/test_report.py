@@ -25,7 +25,7 @@ from facegender.report.page import (
     render_card,
     render_page,
 )
-from tests.results import committed_params, committed_sources
+from tests.results import committed_sources
 from tools.compose_params import ROOT
 
 HOSTILE = "<script>alert(1)</script>|[x](javascript:y)`\"'&\n# {{ 7 * 7 }}"
@@ -78,8 +78,8 @@ def sources(tmp_path: Path) -> Sources:
 
 
 @pytest.fixture(scope="module")
-def committed_page() -> str:
-    return render_page(committed_sources(ROOT), committed_params(), PROVENANCE)
+def committed_page(params: Params) -> str:
+    return render_page(committed_sources(ROOT), params, PROVENANCE)
 
 
 @pytest.fixture(scope="module")
@@ -301,9 +301,9 @@ def test_the_digest_of_the_code_is_what_the_page_says(tmp_path: Path) -> None:
     assert code_digest(tmp_path, ["facegender", "stages"]) != digest
 
 
-def test_the_committed_card_is_the_one_of_the_committed_results() -> None:
+def test_the_committed_card_is_the_one_of_the_committed_results(params: Params) -> None:
     card = (ROOT / "docs" / "model-card.md").read_text()
-    assert card == render_card(committed_sources(ROOT), committed_params()), (
+    assert card == render_card(committed_sources(ROOT), params), (
         "docs/model-card.md is not that of metrics/ and params.yaml: run `make repro`"
     )
     # Read as a reader does, not by the template's code.

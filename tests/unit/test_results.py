@@ -79,9 +79,7 @@ class Project:
         table.loc[right, "probability"] = 0.2 + 0.6 * table.loc[right, "predicted"]
         table.to_csv(path, index=False)
         metrics = classification_metrics(
-            table["label"].to_numpy(),
-            table["probability"].to_numpy(),
-            threshold=0.5,
+            table["label"].to_numpy(), table["probability"].to_numpy(), threshold=0.5
         )
         (self.root / "metrics" / "test.json").write_text(json.dumps(metrics))
         self.lock()

@@ -187,10 +187,7 @@ CUT = base64.b64encode(
             "are abstain_below, whole, not ['abstain_bel",
         ),
         ({"inputs": [GOOD], "params": {"whole": 1}}, "whole is true or false, not '1'"),
-        (
-            {"inputs": [GOOD], "params": {"whole": None}},
-            "whole is true or false, not 'None'",
-        ),
+        ({"inputs": [GOOD], "params": {"whole": None}}, "whole is true or false, not 'None'"),
         ({"inputs": [GOOD], "params": 5}, "params"),
         ({"images": [GOOD]}, "exactly one of the input fields"),
         ([GOOD], "Received a list"),

@@ -5,12 +5,7 @@ import pandas as pd
 import pytest
 
 from facegender.data.manifest import SPLITS
-from facegender.data.splits import (
-    find_leaks,
-    group_by_subject,
-    split_at_random,
-    split_by_folder,
-)
+from facegender.data.splits import find_leaks, group_by_subject, split_at_random, split_by_folder
 from facegender.errors import UserError
 
 
