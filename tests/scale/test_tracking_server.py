@@ -202,7 +202,7 @@ def test_who_may_not_log_in_is_told_so(team: Team, tmp_path: Path) -> None:
     done = Clone(root).run("facegender", "models", check=False, **team.client | wrong)
     assert done.returncode == 1
     assert done.stdout + done.stderr == (
-        "error: The MLflow server refuses you: check MLFLOW_TRACKING_USERNAME and "
+        "error: MLflow refused the login: check MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD.\n"
     )
 
