@@ -261,12 +261,7 @@ def train(folder: Path) -> None:
     checkpoint = Checkpoint(folder / "checkpoint.npz")
     start = time.perf_counter() if checkpoint.saved is None else math.nan
     result = training.train_network(
-        network,
-        parts["train"],
-        parts["validation"],
-        params.train,
-        checkpoint=checkpoint,
-        verbose=0,
+        network, parts["train"], parts["validation"], params.train, checkpoint=checkpoint, verbose=0
     )
     slope, intercept = (
         calibrate(network, parts["validation"]) if params.train.calibrate else (1.0, 0.0)

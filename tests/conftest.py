@@ -1,8 +1,12 @@
 import gc
 import os
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,9 @@ from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.params import Params, load_params
 from tools.compose_params import ROOT
+
+# Runs the command line, for `run_python`.
+FACEGENDER = "from facegender.cli.main import main; main()"
 
 gc.set_threshold(50_000)  # as in facegender.runtime.entry_points
 
@@ -40,6 +47,58 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 WITH_PERMISSIONS = (
     ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 )
+
+
+def run_python(
+    code: str, *words: object, prefix: tuple[str, ...] = (), check: bool = True, **options: Any
+) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, in the repository's root; options are subprocess.run's."""
+    command = [*prefix, sys.executable, "-c", code, *words]
+    settings = {"cwd": ROOT, "capture_output": True, "text": True} | options
+    done = subprocess.run(command, check=False, **settings)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def run_and_measure(code: str, path: Path) -> tuple[str, float]:
+    """Run code about `path` in a process of its own; return what it printed, and its megabytes."""
+    head = f"from pathlib import Path; path = Path({str(path)!r})\n"
+    # Not getrusage: its maximum counts what the process that started this one had.
+    tail = "\nprint(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+    printed, kilobytes = run_python(head + code + tail).stdout.strip().rsplit("\n", 1)
+    return printed, int(kilobytes) / 1024
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Return the files of the repository that git does not ignore, or those of some patterns."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--"]
+    listed = subprocess.run([*command, *patterns], cwd=ROOT, capture_output=True, check=True)
+    names = sorted(set(listed.stdout.decode().split("\0")))
+    return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def fill(folder: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Write files, by their paths in a folder, and return the folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file in a folder, by its path in it."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks

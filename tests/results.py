@@ -3,7 +3,6 @@
 from dataclasses import fields
 from pathlib import Path
 
-from facegender.params import Params, load_params
 from facegender.report.page import Sources
 from facegender.runtime.dvc_context import pipeline_paths
 from tools.compose_params import ROOT
@@ -12,7 +11,3 @@ from tools.compose_params import ROOT
 def committed_sources(root: Path) -> Sources:
     paths = pipeline_paths((ROOT / "dvc.yaml").read_text())
     return Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
-
-
-def committed_params() -> Params:
-    return load_params(ROOT / "params.yaml")

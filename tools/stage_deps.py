@@ -11,12 +11,7 @@ from tools.pin_packages import PACKAGES
 ROOT = Path(__file__).parent.parent
 # Modules that decide no result: errors and signals, the parser of params.yaml (DVC watches the
 # parameters themselves), and what is logged.
-UNLISTED = (
-    "facegender.errors",
-    "facegender.params",
-    "facegender.runtime",
-    "facegender.tracking",
-)
+UNLISTED = ("facegender.errors", "facegender.params", "facegender.runtime", "facegender.tracking")
 # One of these sources is in use: dvc.yaml names it as ${dataset.input}.
 SOURCES = ("facegender.data.sources.kaggle", "facegender.data.sources.sample")
 # MLflow logs this file by its path.

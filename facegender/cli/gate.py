@@ -11,7 +11,7 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         "Judge the results in the work tree (run `dvc repro` first) by the gate's floors in "
         "params.yaml, and compare them with a baseline, image by image. Exit code 0: pass, "
         "perhaps with warnings; 1: a regression, or below a floor; 2: no verdict is possible, "
-        "and why; 3: too few images to show what gate.test and gate.without_evidence want. "
+        "and why; 3: too few images for what gate.test and gate.without_evidence require. "
         "docs/gate.md explains how the verdict is reached."
     )
     parser.add_argument(
@@ -29,9 +29,9 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-data-change",
         action="store_true",
-        help="answer for other labels of the same images, for a test set that lost its hardest "
-        "images, and for one on which the baseline's model cannot be scored; the last, and missing "
-        "predictions, are compared unpaired, which is less sensitive",
+        help="compare even if the same images have other labels, if the test set lost its hardest "
+        "images, or if the baseline's model cannot be scored on it; in the last case, and without "
+        "predictions, the comparison is unpaired, which is less sensitive",
     )
     parser.add_argument(
         "--accept-rule-change",

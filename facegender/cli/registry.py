@@ -148,7 +148,7 @@ def open_registry() -> Iterator[tuple[ModuleType, Path]]:
         yield registry, root / ".dvc" / "tmp" / "registry.lock"
     except MlflowException as error:
         if connection.is_refusal(error):
-            raise UserError(f"The MLflow server refuses you: {connection.CHECK_LOGIN}.") from None
+            raise UserError(f"MLflow refused the login: {connection.CHECK_LOGIN}.") from None
         reason = without_credentials(str(error), secrets_of(os.environ))
         raise UserError(
             f"MLflow refused the request: {reason}. `facegender models` shows the current state."

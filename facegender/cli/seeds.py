@@ -62,7 +62,8 @@ def seeds(args: argparse.Namespace) -> int:
     connection.connect(root, tracking_uri())
     failed = run_sweep(
         root,
-        {**{key: [value] for key, value in fixed.items()}, SEED: list(_range(args))},
+        {key: [value] for key, value in fixed.items()}
+        | {SEED: list(range(args.first, args.first + args.count))},
         name=args.name,
         jobs=args.jobs,
         environment=environment,
@@ -70,10 +71,6 @@ def seeds(args: argparse.Namespace) -> int:
         summarize=lambda ended: _summarize(root, ended, set(fixed)),
     )
     return int(failed > 0)
-
-
-def _range(args: argparse.Namespace) -> range:
-    return range(args.first, args.first + args.count)
 
 
 def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[str, float]:

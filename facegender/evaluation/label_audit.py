@@ -66,11 +66,6 @@ class Audit:
         not_judged = f"; labels are not judged: {self.not_judged}" if self.not_judged else ""
         return f"{found}, of {self.images} images{not_judged}"
 
-    @property
-    def worst(self) -> pd.DataFrame:
-        """Return the SHOWN labels that are most probably wrong."""
-        return worst_labels(self.issues)
-
 
 def worst_labels(issues: pd.DataFrame) -> pd.DataFrame:
     """Return the SHOWN labels that are most probably wrong, of a table of issues."""
@@ -170,7 +165,7 @@ def find_issues(
 
 def draw_worst(splits: Mapping[str, ProcessedSplit], found: Audit, path: Path) -> None:
     """Draw the labels that are most probably wrong as a PNG; without any it says so."""
-    worst = found.worst
+    worst = worst_labels(found.issues)
     title = "Labels that are probably wrong, the worst first"
     if worst.empty:
         title = "Labels are not judged" if found.not_judged else "No label is suspect"

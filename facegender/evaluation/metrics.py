@@ -181,10 +181,7 @@ def shown_metrics() -> list[Metric]:
 
 
 def classification_metrics(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    *,
-    threshold: float,
+    labels: np.ndarray, probabilities: np.ndarray, *, threshold: float
 ) -> dict[str, Any]:
     """Return every metric of a split, ready for JSON.
 

@@ -76,10 +76,7 @@ class Provenance:
 
 
 def render_page(
-    sources: Sources,
-    params: Params,
-    provenance: Provenance,
-    gate: Report | None = None,
+    sources: Sources, params: Params, provenance: Provenance, gate: Report | None = None
 ) -> str:
     """Return the page: one HTML document without scripts, other files or network access.
 

@@ -65,7 +65,8 @@ def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
         output = next((one for one in around if one in recorded), None)
         if output is None or not path.exists():
             continue
-        if output == name or _size(root / output) <= _SMALL_BYTES:
+        sizes = (file.stat().st_size for file in (root / output).rglob("*") if file.is_file())
+        if output == name or sum(sizes) <= _SMALL_BYTES:
             wholes.add(output)
         else:
             parts[name] = output
@@ -178,10 +179,6 @@ def dvc_md5(path: Path) -> str:
         ]
     listing = json.dumps(entries, sort_keys=True).encode()
     return f"{hashlib.md5(listing, usedforsecurity=False).hexdigest()}.dir"
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _md5(path: Path) -> str:

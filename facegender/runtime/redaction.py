@@ -42,10 +42,7 @@ _PATTERNS = (
         ),
     ),
     # Authorization: Bearer ...; a digit or sign distinguishes a value from an English word.
-    (
-        None,
-        re.compile(r"\b(Bearer|Basic)(\s{1,9})(?=[\w.~+/=-]*[\d=_~+/-])([\w.~+/=-]{6,})"),
-    ),
+    (None, re.compile(r"\b(Bearer|Basic)(\s{1,9})(?=[\w.~+/=-]*[\d=_~+/-])([\w.~+/=-]{6,})")),
 )
 
 

@@ -320,13 +320,7 @@ def _run_of(root: Path, ended: Ended, parent: str, output: str) -> str:
         return run_id
     tags = {"dvc.exp_name": point.name, "mlflow.parentRunId": parent}
     if ended.commit is None:
-        return runs.failed_run(
-            output,
-            stage="dvc",
-            name=point.name,
-            params=point.values,
-            tags=tags,
-        )
+        return runs.failed_run(output, stage="dvc", name=point.name, params=point.values, tags=tags)
     return _log_restored(root, point, ended.commit, tags)
 
 

@@ -175,12 +175,7 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 @skip_if_server_failed
 def log_model(
-    model: Path,
-    *,
-    code: Path,
-    threshold: float,
-    input_example: Any,
-    packages: Sequence[str] = (),
+    model: Path, *, code: Path, threshold: float, input_example: Any, packages: Sequence[str] = ()
 ) -> str:
     """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 

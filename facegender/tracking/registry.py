@@ -240,7 +240,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
             )
         number = int(champion.version)
         former = _former(client)
-        known = {int(version.version) for version in _versions(client)} - {number}
+        known = {int(version.version) for version in _versions()} - {number}
         while former and former[-1] not in known:
             former.pop()
         if not former:
@@ -286,7 +286,7 @@ def list_versions() -> list[Version]:
         aliases.setdefault(int(number), []).append(alias)
     return [
         _summary(client, version, tuple(sorted(aliases.get(int(version.version), []))))
-        for version in _versions(client)
+        for version in _versions()
     ]
 
 
@@ -339,7 +339,7 @@ def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     source = f"models:/{model_id}"
-    for version in _versions(client):
+    for version in _versions():
         if version.source == source:
             return version
     return client.create_model_version(
@@ -365,15 +365,9 @@ def _record(
         client.delete_model_version_tag(REGISTERED_MODEL, str(number), _FORCED)
 
 
-def _versions(client: MlflowClient) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name='{REGISTERED_MODEL}'", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version), reverse=True)
+def _versions() -> list[ModelVersion]:
+    found = mlflow.search_model_versions(filter_string=f"name='{REGISTERED_MODEL}'")
+    return sorted(found, key=lambda version: int(version.version), reverse=True)
 
 
 def _model(client: MlflowClient) -> RegisteredModel | None:

@@ -93,9 +93,7 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
     experiment = mlflow.set_experiment(EXPERIMENT)
     # Not `mlflow.start_run`, which continues the run that MLFLOW_RUN_ID may name.
     return MlflowClient().create_run(
-        experiment.experiment_id,
-        run_name=name,
-        tags=resolve_tags({**user_tag(), **tags}),
+        experiment.experiment_id, run_name=name, tags=resolve_tags({**user_tag(), **tags})
     )
 
 

@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 from facegender.files import file_sha256
 from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
+from tests.conftest import free_port, tracked
 from tools.compose_params import ROOT
 from tools.ui import HOST, answers
 
@@ -82,6 +82,11 @@ class Clone:
     def compose(self, *overrides: str) -> None:
         self.run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides)
 
+    def init(self) -> None:
+        self.run("git", "init", "--quiet", "--initial-branch=main")
+        self.run("git", "config", "user.name", "test")
+        self.run("git", "config", "user.email", "test@localhost")
+
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
         self.run("git", "commit", "--quiet", "--allow-empty", "--message", message)
@@ -119,9 +124,7 @@ def served(
     options: Sequence[str] = ("--host", HOST, "--workers", "1"),
 ) -> Iterator[int]:
     """Run an MLflow server on a free port until the block ends; yield the port."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *options, "--port", str(port)],
@@ -173,19 +176,12 @@ def new_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]:
 
     def make(*overrides: str) -> Clone:
         clone = Clone(tmp_path_factory.mktemp("clone") / "facegender")
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-        ).stdout.decode()
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and not is_result(name):
+        for path in tracked():
+            name = path.relative_to(ROOT).as_posix()
+            if not is_result(name):
                 (clone.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, clone.root / name)
-        clone.run("git", "init", "--quiet", "--initial-branch=main")
-        clone.run("git", "config", "user.name", "test")
-        clone.run("git", "config", "user.email", "test@localhost")
+                shutil.copy(path, clone.root / name)
+        clone.init()
         clone.compose(*SMALL, *overrides)
         clone.commit("start")
         return clone

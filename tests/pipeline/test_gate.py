@@ -162,9 +162,7 @@ def test_one_image_passes_without_a_warning(learnt: Clone) -> None:
     table.loc[right, "probability"] = 0.45 + 0.1 * table.loc[right, "predicted"]
     table.to_csv(path, index=False)
     metrics = classification_metrics(
-        table["label"].to_numpy(),
-        table["probability"].to_numpy(),
-        threshold=0.5,
+        table["label"].to_numpy(), table["probability"].to_numpy(), threshold=0.5
     )
     (learnt.root / "metrics/test.json").write_text(json.dumps(metrics))
     assert gate(learnt)[0] == 2  # edited by hand

@@ -70,9 +70,7 @@ def repository(tmp_path: Path) -> Clone:
     (clone.root / "params.yaml").write_text("changed: false\nx: 0\n")
     for name in ("kept", "deleted"):
         (clone.root / "files" / name).touch()
-    clone.run("git", "init", "--quiet", "--initial-branch=main")
-    clone.run("git", "config", "user.name", "test")
-    clone.run("git", "config", "user.email", "test@localhost")
+    clone.init()
     clone.run("dvc", "init", "--quiet")
     clone.run("dvc", "repro")
     clone.commit("start")

@@ -229,12 +229,7 @@ def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -
     assert clone.ran(clone.run("dvc", "repro").stdout) == ["evaluate", "report"]
     assert files(clone.root / "models") == before
     clone.compose(*SMALL, "train.epochs=0")
-    assert clone.ran(clone.run("dvc", "repro").stdout) == [
-        "train",
-        "export",
-        "evaluate",
-        "report",
-    ]
+    assert clone.ran(clone.run("dvc", "repro").stdout) == ["train", "export", "evaluate", "report"]
 
 
 @pytest.mark.campaign  # in short: test_faults.py, where a server has not heard of the run

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
+from facegender.params import Params
 from facegender.report.page import Provenance, render_page
 from tests.pipeline.conftest import Clone
-from tests.results import committed_params, committed_sources
+from tests.results import committed_sources
 from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.slow
@@ -75,10 +76,12 @@ def test_what_the_browser_is_watched_for_is_found(browser: Browser, tmp_path: Pa
         assert one in found
 
 
-def test_the_committed_results_fill_the_page(browser: Browser, tmp_path: Path) -> None:
+def test_the_committed_results_fill_the_page(
+    browser: Browser, params: Params, tmp_path: Path
+) -> None:
     path = tmp_path / "report.html"
     provenance = Provenance(code="0" * 64, lock="0" * 64, versions={})
-    path.write_text(render_page(committed_sources(ROOT), committed_params(), provenance))
+    path.write_text(render_page(committed_sources(ROOT), params, provenance))
     folder = os.environ.get("FACEGENDER_SCREENSHOTS")
     picture = Path(folder) / "report.png" if folder else None
     assert problems(browser, path, "light", picture) == []

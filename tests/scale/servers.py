@@ -12,15 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import free_port
 from tests.pipeline.conftest import HOST, START_SECONDS
 
 BUCKET = "bucket"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return free.getsockname()[1]
 
 
 def listens(port: int) -> bool:

@@ -23,14 +23,11 @@ from facegender.data.image_files import find_images
 from facegender.data.images import encode_png
 from facegender.tracking import registry
 from tests.bad_images import BAD, GOOD, fill
-from tests.conftest import Exported
+from tests.conftest import Exported, free_port
 from tests.pipeline.conftest import HOST, START_SECONDS, Clone
 from tests.unit.conftest import RUNS, log_run
 
-pytestmark = [
-    pytest.mark.scale,
-    pytest.mark.skipif(not shutil.which("java"), reason="needs Java"),
-]
+pytestmark = [pytest.mark.scale, pytest.mark.skipif(not shutil.which("java"), reason="needs Java")]
 pyspark = pytest.importorskip("pyspark")
 
 SCORE = ("facegender", "score", "--master", "local[2]")
@@ -194,12 +191,6 @@ def cluster(champion: Clone, tmp_path: Path) -> Iterator[str]:
         for process in processes:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return free.getsockname()[1]
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:

@@ -21,9 +21,10 @@ import yaml
 from mlflow.entities import Run
 from mlflow.server import get_app_client
 
+from tests.conftest import free_port
 from tests.leaks import holding
 from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, answers, copy_of, write_grid
-from tests.scale.servers import BUCKET, free_port, running, s3_server, stored
+from tests.scale.servers import BUCKET, running, s3_server, stored
 from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.scale
@@ -201,7 +202,7 @@ def test_who_may_not_log_in_is_told_so(team: Team, tmp_path: Path) -> None:
     done = Clone(root).run("facegender", "models", check=False, **team.client | wrong)
     assert done.returncode == 1
     assert done.stdout + done.stderr == (
-        "error: The MLflow server refuses you: check MLFLOW_TRACKING_USERNAME and "
+        "error: MLflow refused the login: check MLFLOW_TRACKING_USERNAME and "
         "MLFLOW_TRACKING_PASSWORD.\n"
     )
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from PIL import Image
 
 import facegender
 from facegender.data.images import encode_png
@@ -24,6 +25,21 @@ RUNS = {
     "better": [True] * 40,
     "worse": [True] * 8 + [False] * 12 + [True] * 20,
 }
+
+
+@pytest.fixture(scope="session")
+def portrait(shared: Path) -> Image.Image:
+    """A CC0 portrait."""
+    with Image.open(shared / "faces" / "female" / "01.jpg") as picture:
+        return picture.convert("RGB")
+
+
+def two_faces(portrait: Image.Image) -> Image.Image:
+    """Return a picture with a large face on the left and a smaller one on the right."""
+    picture = Image.new("RGB", (900, 600), (120, 130, 110))
+    picture.paste(portrait.resize((500, 500)), (30, 50))
+    picture.paste(portrait.resize((300, 300)), (580, 200))
+    return picture
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from facegender.data.sources.archive import ArchiveLimits, DamagedArchive, extra
 from facegender.data.sources.fetch import fetch_dataset
 from facegender.errors import UserError
 from facegender.params import FolderDataset
+from tests.conftest import read
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 
@@ -52,14 +53,6 @@ def make(path: Path, kind: str, files: dict[str, bytes] | None = None) -> Path:
     if kind == "zip":
         return make_zip(path, files)
     return make_tar(path, files, f"w:{kind.partition('.')[2]}")
-
-
-def read(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -252,10 +245,7 @@ def test_limits_count_what_is_not_kept(tmp_path):
     archive = make_zip(tmp_path / "faces.zip")
     with pytest.raises(UserError, match="max_files"):
         extract_archive(
-            archive,
-            tmp_path / "target",
-            limits(max_files=2),
-            keep=lambda _, _start: False,
+            archive, tmp_path / "target", limits(max_files=2), keep=lambda _, _start: False
         )
 
 

@@ -4,7 +4,6 @@ import base64
 import errno
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,7 @@ from facegender.data.images import InvalidImage, UnreadableImage, decode_image
 from facegender.errors import UserError
 from facegender.inference.serving import _to_faces
 from tests.bad_images import BAD, GOOD, fill, save
-from tests.conftest import WITH_PERMISSIONS, Exported
-from tools.compose_params import ROOT
+from tests.conftest import FACEGENDER, WITH_PERMISSIONS, Exported, run_and_measure, run_python
 
 CONTENTS = {name: content for name, (content, _) in BAD.items()}
 
@@ -55,7 +53,7 @@ def test_reasons_are_the_same_before_any_heic_was_read() -> None:
         "try: decode_image(b'?', 32)\n"
         "except InvalidImage as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = run_python(code)
     assert (done.stdout, done.stderr) == ("not an image in a known format\n", "")
 
 
@@ -175,13 +173,7 @@ def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
         "from facegender.data.images import decode_image\n"
         "decode_image(Path(sys.argv[1]), 32)\n"
     )
-    done = subprocess.run(
-        [*WITH_PERMISSIONS, sys.executable, "-c", code, path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(code, path, prefix=WITH_PERMISSIONS, check=False)
     assert done.returncode == 1
     assert "UnreadableImage: Permission denied" in done.stderr
 
@@ -272,20 +264,14 @@ def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, 
     for name in names:
         (tmp_path / os.fsdecode(name)).write_bytes(GOOD["jpeg"])
     flags = [] if form == "text" else [f"--{form}"]
-    code = "from facegender.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags]
-    done = subprocess.run(
-        [*command, tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-    )
-    assert done.returncode == 0, done.stderr
+    command = ("predict", "--model", exported.float32, *flags, tmp_path)
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = run_python(FACEGENDER, *command, text=False, env=environment)
     printed = done.stdout.decode(errors="surrogateescape")
     if form == "text":
         assert len(printed.splitlines()) == len(names)
         assert r"new\nline.jpeg" in printed
+        assert r"\udcff\udce9.jpg" in printed
         return
     if form == "csv":
         answers = [row["image"] for row in csv.DictReader(printed.splitlines(keepends=True))]
@@ -304,28 +290,20 @@ def test_standard_input_without_an_end_is_refused(
             _run(["predict", "--model", str(exported.float32), "-"])
 
 
-def peak_megabytes(path: Path) -> tuple[str, float]:
-    """Decode a file in a process of its own; return what came of it, and its memory."""
-    code = (
-        "import re, sys; from pathlib import Path\n"
+def decoded(path: Path) -> tuple[str, float]:
+    """Decode a file in a process of its own; return what came of it, and the megabytes it took."""
+    return run_and_measure(
         "from facegender.data.images import InvalidImage, decode_image\n"
-        "try: print(decode_image(Path(sys.argv[1]), 96).shape)\n"
-        "except InvalidImage as error: print(error)\n"
-        # Not getrusage: its maximum counts what the process that started this one had.
-        "status = Path('/proc/self/status').read_text()\n"
-        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)\n"
+        "try: print(decode_image(path, 96).shape)\n"
+        "except InvalidImage as error: print(error)\n",
+        path,
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    what, megabytes = done.stdout.splitlines()
-    return what, float(megabytes)
 
 
 @pytest.mark.parametrize("name", ["bomb", "bomb-within-pillows-limit", "text-bomb", "profile-bomb"])
 def test_a_bomb_takes_no_memory(tmp_path: Path, name: str) -> None:
     (path,) = fill(tmp_path, {name: BAD[name][0]})
-    what, megabytes = peak_megabytes(path)
+    what, megabytes = decoded(path)
     assert "too large" in what
     # Python, NumPy and Pillow take about 40 of them; the texts may unpack to 64.
     assert megabytes < 250
@@ -336,6 +314,6 @@ def test_the_largest_picture_that_is_decoded_takes_less_than_a_gigabyte(
     tmp_path: Path, mode: str
 ) -> None:
     Image.new(mode, (10_000, 9_900)).save(tmp_path / "large.png")
-    what, megabytes = peak_megabytes(tmp_path / "large.png")
+    what, megabytes = decoded(tmp_path / "large.png")
     assert what == "(96, 96, 3)"
     assert megabytes < 1000

@@ -1,8 +1,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from facegender.training.checkpoints import (
     open_checkpoint,
     training_digest,
 )
+from tests.conftest import run_python
 from tests.networks import train_small
 from tools.compose_params import ROOT
 
@@ -112,8 +111,7 @@ def test_a_training_that_was_killed_goes_on(
         "split = ProcessedSplit(folder / 'part');"
         "train_small(split, recipe, Checkpoint(folder / 'checkpoint.npz'), kill)"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(kill_at)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(code, tmp_path, str(kill_at), check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoint = Checkpoint(path)
     assert checkpoint.saved is not None

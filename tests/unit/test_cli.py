@@ -15,7 +15,7 @@ from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.litert import probe_litert
 from facegender.inference.threshold import read_threshold, write_threshold
-from tests.conftest import Exported
+from tests.conftest import FACEGENDER, Exported, run_python
 from tools.compose_params import ROOT
 
 
@@ -105,8 +105,7 @@ def test_the_threshold_is_that_of_the_model_unless_named(
 
 def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProcess:
     """Run a line of bash in which PREDICT is the command with a model."""
-    code = "from facegender.cli.main import main; main()"
-    predict = f"{sys.executable} -c '{code}' predict --model {model}"
+    predict = f"{sys.executable} -c '{FACEGENDER}' predict --model {model}"
     script = f"set -o pipefail; cd {folder}; {line.replace('PREDICT', predict)}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
@@ -235,13 +234,10 @@ def test_a_model_made_to_end_the_process_is_a_clear_error(folder: Path, tmp_path
         "import sys, pathlib; from facegender.inference.litert import load_litert;"
         "load_litert(pathlib.Path(sys.argv[1]))"
     )
-    words = [sys.executable, "-c", load, tmp_path / "hollow.tflite"]
-    assert subprocess.run(words, cwd=ROOT, check=False).returncode < 0, (
-        "the runtime has been mended"
-    )
-    code = "from facegender.cli.main import main; main()"
-    words = [sys.executable, "-c", code, "predict", "--model", tmp_path / "hollow.tflite", folder]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    hollow = tmp_path / "hollow.tflite"
+    done = run_python(load, hollow, check=False)
+    assert done.returncode < 0, "the runtime has been mended"
+    done = run_python(FACEGENDER, "predict", "--model", hollow, folder, check=False)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("error: The model hollow.tflite is damaged or malicious")
@@ -267,17 +263,8 @@ def test_a_damaged_model_is_one_paragraph(folder: Path, tmp_path: Path, damage: 
 
 def imported(*words: object) -> set[str]:
     """Return the heavy packages that a command imports."""
-    code = (
-        "import atexit, sys; atexit.register(lambda: print(*sys.modules));"
-        "from facegender.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules)); {FACEGENDER}"
+    done = run_python(code, *words)
     heavy = {"dvc", "keras", "mlflow", "numpy", "pandas", "scipy", "sklearn", "tensorflow", "tqdm"}
     return heavy & set(done.stdout.splitlines()[-1].split())
 

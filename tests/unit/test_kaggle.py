@@ -29,8 +29,8 @@ from facegender.data.sources import kaggle as source
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.kaggle import KaggleDownload, download_kaggle
 from facegender.errors import UserError
+from tests.conftest import free_port, read, run_python
 from tests.kaggle_server import SIGNATURE, Fault, KaggleServer, kaggle_server
-from tools.compose_params import ROOT
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
 SLUG = "owner/faces"
@@ -59,14 +59,6 @@ HALF = 2_000_000
 
 def digest(content: bytes) -> str:
     return sha256(content).hexdigest()
-
-
-def read(directory: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
 
 
 @dataclass
@@ -234,22 +226,18 @@ def test_a_refused_link_to_the_storage_is_replaced(setting):
 def test_no_server_is_a_broken_connection(setting, monkeypatch):
     from kagglesdk import kaggle_env
 
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, endpoint)
-        message = setting.fail(attempts=2)
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, endpoint)
+    message = setting.fail(attempts=2)
     assert "Check the network" in message
     assert len(setting.naps) == 1
 
 
 def test_no_storage_is_a_broken_connection(setting):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        # `requests` puts this address into its message.
-        place = f"http://127.0.0.1:{unused.getsockname()[1]}/?X-Goog-Signature={SIGNATURE}"
-        setting.server.faults["DownloadDataset"] = [Fault(headers={"Location": place})]
-        assert "Check the network" in setting.fail(attempts=1)
+    # `requests` puts this address into its message.
+    place = f"http://127.0.0.1:{free_port()}/?X-Goog-Signature={SIGNATURE}"
+    setting.server.faults["DownloadDataset"] = [Fault(headers={"Location": place})]
+    assert "Check the network" in setting.fail(attempts=1)
 
 
 @pytest.mark.parametrize("call", ["GetDataset", "DownloadDataset", "storage"])
@@ -559,15 +547,7 @@ def run(tmp_path_factory) -> Callable[..., Outcome]:
         environment |= {
             name: value.replace("{HOME}", str(home)) for name, value in variables.items()
         }
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(home), *slugs],
-            env=environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        done = run_python(SCRIPT, home, *slugs, env=environment, check=False, timeout=60)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return start
@@ -664,14 +644,8 @@ def test_what_the_client_writes_is_for_the_user_alone(tmp_path):
     with kaggle_server(
         {SLUG: {3: OLD_FACES}}, tokens={TOKEN}, refresh_tokens={REFRESH: TOKEN}
     ) as server:
-        done = subprocess.run(
-            [sys.executable, "-c", "import os; os.umask(0o000)\n" + SCRIPT, str(home), SLUG],
-            env=environment | server.environment() | {"HOME": str(home)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        environment |= server.environment() | {"HOME": str(home)}
+        done = run_python("import os; os.umask(0o000)\n" + SCRIPT, home, SLUG, env=environment)
     assert " 2 files" in json.loads(done.stdout)[SLUG]
     assert TOKEN in login.read_text()
     assert login.stat().st_mode & 0o777 == 0o600
@@ -701,14 +675,3 @@ def test_logs_tell_of_attempts_but_no_secrets(setting, caplog):
     for canary in (KEY, BASIC.partition(" ")[2], SIGNATURE):
         assert canary not in caplog.text
     assert logging.getLogger("urllib3").level == logging.NOTSET
-
-
-def test_importing_the_source_imports_no_client():
-    script = (
-        "import sys, facegender.data.sources.kaggle;"
-        "print({'kaggle', 'tensorflow'} & {*sys.modules})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"

@@ -10,6 +10,7 @@ from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels, load_params
+from tests.conftest import fill
 from tools.compose_params import ROOT, compose
 
 CELEBA = "image_id,5_o_Clock_Shadow,Male,Young"
@@ -61,13 +62,6 @@ EXPECTED = {
 }
 
 
-def write_tree(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
-
-
 def label(folder: Path, labels: Any, notes: Notes | None = None, **options: Any) -> pd.DataFrame:
     return build_manifest(
         folder, female=["female"], male=["male"], ignore=[], labels=labels, notes=notes, **options
@@ -99,7 +93,7 @@ def test_public_datasets_are_labelled_by_their_own_files(
 ) -> None:
     compose(tmp_path / "params.yaml", f"dataset={dataset}", "dataset.path=x")
     labels = load_params(tmp_path / "params.yaml").dataset.labels
-    write_tree(tmp_path / "raw" / above, TREES[dataset])
+    fill(tmp_path / "raw" / above, TREES[dataset])
     manifest = label(tmp_path / "raw", labels)
     expected, metadata = EXPECTED[dataset]
     assert manifest["label"].tolist() == expected
@@ -111,7 +105,7 @@ def test_a_name_of_utkface_without_race_is_left_out_and_named(tmp_path: Path) ->
     compose(tmp_path / "params.yaml", "dataset=utkface", "dataset.path=x")
     labels = load_params(tmp_path / "params.yaml").dataset.labels
     ambiguous = "UTKFace/61_1_20170109142408075.jpg.chip.jpg"
-    write_tree(tmp_path / "raw", {**TREES["utkface"], ambiguous: "?"})
+    fill(tmp_path / "raw", {**TREES["utkface"], ambiguous: "?"})
     notes = Notes()
     assert len(label(tmp_path / "raw", labels, notes, max_unlabelled=0.2)) == 4
     assert notes.summary()["unlabelled"] == {"count": 1, "images": [ambiguous]}
@@ -137,13 +131,13 @@ IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
 def test_a_table_that_disagrees_with_the_images_is_an_error(
     rows: str, message: str, tmp_path: Path
 ) -> None:
-    write_tree(tmp_path, {**IMAGES, "labels.csv": "image,label\n" + rows})
+    fill(tmp_path, {**IMAGES, "labels.csv": "image,label\n" + rows})
     with pytest.raises(UserError, match=message):
         label(tmp_path, TABLE)
 
 
 def test_a_row_that_fits_two_images_is_an_error(tmp_path: Path) -> None:
-    write_tree(tmp_path, {**IMAGES, "b/1.jpg": "4", "labels.csv": "image,label\n1.jpg,m\n"})
+    fill(tmp_path, {**IMAGES, "b/1.jpg": "4", "labels.csv": "image,label\n1.jpg,m\n"})
     with pytest.raises(UserError, match=r"names '1\.jpg', which fits 2 images: 'a/1\.jpg', 'b/1"):
         label(tmp_path, TABLE)
 
@@ -159,14 +153,14 @@ def test_a_row_that_fits_two_images_is_an_error(tmp_path: Path) -> None:
 def test_a_table_or_column_that_is_not_there_is_named(
     name: str, header: str, message: str, tmp_path: Path
 ) -> None:
-    write_tree(tmp_path, {**IMAGES, name: f"{header}\n1.jpg,m\n"})
+    fill(tmp_path, {**IMAGES, name: f"{header}\n1.jpg,m\n"})
     with pytest.raises(UserError, match=message):
         label(tmp_path, TABLE)
 
 
 def test_values_and_paths_are_read_as_people_write_them(tmp_path: Path) -> None:
     rows = "image,label,path,age,value\na\\1.jpg, M ,007,,\nb/3.jpg,F,NA,9,\n2.jpg,?,x,8,5\n"
-    write_tree(tmp_path, {**IMAGES, "labels.csv": rows, "ages.csv": "file,age\na/1.jpg,30\n"})
+    fill(tmp_path, {**IMAGES, "labels.csv": rows, "ages.csv": "file,age\na/1.jpg,30\n"})
     manifest = label(tmp_path, TABLE).fillna("-")
     assert manifest["path"].tolist() == ["a/1.jpg", "b/3.jpg"]
     assert manifest["label"].tolist() == [1, 0]
@@ -198,7 +192,7 @@ def test_numbers_are_labels_only_where_somebody_says_which(
 
 
 def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path) -> None:
-    write_tree(tmp_path, {name: name for name in ("F_1.jpg", "m_NA.jpg", "x_3.jpg")})
+    fill(tmp_path, {name: name for name in ("F_1.jpg", "m_NA.jpg", "x_3.jpg")})
     notes = Notes()
     manifest = label(tmp_path, NAME, notes)
     assert manifest["label"].tolist() == [0, 1]

@@ -112,13 +112,6 @@ def test_one_name_for_two_classes_is_an_error() -> None:
         labels("f/a.jpg", female=["f"], male=["F"])
 
 
-def test_litter_is_passed_over(tmp_path: Path) -> None:
-    for name in ("a.JPG", "b.png", ".hidden.png", "notes.txt", "__MACOSX/c.png", ".x/d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    assert [str(path) for path in find_images(tmp_path)] == ["a.JPG", "b.png"]
-
-
 def test_metadata_joins_by_file_beside_its_csv(make_images) -> None:
     raw = make_images(per_class=2)
     (raw / "faces.csv").write_text("file,label,age\nfemale/000.png,male,31\nmale/001.png,male,58\n")

@@ -96,12 +96,7 @@ def worn() -> Network:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     return Network(
-        built.base,
-        image_size=32,
-        batch_norm="frozen",
-        dropout=0.0,
-        test_time_flip=False,
-        seed=1,
+        built.base, image_size=32, batch_norm="frozen", dropout=0.0, test_time_flip=False, seed=1
     )
 
 

@@ -1,6 +1,5 @@
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from facegender.data.engine import run_tasks
 from facegender.data.preprocessing import write_split
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
+from tests.conftest import run_python
 
 
 def test_nothing_of_dask_is_imported_by_default(make_images, tmp_path: Path) -> None:
@@ -25,9 +25,7 @@ def test_nothing_of_dask_is_imported_by_default(make_images, tmp_path: Path) -> 
         "write_split(manifest, raw, target, size=32, name='train', jobs=2)\n"
         "sys.exit(', '.join({'dask', 'distributed'} & set(sys.modules)) or 0)\n"
     )
-    command = [sys.executable, "-c", code, raw, tmp_path / "part"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_python(code, raw, tmp_path / "part")
     assert (tmp_path / "part" / "index.csv").is_file()
 
 

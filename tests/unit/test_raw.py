@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,22 +9,13 @@ from facegender.data.sources.raw_directory import (
     emptied_on_error,
     replace_directory,
 )
+from tests import conftest
+from tests.conftest import fill, run_python
 
 
-def fill(directory: Path, files: dict[str, str]) -> Path:
-    for name, content in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return directory
-
-
-def read(directory: Path) -> dict[str, str]:
-    return {
-        path.relative_to(directory).as_posix(): path.read_text()
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
+def read(folder: Path) -> dict[str, str]:
+    """Return the texts of a folder's files."""
+    return {name: content.decode() for name, content in conftest.read(folder).items()}
 
 
 def test_digest_covers_names_and_bytes_only(tmp_path):
@@ -97,8 +86,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
         "    (temporary / 'half.jpg').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", script, str(target)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert run_python(script, target, check=False).returncode == -signal.SIGKILL
     assert read(target) == {"old.jpg": "old"}
     assert (tmp_path / ".raw.partial" / "half.jpg").exists()
     with replace_directory(target) as temporary:

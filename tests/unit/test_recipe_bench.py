@@ -7,15 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.recipes import (
-    bootstrap,
-    compare,
-    decode_images,
-    fold_images,
-    show,
-    train,
-    transfer,
-)
+from bench.recipes import bootstrap, compare, decode_images, fold_images, show, train, transfer
 from facegender.data.face_images import face_images
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest

@@ -25,7 +25,7 @@ from facegender.report.page import (
     render_card,
     render_page,
 )
-from tests.results import committed_params, committed_sources
+from tests.results import committed_sources
 from tools.compose_params import ROOT
 
 HOSTILE = "<script>alert(1)</script>|[x](javascript:y)`\"'&\n# {{ 7 * 7 }}"
@@ -59,6 +59,11 @@ class Elements(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
 
+    @property
+    def text(self) -> str:
+        """All texts, with single spaces."""
+        return " ".join(" ".join(self.texts).split())
+
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.found if name == tag]
 
@@ -73,8 +78,8 @@ def sources(tmp_path: Path) -> Sources:
 
 
 @pytest.fixture(scope="module")
-def committed_page() -> str:
-    return render_page(committed_sources(ROOT), committed_params(), PROVENANCE)
+def committed_page(params: Params) -> str:
+    return render_page(committed_sources(ROOT), params, PROVENANCE)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ def test_it_can_be_read_by_everyone(elements: Elements) -> None:
 
 def test_its_figures_are_those_of_the_files(elements: Elements) -> None:
     metrics = json.loads((ROOT / "metrics/test.json").read_text())
-    text = " ".join(" ".join(elements.texts).split())
+    text = elements.text
     for metric in shown_metrics():
         assert f"{metric.title} {metrics[metric.name]:.4f}" in text
     for name in ("accuracy_ci", "f1_ci"):
@@ -178,7 +183,7 @@ def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:
     ):
         path.unlink(missing_ok=True)
     elements = Elements(render_page(sources, params, PROVENANCE))
-    text = " ".join(" ".join(elements.texts).split())
+    text = elements.text
     assert elements.all("img") == []
     for what in (
         "table of groups",
@@ -206,7 +211,7 @@ def test_one_class_no_error_and_no_groups(sources: Sources, params: Params) -> N
     table.assign(predicted=0).to_csv(sources.predictions, index=False)
     groups = group_metrics(table.drop(columns="path"), threshold=0.5, minimum=2)
     groups.to_csv(sources.test_plots / "groups.csv", index=False)
-    text = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    text = Elements(render_page(sources, params, PROVENANCE)).text
     assert "The test split has no errors" in text
     assert "The metadata define no groups" in text
     assert "nan" not in text.lower().split()
@@ -243,7 +248,7 @@ def test_small_and_low_groups_are_marked(sources: Sources, params: Params) -> No
     at = cells.index(f"{old['difference']:+.3f}")
     assert cells[at + 1 : at + 3] == [interval, ratio]
     assert cells[at + 4] == f"{old['p']:.3f}"
-    page = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    page = Elements(render_page(sources, params, PROVENANCE)).text
     assert f"{interval} {ratio}" in page.replace("\N{MINUS SIGN}", "-")
     assert "1 has fewer than 20 images" in page
     assert "old below 50 0.000" in page
@@ -267,7 +272,7 @@ def test_every_parameter_is_on_the_page_and_in_the_stage(
 ) -> None:
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
     assert set(stage["params"]) == set(params.model_dump())
-    text = " ".join(" ".join(elements.texts).split())
+    text = elements.text
     assert f"train seed {params.train.seed} batch_size {params.train.batch_size} " in text
     assert "train.augmentation zoom 0.1 " in text
     assert "weights_sha256 null" in text
@@ -297,9 +302,9 @@ def test_the_digest_of_the_code_is_what_the_page_says(tmp_path: Path) -> None:
     assert code_digest(tmp_path, ["facegender", "stages"]) != digest
 
 
-def test_the_committed_card_is_the_one_of_the_committed_results() -> None:
+def test_the_committed_card_is_the_one_of_the_committed_results(params: Params) -> None:
     card = (ROOT / "docs" / "model-card.md").read_text()
-    assert card == render_card(committed_sources(ROOT), committed_params()), (
+    assert card == render_card(committed_sources(ROOT), params), (
         "docs/model-card.md is not that of metrics/ and params.yaml: run `make repro`"
     )
     # Read as a reader does, not by the template's code.
@@ -338,8 +343,7 @@ def test_both_comparisons_are_shown(sources: Sources, params: Params) -> None:
     fixed = Report("now", "v1 (abc)", [], comparisons=[Comparison("accuracy", 9, 0.8, 0.6, -0.2)])
     row = Comparison("accuracy", 9, 0.61, 0.6, -0.01)
     gate = Report("now", "main", [], comparisons=[row], reference=fixed)
-    elements = Elements(render_page(sources, params, PROVENANCE, gate))
-    text = " ".join(" ".join(elements.texts).split())
+    text = Elements(render_page(sources, params, PROVENANCE, gate)).text
     assert "The fixed reference, which small drops cannot move, is v1 (abc)" in text
     assert "Metrics of the reference and of these results" in text
     assert "accuracy 9 0.6100 0.6000" in text
@@ -357,7 +361,7 @@ def test_robustness_is_on_the_page_and_in_the_card(sources: Sources, params: Par
     table.to_csv(sources.robustness, index=False)
     page = Elements(render_page(sources, params, PROVENANCE))
     assert page.open == []
-    text = " ".join(" ".join(page.texts).split()).replace("\N{MINUS SIGN}", "-")
+    text = page.text.replace("\N{MINUS SIGN}", "-")
     marked = "half resolution lower half the pixels a side 0.9000 -0.0500 -0.0800 to -0.0200"
     assert marked in text
     assert "darker 0.5 times as bright 0.9400 -0.0100 -0.0300 to +0.0100" in text
@@ -384,7 +388,7 @@ def test_labels_in_doubt_are_shown_with_what_to_do(sources: Sources, params: Par
     before = len(Elements(render_page(sources, params, PROVENANCE)).all("img"))
     write_audit(sources, summary, rows)
     elements = Elements(render_page(sources, params, PROVENANCE))
-    text = " ".join(" ".join(elements.texts).split())
+    text = elements.text
     assert len(elements.all("img")) == before + 1
     assert HOSTILE in "".join(elements.texts)
     assert "judged each of 400 labels" in text
@@ -401,8 +405,7 @@ def test_labels_that_are_not_judged_are_no_silence(sources: Sources, params: Par
     why = "model.weights is none"
     summary = {"images": 400, "accuracy": None, "not_judged": why, "issues": {}}
     write_audit(sources, summary, [])
-    elements = Elements(render_page(sources, params, PROVENANCE))
-    text = " ".join(" ".join(elements.texts).split())
+    text = Elements(render_page(sources, params, PROVENANCE)).text
     assert f"The labels are not judged: {why}." in text
     assert "Pictures that show little: none." in text
     assert f"- Labels in doubt: not judged ({why})." in render_card(sources, params)
@@ -415,7 +418,7 @@ def test_how_pictures_are_cut_is_said(sources: Sources, params: Params, face: st
     found = {"policy": "keep", "images": []}
     data["checks"] |= {"no_face": found | {"count": 7}, "several_faces": found | {"count": 5}}
     sources.data_metrics.write_text(json.dumps(data))
-    page = " ".join(" ".join(Elements(render_page(sources, params, PROVENANCE)).texts).split())
+    page = Elements(render_page(sources, params, PROVENANCE)).text
     card = " ".join(render_card(sources, params).split())
     for text in (page, card):
         assert ("each picture is taken whole; no face is looked for" in text) == (face == "none")

@@ -20,6 +20,7 @@ from facegender.gate.compare import commit_of, default_baseline, parse_results, 
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
+from tests.conftest import FACEGENDER
 from tools.compose_params import ROOT
 
 FILES = (
@@ -79,9 +80,7 @@ class Project:
         table.loc[right, "probability"] = 0.2 + 0.6 * table.loc[right, "predicted"]
         table.to_csv(path, index=False)
         metrics = classification_metrics(
-            table["label"].to_numpy(),
-            table["probability"].to_numpy(),
-            threshold=0.5,
+            table["label"].to_numpy(), table["probability"].to_numpy(), threshold=0.5
         )
         (self.root / "metrics" / "test.json").write_text(json.dumps(metrics))
         self.lock()
@@ -579,8 +578,9 @@ def test_a_git_that_hangs_is_ended(
 def test_an_output_that_fails_is_no_regression(
     project: Project, output: str, code: int, says: str
 ) -> None:
-    main = "from facegender.cli.main import main; main()"
-    command = f"{sys.executable} -c '{main}' gate --baseline HEAD {output}; exit ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -c '{FACEGENDER}' gate --baseline HEAD {output}; exit ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=project.root,

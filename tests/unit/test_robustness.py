@@ -1,13 +1,8 @@
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
-from facegender.data.raw_manifest import build_manifest
 from facegender.evaluation.metrics import paired_interval
 from facegender.evaluation.robustness import CHANGES, Change, robustness_table
 
@@ -46,14 +41,6 @@ def test_the_changes_do_what_their_names_say(pixels: np.ndarray) -> None:
     assert noise.std() == pytest.approx(0.18 * 255, rel=0.03)
 
 
-@pytest.fixture
-def test_split(make_images: Callable[..., Path], tmp_path: Path) -> ProcessedSplit:
-    raw = make_images(per_class=20)
-    manifest = build_manifest(raw, female=["female"], male=["male"], ignore=[])
-    write_split(manifest, raw, tmp_path / "test", size=32, name="test", jobs=1)
-    return ProcessedSplit(tmp_path / "test")
-
-
 def judge(split: ProcessedSplit) -> pd.DataFrame:
     # Brightness tells the classes of these images, and the limit is between them.
     means = split.images.mean((1, 2, 3))[split.rows]
@@ -68,8 +55,8 @@ def judge(split: ProcessedSplit) -> pd.DataFrame:
     )
 
 
-def test_the_table_compares_with_the_clean_pictures(test_split: ProcessedSplit) -> None:
-    table = judge(test_split)
+def test_the_table_compares_with_the_clean_pictures(part: ProcessedSplit) -> None:
+    table = judge(part)
     assert list(table.index) == list(BY_NAME)
     assert (table["n"] == 40).all()
     # Half as bright, all males count as females.
@@ -81,7 +68,7 @@ def test_the_table_compares_with_the_clean_pictures(test_split: ProcessedSplit) 
     assert table.loc["blur", "difference_low"] < 0 < table.loc["blur", "difference_high"]
 
 
-def test_batches_make_no_difference(test_split: ProcessedSplit) -> None:
+def test_batches_make_no_difference(part: ProcessedSplit) -> None:
     def seen(batch_size: int, seed: int) -> np.ndarray:
         batches: list[np.ndarray] = []
 
@@ -89,10 +76,8 @@ def test_batches_make_no_difference(test_split: ProcessedSplit) -> None:
             batches.append(images)
             return np.zeros(len(images))
 
-        clean = np.zeros(len(test_split))
-        robustness_table(
-            test_split, predict, clean, threshold=0.5, batch_size=batch_size, seed=seed
-        )
+        clean = np.zeros(len(part))
+        robustness_table(part, predict, clean, threshold=0.5, batch_size=batch_size, seed=seed)
         return np.concatenate(batches)
 
     np.testing.assert_array_equal(seen(7, seed=3), seen(40, seed=3))

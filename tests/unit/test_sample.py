@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from facegender.data.sources import sample
+from tests.conftest import read
 from tools.compose_params import ROOT
 
 PLAIN: dict[str, str | int] = {
@@ -29,11 +30,7 @@ def draw(target: Path, **options: int) -> dict[str, bytes]:
     """Draw into the new directory `target` and return its files' bytes by name."""
     target.mkdir()
     sample.draw_sample(target, **({"per_class": 3, "image_size": 32, "seed": 7} | options))
-    return {
-        path.relative_to(target).as_posix(): path.read_bytes()
-        for path in target.rglob("*")
-        if path.is_file()
-    }
+    return read(target)
 
 
 def pixels(**attributes: str | int) -> np.ndarray:

@@ -174,13 +174,14 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
 
 
 def test_images_are_walked_as_they_are_found(tmp_path: Path) -> None:
-    for name in ("b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp", "__MACOSX/5.jpg", "a/.6.jpg"):
+    names = ("b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp")
+    for name in (*names, "__MACOSX/5.jpg", "a/.6.jpg", ".x/7.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a/folder.jpg").mkdir()
     walked = list(walk_images(tmp_path))
     assert find_images(tmp_path) == sorted(walked, key=str)
-    assert {str(path) for path in walked} == {"b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp"}
+    assert {str(path) for path in walked} == set(names)
     assert all(isinstance(path, PurePosixPath) for path in walked)
 
 

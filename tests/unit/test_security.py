@@ -2,27 +2,17 @@
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.conftest import tracked
 from tools.compose_params import ROOT
 from tools.ui import server_command
 
 LOOPBACK = {"127.0.0.1", "localhost"}
-
-
-def tracked(*patterns: str) -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout.decode()
-    return [ROOT / name for name in sorted(set(listed.split("\0"))) if (ROOT / name).is_file()]
 
 
 # Code that runs on people's machines. Tests make hostile files, also with pickle.

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from facegender.data.images import encode_png
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import Predictor
 from facegender.inference.serving import FaceGender
-from tests.conftest import Exported
+from tests.conftest import Exported, run_python
 from tests.unit.conftest import Store
 from tools.compose_params import ROOT
 
@@ -188,10 +187,7 @@ CUT = base64.b64encode(
             "are abstain_below, whole, not ['abstain_bel",
         ),
         ({"inputs": [GOOD], "params": {"whole": 1}}, "whole is true or false, not '1'"),
-        (
-            {"inputs": [GOOD], "params": {"whole": None}},
-            "whole is true or false, not 'None'",
-        ),
+        ({"inputs": [GOOD], "params": {"whole": None}}, "whole is true or false, not 'None'"),
         ({"inputs": [GOOD], "params": 5}, "params"),
         ({"images": [GOOD]}, "exactly one of the input fields"),
         ([GOOD], "Received a list"),
@@ -264,12 +260,5 @@ def test_a_model_logged_before_the_package_had_folders_still_scores(
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
         "print(*model.predict([pathlib.Path(sys.argv[2]).read_bytes()])['probability'])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, model, tmp_path / "image.png"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(code, model, tmp_path / "image.png")
     assert float(done.stdout) == expected[0]

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from facegender.errors import UserError
 from facegender.tracking import connection, runs
 from facegender.tracking.local_store import relocate
+from facegender.tracking.registry import find_run
 
 # Runs in a process of its own, as each experiment does.
 LOG_HARD = """
@@ -70,12 +71,7 @@ def moved(filled: Path, to: Path) -> Path:
 
 def note() -> str:
     """Return the artifact of the first run in the store that is connected."""
-    (run,) = mlflow.search_runs(
-        experiment_names=["facegender"],
-        filter_string="attributes.run_name = 'first'",
-        output_format="list",
-    )
-    return mlflow.artifacts.load_text(f"{run.info.artifact_uri}/note.txt")
+    return mlflow.artifacts.load_text(f"{find_run('first').info.artifact_uri}/note.txt")
 
 
 def places(database: Path, text: str) -> set[tuple[str, str]]:
@@ -233,21 +229,12 @@ def test_a_run_whose_process_was_killed_is_marked_and_one_at_work_is_not(
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     connection.connect(root)
-    assert status("killed") == "KILLED"
-    assert status("working") == "RUNNING"
+    assert find_run("killed").info.status == "KILLED"
+    assert find_run("working").info.status == "RUNNING"
     working.stdin.close()
     assert working.wait() == 0
-    assert status("working") == "FINISHED"
+    assert find_run("working").info.status == "FINISHED"
     assert list(root.rglob("running.lock")) == []
-
-
-def status(name: str) -> str:
-    (run,) = mlflow.search_runs(
-        experiment_names=["facegender"],
-        filter_string=f"attributes.run_name = '{name}'",
-        output_format="list",
-    )
-    return run.info.status
 
 
 WAIT = """
@@ -349,11 +336,7 @@ def test_a_stage_that_fails_leaves_a_failed_run_with_its_log(
     error = process.communicate()[1]
     assert process.returncode == code, error
     connection.connect(root)
-    (run,) = mlflow.search_runs(
-        experiment_names=["facegender"],
-        filter_string=f"attributes.run_name = 'exp-{code}-{how}'",
-        output_format="list",
-    )
+    run = find_run(f"exp-{code}-{how}")
     assert run.info.status == "FAILED"
     log = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/log/train.txt")
     assert said in log
@@ -377,10 +360,6 @@ def test_the_remotes_password_is_not_logged(filled: Path, tmp_path: Path) -> Non
         subprocess.run(["git", *words], cwd=root, check=True)
     subprocess.run([sys.executable, script, root, "remote", "1"], cwd=root, check=True)
     connection.connect(root)
-    (run,) = mlflow.search_runs(
-        experiment_names=["facegender"],
-        filter_string="attributes.run_name = 'remote'",
-        output_format="list",
-    )
-    assert run.data.tags["mlflow.source.git.repoURL"] == "https://example.org/faces.git"
-    assert "hunter22" not in json.dumps(run.data.tags)
+    tags = find_run("remote").data.tags
+    assert tags["mlflow.source.git.repoURL"] == "https://example.org/faces.git"
+    assert "hunter22" not in json.dumps(tags)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dvc.utils.hydra import compose_and_dump
 
 from facegender.cli.main import _run
 from facegender.cli.seeds import spread_of, why_undecided
@@ -16,16 +15,14 @@ from facegender.runtime.experiment_clone import Snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
 from facegender.runtime.sweep import Point, _end, grid_points, read_grid
-from tools.compose_params import ROOT
+from tools.compose_params import ROOT, compose
 
 
 def test_the_grid_of_make_sweep_is_valid(tmp_path: Path) -> None:
     points = grid_points(read_grid(ROOT / "conf" / "sweep.yaml"), "sweep")
     assert [point.name for point in points] == [f"sweep-{n}" for n in range(1, len(points) + 1)]
     for point in points:
-        compose_and_dump(
-            tmp_path / "params.yaml", str(ROOT / "conf"), None, "config", "", point.overrides
-        )
+        compose(tmp_path / "params.yaml", *point.overrides)
         params = load_params(tmp_path / "params.yaml")
         assert params.train.learning_rate == point.values["train.learning_rate"]
 
@@ -52,9 +49,7 @@ def test_values_arrive_as_they_are_in_the_file(tmp_path: Path) -> None:
         "recipe": "best",
     }
     (point,) = grid_points({key: [value] for key, value in values.items()}, "g")
-    compose_and_dump(
-        tmp_path / "params.yaml", str(ROOT / "conf"), None, "config", "", point.overrides
-    )
+    compose(tmp_path / "params.yaml", *point.overrides)
     composed = yaml.safe_load((tmp_path / "params.yaml").read_text())
     assert composed["image"]["size"] == 160
     for key, value in values.items():

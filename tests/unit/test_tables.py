@@ -10,6 +10,7 @@ from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.params import TableLabels
+from tests.conftest import fill
 
 NFC, NFD = "f\u00fcr.png", unicodedata.normalize("NFD", "f\u00fcr.png")
 # Of two images each, all of which are to get the ages 20 and 30.
@@ -52,11 +53,9 @@ CSVS: dict[str, tuple[list[str], bytes]] = {
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for number, (name, content) in enumerate(files.items()):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content or str(number).encode())
-    return folder
+    """Fill a folder; files without a content get one each of their own."""
+    named = enumerate(files.items())
+    return fill(folder, {name: content or str(number) for number, (name, content) in named})
 
 
 def build(folder: Path, notes: Notes | None = None, **options: Any) -> dict[str, dict[str, Any]]:

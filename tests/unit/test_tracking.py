@@ -1,9 +1,9 @@
 import json
-import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -11,6 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from facegender.tracking import connection, log, runs
+from tests.conftest import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +24,27 @@ def no_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def nobody() -> str:
     """The address of a server that is down, with a password that nothing may print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://me:canary@127.0.0.1:{free.getsockname()[1]}"
+    return f"http://me:canary@127.0.0.1:{free_port()}"
 
 
 def run(name: str = "test", resume: str | None = None):
     return runs.training_run(name=name, params={}, tags={}, manifests={}, resume=resume)
+
+
+def evaluate(run_id: str, history: dict, **inputs: Any):
+    """Open the run of an evaluation, which logs what it lacks."""
+    given = {"params": {}, "manifests": {}, "tags": {}, "inputs": {}, "model": Path("absent")}
+    frame = pd.DataFrame(history)
+    return runs.evaluation_run(run_id, evaluation="e", name="test", history=frame, **given | inputs)
+
+
+def failing(words: str, reached: list[int] | None = None) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        if reached is not None:
+            reached.append(1)
+        raise MlflowException(words)
+
+    return fail
 
 
 def points(run_id: str) -> list[tuple[int, float]]:
@@ -56,10 +71,7 @@ def test_a_server_that_fails_later_costs_the_log_alone(
     connection.connect(tmp_path)
     reached: list[int] = []
 
-    def fail(*_: object, **__: object) -> None:
-        reached.append(1)
-        raise MlflowException("no answer from http://me:canary@host")
-
+    fail = failing("no answer from http://me:canary@host", reached)
     with run() as opened:
         log.log_epoch(1, {"loss": 0.5})
         with monkeypatch.context() as patch:
@@ -71,17 +83,8 @@ def test_a_server_that_fails_later_costs_the_log_alone(
     assert len(reached) == 1
     assert "the rest of this stage is not logged" in caplog.text
     assert "canary" not in caplog.text
-    with runs.evaluation_run(
-        opened.info.run_id,
-        model=tmp_path / "absent",
-        evaluation="e",
-        params={},
-        manifests={},
-        history=pd.DataFrame({"epoch": [1, 2, 3], "loss": [0.5, 0.4, 0.3]}),
-        name="test",
-        tags={},
-        inputs={},
-    ) as (same, _):
+    history = {"epoch": [1, 2, 3], "loss": [0.5, 0.4, 0.3]}
+    with evaluate(opened.info.run_id, history) as (same, _):
         assert same.info.run_id == opened.info.run_id
     assert points(opened.info.run_id) == [(1, 0.5), (2, 0.4), (3, 0.3)]
 
@@ -90,17 +93,13 @@ def test_parameters_and_datasets_that_an_outage_lost_are_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection.connect(tmp_path)
-
-    def fail(*_: object, **__: object) -> None:
-        raise MlflowException("no answer")
-
     manifests = {"train": tmp_path / "train.csv", "validation": tmp_path / "validation.csv"}
     for path in manifests.values():
         path.write_text("path,label,sha256\na.png,0,1\n")
     settings = {"train.keep": "best", "train.seed": 42}
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow, "log_input", fail)
-        patch.setattr(mlflow, "log_params", fail)
+        for name in ("log_input", "log_params"):
+            patch.setattr(mlflow, name, failing("no answer"))
         patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
         with runs.training_run(
             name="test", params=settings, tags={}, manifests=manifests
@@ -110,17 +109,7 @@ def test_parameters_and_datasets_that_an_outage_lost_are_sent_again(
     mlflow.MlflowClient().log_metric(run_id, "val_loss", 0.5)
     assert runs.validation_loss(run_id) is None  # a sweep that meets it goes on
     mlflow.MlflowClient().log_metric(run_id, "kept_val_loss", 0.5)
-    with runs.evaluation_run(
-        run_id,
-        model=tmp_path / "absent",
-        evaluation="e",
-        params=settings,
-        manifests=manifests,
-        history=pd.DataFrame({"epoch": []}),
-        name="test",
-        tags={},
-        inputs={},
-    ):
+    with evaluate(run_id, {"epoch": []}, params=settings, manifests=manifests):
         pass
     sent = mlflow.get_run(run_id)
     assert sent.data.params == {"train.keep": "best", "train.seed": "42"}
@@ -148,11 +137,7 @@ def test_a_local_store_that_fails_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection.connect(tmp_path)
-
-    def fail(*_: object, **__: object) -> None:
-        raise MlflowException("database or disk is full")
-
-    monkeypatch.setattr(mlflow, "log_metrics", fail)
+    monkeypatch.setattr(mlflow, "log_metrics", failing("database or disk is full"))
     with run(), pytest.raises(MlflowException):
         log.log_epoch(1, {"loss": 0.5})
 

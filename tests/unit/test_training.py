@@ -38,10 +38,7 @@ def recipe(params: Params) -> Train:
 
 def fit(part: ProcessedSplit, recipe: Train, momentum: float = 0.9) -> tuple[Network, Training]:
     network = small_network(
-        dropout=0.2,
-        seed=recipe.seed,
-        batch_norm=recipe.batch_norm,
-        batch_norm_momentum=momentum,
+        dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm, batch_norm_momentum=momentum
     )
     return network, train_network(network, part, part, recipe, verbose=0)
 
