@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,8 +180,7 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_answered(
 ) -> None:
     for name, mode in (("closed", 0), ("listed", 0o444)):
         (folder / name).mkdir()
-        (folder / "00.png").rename(folder / name / "00.png")
-        (folder / "01.png").rename(folder / "00.png")
+        shutil.copy(folder / "00.png", folder / name / "00.png")
         (folder / name).chmod(mode)
     code = "from facegender.cli.main import main; main()"
     command = [*WITH_PERMISSIONS, sys.executable, "-c", code, "predict", "--json", "--model"]
@@ -199,7 +199,7 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_answered(
     failed = {answer["image"]: answer["error"] for answer in answers if answer["error"]}
     names = (folder / "listed" / "00.png", folder / "closed" / "00.png")
     assert failed == dict.fromkeys(map(str, names), "Permission denied")
-    assert len(answers) > 62
+    assert len(answers) == 64 + 2
 
 
 @pytest.mark.parametrize("name", ["", "x" * 300, "a.png/x"])
