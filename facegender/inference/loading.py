@@ -61,13 +61,15 @@ def _checked_keras_predictor(path: Path) -> Predictor:
 
     model = load_model(path)
     shape, output = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    is_square = isinstance(shape, tuple) and len(shape) == 4 and shape[1] == shape[2]
-    if not (is_square and isinstance(shape[1], int) and shape[3] == 3 and output == (None, 1)):
-        raise UserError(
-            f"This project did not save the model {path.name}: it takes {shape} and gives "
-            f"{output}, where images (n, size, size, 3) and probabilities (n, 1) are expected. "
-            "`dvc repro` trains the model, `dvc pull` fetches it from a remote."
-        )
+    match shape:
+        case (_, int(height), int(width), 3) if height == width and output == (None, 1):
+            pass
+        case _:
+            raise UserError(
+                f"This project did not save the model {path.name}: it takes {shape} and gives "
+                f"{output}, where images (n, size, size, 3) and probabilities (n, 1) are expected. "
+                "`dvc repro` trains the model, `dvc pull` fetches it from a remote."
+            )
     plain = keras_predictor(model, read_crop(path))
     if plain.crop:
         # Here, because the first model on LiteRT hides what other threads print meanwhile.
