@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from facegender.labels import LABELS, NAMES
 
@@ -57,6 +56,9 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, path: Path) -> None:
     """Draw the counts of the test split by label and prediction."""
+    # Half a second, which other stages that draw need not spend.
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     figure, axes = _figure(4.2, 3.6)
     ConfusionMatrixDisplay.from_predictions(
         labels,
