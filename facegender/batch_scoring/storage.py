@@ -4,6 +4,7 @@ Endpoint and credentials of object storage come from the standard environment of
 (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...); none is stored.
 """
 
+import logging
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,11 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from facegender.data.image_files import is_photo, walk_images
+from facegender.data.image_files import PassedOver, is_photo, walk_images
 from facegender.data.images import InvalidImage
 from facegender.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 # No image is larger, and one is held in memory as a whole.
 MAX_IMAGE_BYTES = 500_000_000
@@ -64,7 +67,13 @@ class Storage:
     def photos(self) -> Iterator[str]:
         """Yield the names of all photos below, as defined by `image_files.is_photo`."""
         if self.is_local:
-            yield from map(str, walk_images(Path(self.root)))
+            passed_over, found = PassedOver(), False
+            for path in walk_images(Path(self.root), passed_over=passed_over):
+                found = True
+                yield str(path)
+            # Where there is no photo, the input is Parquet.
+            if found and (text := passed_over.text(self.written)):
+                _log.info("%s", text)
         else:
             yield from (name for name in self._walk() if is_photo(PurePosixPath(name)))
 

@@ -243,11 +243,11 @@ def _described(
 
 def _shown(picture: Image.Image) -> str:
     """Return a picture as JPEG, which every browser shows, unlike HEIC."""
-    from PIL import ImageOps
-
-    small = picture
-    if max(picture.size) > _SHOWN_SIDE:
-        small = ImageOps.contain(picture, (_SHOWN_SIDE, _SHOWN_SIDE))
+    small, scale = picture, _SHOWN_SIDE / max(picture.size)
+    if scale < 1:
+        # A strip keeps one pixel, where Pillow's own functions round to none.
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        small = picture.resize((width, height))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return _data_address(buffer.getvalue(), "jpeg")

@@ -1,16 +1,29 @@
 """Photos with a box around each face, and its label."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from facegender.data.images import decode_picture
+from facegender.data.images import InvalidImage, decode_picture
 from facegender.errors import UserError
 from facegender.inference.prediction import Prediction
 
+_log = logging.getLogger(__name__)
 _COLOURS = {"female": "#d95f02", "male": "#1b6ca8"}
+
+
+def check_folder(folder: Path, sources: Sequence[tuple[str, bytes | Path]]) -> None:
+    """Raise UserError if a folder for drawn pictures holds one that is to be judged.
+
+    It might be overwritten, and the next run would judge the drawn ones, too.
+    """
+    target = folder.resolve()
+    for name, source in sources:
+        if isinstance(source, Path) and target in source.resolve().parents:
+            raise UserError(f"--draw {folder}: {name} is in it. Name a folder of its own.")
 
 
 def draw_predictions(
@@ -31,7 +44,13 @@ def draw_predictions(
         faces = list(group)
         number, source = next((n, item) for n, (known, item) in numbered if known == name)
         if faces[0].error is None:
-            picture = decode_picture(source)
+            try:
+                picture = decode_picture(source)
+            except InvalidImage as error:
+                # It could be judged a moment ago.
+                _log.warning("%r is not drawn: %s", name, error)
+                yield from faces
+                continue
             for face in reversed(faces):  # the largest on top
                 _draw(picture, face)
             try:
@@ -57,6 +76,8 @@ def _draw(picture: Image.Image, face: Prediction) -> None:
     box = (left, top, left + width, top + height)
     pen.rectangle(box, outline=colour, width=stroke)
     font = ImageFont.load_default(size=max(10, max(picture.size) // 40))
-    corner = max(left, 0), max(top, 0)
+    _, _, right, bottom = pen.textbbox((0, 0), text, font=font)
+    # Inside the picture, at its left and upper edge if it has no room.
+    corner = max(min(left, picture.width - right), 0), max(min(top, picture.height - bottom), 0)
     pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
     pen.text(corner, text, fill="white", font=font)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from facegender.cli.arguments import probability
-from facegender.data.image_files import find_images
+from facegender.data.image_files import PassedOver, find_images
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root
 from facegender.runtime.redaction import escape_controls
@@ -33,7 +34,9 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "Print the label and the probability of `male` for each image, or for each face in it if "
         "the model was trained with image.face: crop. The labels, female and "
         "male, record how people perceived the faces of a dataset. They are not facts about a "
-        "person. Exit code 1 if an image could not be read; the others are still printed."
+        "person. Exit code 1 if an image or a folder could not be read; the others are still "
+        "printed. `no face` is not an error. What is not an image in a folder is counted on "
+        "standard error."
     )
     parser.add_argument(
         "images",
@@ -88,7 +91,14 @@ def predict(args: argparse.Namespace) -> int:
     from facegender.inference.loading import load_predictors
     from facegender.inference.prediction import Prediction, predict_images
 
-    sources = find_sources(args.images)
+    unreadable: list[OSError] = []
+    sources = find_sources(args.images, unreadable.append)
+    for error in unreadable:
+        print(f"{escape_controls(str(error.filename))}: {error.strerror}", file=sys.stderr)
+    if args.draw:
+        from facegender.cli.draw import check_folder
+
+        check_folder(args.draw, sources)
     model = args.model or project_root() / "models" / "model.tflite"
     predictions = predict_images(
         load_predictors(model, len(sources), trusted=args.model is None),
@@ -101,7 +111,7 @@ def predict(args: argparse.Namespace) -> int:
         from facegender.cli.draw import draw_predictions
 
         predictions = draw_predictions(predictions, sources, args.draw)
-    failed = 0
+    failed = len(unreadable)
     if args.csv:
         # Names are data: they are UTF-8 in every locale, and other bytes are written unchanged.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
@@ -170,8 +180,15 @@ def _csv_line(values: Iterable[object]) -> str:
     return buffer.getvalue().removesuffix("\r\n")
 
 
-def find_sources(arguments: list[str]) -> list[tuple[str, bytes | Path]]:
-    """Return the name of each image, and its path, or its bytes if it is standard input."""
+def find_sources(
+    arguments: list[str], unreadable: Callable[[OSError], None]
+) -> list[tuple[str, bytes | Path]]:
+    """Return the name of each image, and its path, or its bytes if it is standard input.
+
+    Args:
+        arguments: files, folders, or `-`.
+        unreadable: called with each error of a folder that cannot be searched.
+    """
     sources: list[tuple[str, bytes | Path]] = []
     for argument in arguments:
         path = Path(argument)
@@ -180,13 +197,32 @@ def find_sources(arguments: list[str]) -> list[tuple[str, bytes | Path]]:
             if len(content) > MAX_STDIN_BYTES:
                 raise UserError(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.")
             sources.append(("-", content))
-        elif path.is_dir():
-            found = find_images(path)
+        elif _is_folder(argument):
+            passed_over = PassedOver()
+            found = find_images(path, unreadable, passed_over)
+            note = escape_controls(passed_over.text(argument))
             if not found:
-                raise UserError(f"There is no image in the folder {argument}.")
+                raise UserError(
+                    f"There is no image in the folder {argument}{note and f' ({note})'}."
+                )
+            if note:
+                print(note, file=sys.stderr)
             sources += [(str(path / image), path / image) for image in found]
-        elif path.exists():
-            sources.append((argument, path))
         else:
-            raise UserError(f"There is no file or folder {argument}.")
+            sources.append((argument, path))
     return sources
+
+
+def _is_folder(argument: str) -> bool:
+    """Return whether an argument is a folder; False for a file, or what may not be looked at.
+
+    Raises:
+        UserError: there is neither.
+    """
+    try:
+        # `os.stat`, because an empty argument is no path, and `Path` takes it for this folder.
+        return stat.S_ISDIR(os.stat(argument).st_mode)  # noqa: PTH116
+    except PermissionError:
+        return False
+    except OSError:
+        raise UserError(f"There is no file or folder {argument or repr(argument)}.") from None

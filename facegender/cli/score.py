@@ -15,10 +15,11 @@ def add_score(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
         "Label all images of INPUT with a registered model on Spark, and write OUTPUT: a folder of "
-        "Parquet files with the columns of `predict --csv`: image, label, probability (of the "
-        "label male) and error. An image that cannot be read is a row with the reason, and the "
-        "exit code is still 0. If a run fails or is killed, the same command resumes it, and each "
-        "image is in OUTPUT once. Needs Java and the extra `spark` (docs/scaling-score.md)."
+        "Parquet files with the columns image, label, probability (of the label male), error and, "
+        "if the model judges faces, faces. An image that cannot be read is a row with the reason, "
+        "and the exit code is still 0. If a run fails or is killed, the same command resumes it, "
+        "and each image is in OUTPUT once. Needs Java and the extra `spark` "
+        "(docs/scaling-score.md)."
     )
     parser.add_argument(
         "input",
@@ -105,6 +106,8 @@ def score_command(args: argparse.Namespace) -> int:
                 conf=dict(args.conf),
             )
     before = f", {done.images - done.now:,} of them from before" if done.now < done.images else ""
-    failed = f"; {done.failed:,} could not be read: column error" if done.failed else ""
+    # The rows from before were counted then.
+    now = f" of the other {done.now:,}" if before else ""
+    failed = f"; {done.failed:,}{now} could not be read: column error" if done.failed else ""
     print(f"{args.output}: {done.images:,} images{before}, by {model}{failed}")
     return 0

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -22,10 +23,39 @@ _IMAGE = re.compile(
 )
 _ARCHIVE = re.compile(rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ\0|7z\xbc\xaf|Rar!|.{257}ustar", re.DOTALL)
 START_BYTES = 512
+_NAMED = 5
+
+
+@dataclass
+class PassedOver:
+    """What a search passes over, apart from hidden files: other kinds of files, links to folders.
+
+    Attributes:
+        count: how many there are.
+        first: the first of them.
+    """
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, path: PurePosixPath) -> None:
+        """Count one."""
+        self.count += 1
+        if len(self.first) < _NAMED:
+            self.first.append(str(path))
+
+    def text(self, folder: str) -> str:
+        """Return a sentence about them; empty if there is none."""
+        if not self.count:
+            return ""
+        names = ", ".join(map(repr, self.first)) + (", ..." if self.count > _NAMED else "")
+        return f"{self.count:,} in {folder} passed over, as no image files: {names}"
 
 
 def find_images(
-    directory: Path, unreadable: Callable[[OSError], None] | None = None
+    directory: Path,
+    unreadable: Callable[[OSError], None] | None = None,
+    passed_over: PassedOver | None = None,
 ) -> list[PurePosixPath]:
     """Return the image files under `directory`, relative to it, sorted by name.
 
@@ -34,25 +64,40 @@ def find_images(
     Args:
         directory: where to look.
         unreadable: called with each error of a folder that cannot be listed; None logs them.
+        passed_over: counts the rest, except hidden files; folders that are links are not followed.
     """
-    return sorted(walk_images(directory, unreadable), key=str)
+    return sorted(walk_images(directory, unreadable, passed_over), key=str)
 
 
 def walk_images(
-    directory: Path, unreadable: Callable[[OSError], None] | None = None
+    directory: Path,
+    unreadable: Callable[[OSError], None] | None = None,
+    passed_over: PassedOver | None = None,
 ) -> Iterator[PurePosixPath]:
     """Yield what `find_images` returns, folder by folder, without holding all of it."""
     for folder, folders, names in os.walk(directory, onerror=unreadable or _log_unreadable):
         folders.sort()
         below = PurePosixPath(Path(folder).relative_to(directory).as_posix())
-        for name in sorted(names):
+        links = [name for name in folders if passed_over and Path(folder, name).is_symlink()]
+        for name in sorted(names) + links:
             path = Path(folder, name)
-            if is_litter(below / name) or not path.is_file():
+            if is_litter(below / name):
                 continue
-            if is_photo(below / name) or (
-                path.suffix.lower() != ".csv" and looks_like_image(read_start(path))
+            if _is_file(path) and (
+                is_photo(below / name)
+                or (path.suffix.lower() != ".csv" and looks_like_image(read_start(path)))
             ):
                 yield below / name
+            elif passed_over:
+                passed_over.add(below / name)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file, or may be one: the decoder says why it cannot be read."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def find_tables(directory: Path, pattern: str = "*") -> list[Path]:

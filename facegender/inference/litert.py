@@ -1,19 +1,23 @@
 """Run a `.tflite` model with LiteRT, which starts in a fraction of a second."""
 
+import io
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from facegender.errors import UserError
 from facegender.inference.crop_file import read_crop
-from facegender.inference.predictor import Predictor
+from facegender.inference.predictor import Predictor, checked
 from facegender.model.interpreter import open_interpreter
 
 _REMEDY = "`dvc repro` builds the model, `dvc pull` fetches it from a remote."
 _PROBE_SECONDS = 60
+# Attached texts are shorter.
+_ATTACHED_BYTES = 20_000
 
 
 def load_litert(path: Path, *, threads: int = 1) -> Predictor:
@@ -40,6 +44,11 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
             f"The model {path.name} is damaged or not a LiteRT model: "
             f"{' '.join(str(error).split()).rstrip('.')}. {_REMEDY}"
         ) from error
+    if _lost_its_end(content):
+        raise UserError(
+            f"The model {path.name} is cut off: the end of the file is missing, and with it how "
+            f"the model is to be used. {_REMEDY}"
+        )
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     shape = inputs[0]["shape_signature"].tolist()
     if (
@@ -47,6 +56,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         or len(outputs) != 1
         or inputs[0]["dtype"] != np.uint8
         or outputs[0]["dtype"] != np.float32
+        or outputs[0]["shape_signature"].tolist() != [-1, 1]
         or len(shape) != 4
         or shape[0] != -1
         or shape[1] != shape[2]
@@ -54,7 +64,9 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     ):
         raise UserError(
             f"This project did not export the model {path.name}: it takes {shape} of "
-            f"{inputs[0]['dtype'].__name__}, where uint8 images (n, size, size, 3) are expected. "
+            f"{inputs[0]['dtype'].__name__} and gives "
+            f"{outputs[0]['shape_signature'].tolist()} of {outputs[0]['dtype'].__name__}, where "
+            "uint8 images (n, size, size, 3) and float32 probabilities (n, 1) are expected. "
             f"{_REMEDY}"
         )
     source, target = inputs[0]["index"], outputs[0]["index"]
@@ -68,9 +80,15 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
             rows = len(batch)
         interpreter.set_tensor(source, batch)
         interpreter.invoke()
-        return interpreter.get_tensor(target)[:, 0].astype(np.float64)
+        return checked(interpreter.get_tensor(target)[:, 0].astype(np.float64), path.name)
 
     return Predictor(shape[1], predict, read_crop(path))
+
+
+def _lost_its_end(content: bytes) -> bool:
+    """Return whether an archive is attached to a model (see `model.attachment`) but not its end."""
+    last = content.rfind(b"PK\3\4", -_ATTACHED_BYTES)
+    return last >= 0 and not zipfile.is_zipfile(io.BytesIO(content))
 
 
 def probe_litert(path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facegender.errors import UserError
+from facegender.faces.detector import Detector
 from facegender.faces.settings import FaceCrop
 from facegender.inference.crop_file import read_crop
-from facegender.inference.predictor import BATCH_SIZE, Predictor
+from facegender.inference.predictor import BATCH_SIZE, Predictor, checked
 
 if TYPE_CHECKING:
     import keras
@@ -49,8 +51,27 @@ def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
-        from facegender.model.saved_model import load_model
-
         # Once, because TensorFlow uses all cores by itself.
-        return [keras_predictor(load_model(path), read_crop(path))]
+        return [_checked_keras_predictor(path)]
     raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")
+
+
+def _checked_keras_predictor(path: Path) -> Predictor:
+    from facegender.model.saved_model import load_model
+
+    model = load_model(path)
+    shape, output = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    match shape:
+        case (_, int(height), int(width), 3) if height == width and output == (None, 1):
+            pass
+        case _:
+            raise UserError(
+                f"This project did not save the model {path.name}: it takes {shape} and gives "
+                f"{output}, where images (n, size, size, 3) and probabilities (n, 1) are expected. "
+                "`dvc repro` trains the model, `dvc pull` fetches it from a remote."
+            )
+    plain = keras_predictor(model, read_crop(path))
+    if plain.crop:
+        # Here, because the first model on LiteRT hides what other threads print meanwhile.
+        Detector()
+    return replace(plain, predict=lambda batch: checked(plain.predict(batch), path.name))

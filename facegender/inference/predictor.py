@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from facegender.errors import UserError
 from facegender.faces.settings import FaceCrop
 from facegender.labels import NAMES
 
@@ -34,6 +35,26 @@ class Predictor:
         """Yield P(male) of images, uint8 (size, size, 3), stacked a few at a time."""
         for start in range(0, len(images), batch_size):
             yield from map(float, self.predict(np.stack(images[start : start + batch_size])))
+
+
+def checked(probabilities: np.ndarray, name: str) -> np.ndarray:
+    """Return what a model gave, if these are probabilities.
+
+    Args:
+        probabilities: output of the model, float64 (n,).
+        name: file name of the model.
+
+    Raises:
+        UserError: the model gave something else, so another project exported it.
+    """
+    # Written so that NaN, which is neither above nor below, fails, too.
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise UserError(
+            f"The model {name} gives {probabilities.min():g} to {probabilities.max():g}, where "
+            "probabilities from 0 to 1 are expected: this project did not export it, or its "
+            "training failed. `dvc repro` builds the model, `dvc pull` fetches it from a remote."
+        )
+    return probabilities
 
 
 def label_of(probability: float, *, threshold: float, abstain_below: float) -> str:

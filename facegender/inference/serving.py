@@ -107,7 +107,11 @@ class FaceGender(PythonModel):
             if crop:
                 row["faces"] = [box_of(face) | judged for face, judged in answers if face]
             rows.append(row)
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        if crop:
+            # As numbers, None would be NaN, which JSON does not know.
+            frame["probability"] = pd.Series([row["probability"] for row in rows], dtype=object)
+        return frame
 
 
 def _enforce_params_schema(params: Any, schema: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ai_edge_litert.interpreter import Interpreter
+
+_FIRST = threading.Lock()
+_note_is_printed = False
 
 
 def open_interpreter(content: bytes, *, threads: int = 1) -> Interpreter:
@@ -26,7 +30,7 @@ def open_interpreter(content: bytes, *, threads: int = 1) -> Interpreter:
     # Imported here because a Keras model does not need this runtime.
     from ai_edge_litert.interpreter import Interpreter
 
-    with _silent():
+    with _first_in_silence():
         # The runtime takes empty content for a missing argument.
         interpreter = Interpreter(model_content=content or b"\0", num_threads=threads)
         interpreter.allocate_tensors()
@@ -34,11 +38,26 @@ def open_interpreter(content: bytes, *, threads: int = 1) -> Interpreter:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Discard what C++ code writes to standard error; its errors also arrive as exceptions.
+def _first_in_silence() -> Iterator[None]:
+    """Discard what C++ code writes to standard error until one interpreter of the process is open.
 
-    The runtime prints a line about its delegate, which cannot be switched off.
+    The runtime prints a line about its delegate then, which cannot be switched off. Its errors also
+    arrive as exceptions. Later interpreters print no such line. They are opened in threads, and
+    standard error belongs to all threads: what others print meanwhile must not be lost.
     """
+    global _note_is_printed
+    with _FIRST:
+        if not _note_is_printed:
+            with _silent():
+                yield
+            _note_is_printed = True
+            return
+    yield
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Discard what is written to standard error; one thread at a time."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.litert import probe_litert
 from facegender.inference.threshold import read_threshold, write_threshold
-from tests.conftest import FACEGENDER, Exported, run_python
+from tests.conftest import FACEGENDER, WITH_PERMISSIONS, Exported, run_python
 from tools.compose_params import ROOT
 
 
@@ -148,6 +149,62 @@ def test_a_broken_file_is_named_and_the_others_are_answered(
         "02.png",
     ]
     assert captured.err == f"{folder / '01.png'}: not an image in a known format\n"
+
+
+def test_what_a_folder_has_besides_images_is_counted(
+    exported: Exported,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("film.mov", "raw.cr2", ".hidden", "faces.csv"):
+        (folder / name).write_bytes(b"II*\0")
+    (folder / "lost.jpg").symlink_to("nowhere")
+    (folder.parent / "more").mkdir()
+    (folder / "linked").symlink_to(folder.parent / "more")
+    assert predict(exported.float32, folder) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 64
+    assert captured.err.startswith(f"5 in {folder} passed over, as no image files: 'faces.csv', ")
+    for name in ("film.mov", "linked", "lost.jpg", "raw.cr2"):
+        assert f"'{name}'" in captured.err
+    (folder.parent / "more" / "notes.txt").touch()
+    monkeypatch.chdir(folder.parent / "more")
+    with pytest.raises(UserError, match=r"no image in the folder \. \(1 in \. passed"):
+        predict(exported.float32, ".")
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_is_answered(
+    exported: Exported, folder: Path
+) -> None:
+    for name, mode in (("closed", 0), ("listed", 0o444)):
+        (folder / name).mkdir()
+        shutil.copy(folder / "00.png", folder / name / "00.png")
+        (folder / name).chmod(mode)
+    code = "from facegender.cli.main import main; main()"
+    command = [*WITH_PERMISSIONS, sys.executable, "-c", code, "predict", "--json", "--model"]
+    done = subprocess.run(
+        [*command, exported.float32, folder, folder / "closed" / "00.png"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for name in ("closed", "listed"):
+        (folder / name).chmod(0o755)
+    assert (done.returncode, done.stderr) == (1, f"{folder / 'closed'}: Permission denied\n")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    failed = {answer["image"]: answer["error"] for answer in answers if answer["error"]}
+    names = (folder / "listed" / "00.png", folder / "closed" / "00.png")
+    assert failed == dict.fromkeys(map(str, names), "Permission denied")
+    assert len(answers) == 64 + 2
+
+
+@pytest.mark.parametrize("name", ["", "x" * 300, "a.png/x"])
+def test_a_name_of_nothing_is_not_searched(exported: Exported, folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match="There is no file or folder"):
+        predict(exported.float32, name)
 
 
 ESCAPES = "=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png"

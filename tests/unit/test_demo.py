@@ -53,6 +53,12 @@ def test_a_large_picture_is_shown_smaller_and_upright(client: FlaskClient) -> No
     assert picture_of(answer["picture"]).size == (320, 1280)
 
 
+@pytest.mark.parametrize("size", [(10_000, 3), (3, 10_000)])
+def test_a_strip_is_shown(client: FlaskClient, size: tuple[int, int]) -> None:
+    answer = client.post("/predict", data=encode_png(np.zeros((*size, 3), np.uint8))).get_json()
+    assert min(picture_of(answer["picture"]).size) == 1
+
+
 def test_faces_have_boxes_and_the_largest_are_shown(
     exported: Exported, portrait: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

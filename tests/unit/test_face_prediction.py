@@ -1,12 +1,14 @@
 """A line for each face, cut out as the model's file says."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mlflow.pyfunc.scoring_server import predictions_to_json
 from PIL import Image
 
 from facegender.cli.main import _run
@@ -116,6 +118,28 @@ def test_a_folder_that_cannot_be_written_is_named(
         _run(command)
 
 
+def test_drawn_photos_do_not_lie_among_those_to_be_judged(model: Path, photos: Path) -> None:
+    for folder in (photos, photos.parent, photos / ".." / photos.name):
+        command = ["predict", "--model", str(model), "--draw", str(folder), str(photos)]
+        with pytest.raises(UserError, match=r"a-two\.png is in it"):
+            _run(command)
+
+
+def test_a_label_at_the_edge_of_a_photo_is_drawn_inside(
+    model: Path, tmp_path: Path, shared: Path
+) -> None:
+    picture = Image.new("RGB", (800, 600), (120, 130, 110))
+    with Image.open(shared / "faces" / "female" / "01.jpg") as portrait:
+        picture.paste(portrait.convert("RGB").resize((500, 500)), (490, 50))
+    picture.save(tmp_path / "edge.png")
+    drawn = tmp_path / "drawn"
+    command = ["predict", "--model", str(model), "--draw", str(drawn), str(tmp_path / "edge.png")]
+    assert _run(command) == 0
+    changed = np.asarray(decode_picture(drawn / "0001-edge.png")) != np.asarray(picture)
+    # The label is wider than what the photo shows of the box.
+    assert np.argwhere(changed.any(2)).min(0)[1] < 650
+
+
 def test_the_crop_is_in_the_file_and_changes_no_probability(
     model: Path, exported: Exported
 ) -> None:
@@ -182,6 +206,12 @@ def test_the_server_answers_for_the_largest_face_and_lists_all(
         assert {key: face[key] for key in ("left", "top", "width", "height", "score", "label")} == {
             key: line[key] for key in ("left", "top", "width", "height", "score", "label")
         }
+    # As MLflow sends it: strict readers of JSON refuse NaN.
+    sent = io.StringIO()
+    predictions_to_json(answer, sent)
+    assert "NaN" not in sent.getvalue()
+    said = [item["probability"] for item in json.loads(sent.getvalue())["predictions"]]
+    assert said == [*answer["probability"][:2], None]
     array = np.asarray(decode_picture(photos / "b-one.png"))
     assert server.predict(None, [array])["faces"][0] == answer["faces"][1]
     whole = server.predict(None, contents, {"whole": True})

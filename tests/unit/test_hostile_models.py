@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 from facegender.errors import UserError
+from facegender.faces.settings import FaceCrop
+from facegender.inference.crop_file import write_crop
+from facegender.inference.export import convert
+from facegender.inference.loading import load_predictors
 from facegender.model.saved_model import load_model
 from tests.conftest import Exported
 from tests.networks import small_network
@@ -185,3 +189,50 @@ def test_a_model_with_code_lends_its_weights_at_most(with_code: Path, tmp_path: 
     with pytest.raises(UserError, match="do not fit"):
         small_network(weights=str(with_code))
     assert not (tmp_path / "mark").exists()
+
+
+STRANGERS = {
+    "two-classes": (keras.layers.Dense(2, activation="softmax"), r"gives [\[(].*2[\])]"),
+    "logit": (keras.layers.Dense(1, bias_initializer="ones"), "probabilities from 0 to 1"),
+    "nan": (keras.layers.Lambda(lambda x: x[:, :1] * np.nan), "gives nan to nan"),
+}
+
+
+@pytest.mark.parametrize("ending", [".keras", ".tflite"])
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_a_model_of_another_project_labels_nothing(kind: str, ending: str, tmp_path: Path) -> None:
+    last, reason = STRANGERS[kind]
+    images = keras.Input((8, 8, 3), dtype="uint8")
+    pixels = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(images))
+    model = keras.Model(images, last(pixels))
+    path = tmp_path / f"stranger{ending}"
+    white = np.full((2, 8, 8, 3), 255, np.uint8)
+    if ending == ".tflite":
+        path.write_bytes(convert(model, white)[0])
+    elif kind == "nan":
+        pytest.skip("Keras loads no Lambda")
+    else:
+        model.save(path)
+    with pytest.raises(UserError, match=reason):
+        load_predictors(path, 1, trusted=True)[0].predict(white)
+
+
+def test_a_keras_model_of_images_of_any_size_is_named(tmp_path: Path) -> None:
+    images = keras.Input((None, None, 3))
+    pixels = keras.layers.GlobalAveragePooling2D()(images)
+    keras.Model(images, keras.layers.Dense(1)(pixels)).save(tmp_path / "any.keras")
+    with pytest.raises(UserError, match=r"any\.keras: it takes \(None, None, None, 3\)"):
+        load_predictors(tmp_path / "any.keras", 1, trusted=True)
+
+
+@pytest.mark.parametrize("lost", [1, 30, 200])
+def test_a_model_that_lost_its_end_does_not_judge_whole_pictures(
+    exported: Exported, tmp_path: Path, lost: int
+) -> None:
+    whole = tmp_path / "model.tflite"
+    whole.write_bytes(exported.float32.read_bytes())
+    write_crop(whole, FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24))
+    cut = tmp_path / "cut.tflite"
+    cut.write_bytes(whole.read_bytes()[:-lost])
+    with pytest.raises(UserError, match=r"cut\.tflite is cut off"):
+        load_predictors(cut, 1, trusted=True)

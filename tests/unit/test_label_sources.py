@@ -181,7 +181,7 @@ def test_numbers_are_labels_only_where_somebody_says_which(
     if dataset == "filename":
         overrides.append("dataset.labels.pattern='(?P<label>.)_.*'")
     tables = {"labels.csv": "image,label\n1.jpg,0\n2.jpg,1\n"} if dataset == "table" else {}
-    write_tree(tmp_path / "raw", {**{name: name for name in images}, **tables})
+    fill(tmp_path / "raw", {**{name: name for name in images}, **tables})
     compose(tmp_path / "params.yaml", *overrides)
     with pytest.raises(UserError, match=r"without meaning: '0' \(1\), '1' \(1\).*labels\.female"):
         label(tmp_path / "raw", load_params(tmp_path / "params.yaml").dataset.labels)

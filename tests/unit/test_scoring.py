@@ -48,6 +48,17 @@ def flat(parts: list[list]) -> list:
     return [item for part in parts for item in part]
 
 
+def test_what_is_passed_over_beside_photos_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    source = photos(tmp_path / "in", 3)
+    for name in ("raw.cr2", "more.parquet"):
+        (source / name).write_bytes(b"II*\0")
+    assert prepare(source, tmp_path / "out").images == 3
+    assert f"2 in {source} passed over, as no image files: 'more.parquet', " in caplog.text
+
+
 def test_the_plan_has_each_image_once(tmp_path: Path) -> None:
     source = photos(tmp_path / "in" / "deep", 25).parent
     photos(tmp_path / "in" / ".hidden", 1)

@@ -25,8 +25,9 @@ async function load(source) {
   return image;
 }
 
-async function send(blob) {
+async function send(blob, files = 1) {
   const request = ++asked;
+  stopCamera();
   element("status").textContent = "Looking ...";
   element("answer").hidden = true;
   try {
@@ -35,7 +36,9 @@ async function send(blob) {
     for (const face of content.faces) face.image = await load(face.crop);
     if (request !== asked) return;
     answer = content;
-    element("status").textContent = content.faces.length ? "" : "no face";
+    element("status").textContent = [
+      content.faces.length ? "" : "no face", files > 1 ? `the first of ${files} files` : "",
+    ].filter(Boolean).join(", ");
     element("threshold").textContent = `From P(male) = ${content.threshold} on the label is male.`;
     element("left-out").textContent =
       content.left_out ? `${content.left_out} smaller faces are not shown.` : "";
@@ -138,6 +141,7 @@ function stopCamera() {
   for (const track of element("video").srcObject?.getTracks() ?? []) track.stop();
   element("video").srcObject = null;
   element("video").hidden = element("take").hidden = true;
+  element("camera").textContent = "Use the camera";
 }
 
 element("file").addEventListener("change", (event) => {
@@ -147,10 +151,12 @@ element("file").addEventListener("change", (event) => {
 element("camera").addEventListener("click", async () => {
   try {
     const video = element("video");
+    if (video.srcObject) return stopCamera();
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
     video.hidden = false;
     await video.play();
     element("take").hidden = false;
+    element("camera").textContent = "Stop the camera";
   } catch (error) {
     element("status").textContent = `The camera cannot be used: ${error.message}`;
   }
@@ -161,13 +167,16 @@ element("take").addEventListener("click", () => {
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
   stopCamera();
-  canvas.toBlob(send, "image/png");
+  canvas.toBlob((blob) => send(blob), "image/png");
 });
 element("abstain").addEventListener("input", show);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     document.body.classList.toggle("dropping", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files.length) send(event.dataTransfer.files[0]);
+    if (kind !== "drop") return;
+    const files = event.dataTransfer.files;
+    if (files.length) send(files[0], files.length);
+    else element("status").textContent = "Not judged: what was dropped is not a file.";
   });
 }
