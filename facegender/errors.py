@@ -11,6 +11,14 @@ class UserError(Exception):
     """
 
 
+def reason_of(error: Exception) -> str:
+    """Return in one line why a file cannot be read, from an error of the system or of YAML."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'it is not YAML'}"
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
 def listed(reasons: Mapping[str, str]) -> str:
     """Return the first of some reasons by path, for a message."""
     return "; ".join(f"{path!r} {reason}" for path, reason in list(reasons.items())[:10])

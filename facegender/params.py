@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -384,16 +384,23 @@ def load_params(path: Path) -> Params:
     try:
         return Params.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read {path.name}: {error}") from error
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            for fault in error.errors()
-        )
         raise UserError(
-            f"{path.name} is not valid: {faults}. Compare it with the files in conf/, which "
-            "document every parameter; `dvc exp run -S dataset=sample` composes it again."
+            f"Cannot read {path.name}: {reason_of(error)}. Correct it, or compose it again: "
+            "`make params`."
         ) from error
+    except ValidationError as error:
+        raise UserError(
+            f"{path.name} is not valid: {faults_of(error)}. Compare it with the files in conf/, "
+            "which document every parameter; `dvc exp run -S dataset=sample` composes it again."
+        ) from error
+
+
+def faults_of(error: ValidationError) -> str:
+    """Return in one line what is wrong with parameters, each with its dotted name."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+        for fault in error.errors()
+    )
 
 
 def flatten(params: Params) -> dict[str, str | int | float | bool | None]:

@@ -57,7 +57,9 @@ def draw_predictions(
                 folder.mkdir(parents=True, exist_ok=True)
                 picture.save(folder / f"{number:04}-{Path(name).stem}.png")
             except OSError as error:
-                raise UserError(f"Cannot write into {folder}: {error.strerror}.") from error
+                raise UserError(
+                    f"Cannot write into {folder}: {error.strerror}. Name another folder."
+                ) from error
         yield from faces
 
 

@@ -203,7 +203,8 @@ def find_sources(
             note = escape_controls(passed_over.text(argument))
             if not found:
                 raise UserError(
-                    f"There is no image in the folder {argument}{note and f' ({note})'}."
+                    f"There is no image in the folder {argument}{note and f' ({note})'}. Name "
+                    "another, or files."
                 )
             if note:
                 print(note, file=sys.stderr)
@@ -225,4 +226,7 @@ def _is_folder(argument: str) -> bool:
     except PermissionError:
         return False
     except OSError:
-        raise UserError(f"There is no file or folder {argument or repr(argument)}.") from None
+        raise UserError(
+            f"There is no file or folder {argument or repr(argument)}. A relative path starts "
+            "at the current folder."
+        ) from None

@@ -176,7 +176,8 @@ def label_by_table(
         others = [path.relative_to(directory).as_posix() for path in find_tables(directory)]
         raise UserError(
             f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
-            f"{', '.join(others[:10]) or 'none'}."
+            f"{', '.join(others[:10]) or 'none'}. Name one of them, or choose where else labels "
+            "come from (docs/kaggle.md)."
         )
     paths = [str(path) for path in images]
     finder = ImageFinder(paths)
@@ -215,8 +216,8 @@ def label_by_table(
 
 def _no_labels(table: str, error: Exception) -> UserError:
     return UserError(
-        f"Cannot take labels from {table}: {error}. dataset.labels.image and "
-        "dataset.labels.label name its columns."
+        f"Cannot take labels from {table}: {error}. Set dataset.labels.image and "
+        "dataset.labels.label to its columns."
     )
 
 

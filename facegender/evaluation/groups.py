@@ -58,7 +58,7 @@ def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
     if unknown := sorted(named - set(columns)):
         raise UserError(
             f"evaluate.groups names {', '.join(unknown)}, which the metadata lack; they have "
-            f"{', '.join(columns) or 'no columns'}."
+            f"{', '.join(columns) or 'no columns'}. Correct it, or set it to null for all columns."
         )
     left_out = []
     if chosen is None:

@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from facegender.data.manifest import read_manifest
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 from facegender.evaluation.groups import NO_METADATA
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.gate.judge import judge
@@ -294,7 +294,10 @@ def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
     try:
         return dict(pipeline_paths(read_text(root, "dvc.yaml", commit) or ""))
     except (yaml.YAMLError, LookupError, TypeError) as error:
-        raise UserError(f"Cannot read the paths in dvc.yaml of {name}: {error}") from error
+        advice = "choose another commit" if commit else "restore it with `git checkout dvc.yaml`"
+        raise UserError(
+            f"Cannot read the paths in dvc.yaml of {name}: {reason_of(error)}; {advice}."
+        ) from error
 
 
 def _edited(root: Path, revision: str, name: str) -> list[str]:
@@ -372,7 +375,10 @@ def read_params(root: Path, revision: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text or "")
     except yaml.YAMLError as error:
-        raise UserError(f"Cannot read params.yaml of {revision[:10]}: {error}") from error
+        raise UserError(
+            f"Cannot read params.yaml of {revision[:10]}: {reason_of(error)}. Choose another "
+            "commit."
+        ) from error
     return content if isinstance(content, dict) else {}
 
 

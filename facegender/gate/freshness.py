@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 from facegender.runtime.git import read_bytes, read_yaml
 from facegender.runtime.integrity import dvc_md5
 
@@ -101,7 +101,10 @@ def _commands(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[st
     try:
         return {name: context.resolve(one["cmd"]) for name, one in stages.items() if "cmd" in one}
     except DvcException as error:
-        raise UserError(f"Cannot read the commands in dvc.yaml: {error}") from error
+        raise UserError(
+            f"Cannot read the commands in dvc.yaml: {error}. Correct it, or restore it with "
+            "`git checkout dvc.yaml`."
+        ) from error
 
 
 def _changed_params(stage: Mapping[str, Any], read: Callable[[str], Any]) -> set[str]:
@@ -149,7 +152,9 @@ def _md5_of_path(root: Path, path: str) -> str | None:
     try:
         return dvc_md5(root / path) if (root / path).exists() else None
     except OSError as error:
-        raise UserError(f"Cannot read {path} of the work tree: {error}") from error
+        raise UserError(
+            f"Cannot read {path} of the work tree: {reason_of(error)}. Check its permissions."
+        ) from error
 
 
 def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from facegender.errors import UserError
 from facegender.evaluation.groups import Chosen
-from facegender.params import Gate
+from facegender.params import Gate, faults_of
 
 _Path = tuple[str, ...]
 _FLOORS = ("gate", "floors")
@@ -74,7 +74,7 @@ def combine_rules(
             continue
         if path in _WORDS:
             if value not in _WORDS[path]:
-                raise UserError(f"The baseline's {'.'.join(path)} is unknown: {value}")
+                raise _invalid(f"{'.'.join(path)} is unknown: {value}")
             if _WORDS[path].index(new[path]) > _WORDS[path].index(value):
                 stricter.append(_change(path, value, new[path]))
             else:
@@ -82,7 +82,7 @@ def combine_rules(
                 applied[path] = value
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
-            raise UserError(f"The baseline's {'.'.join(path)} is not a number: {value}")
+            raise _invalid(f"{'.'.join(path)} is not a number: {value}")
         if _strictest(path)(new.get(path, value), value) == new.get(path):
             stricter.append(_change(path, value, new[path]))
         else:
@@ -148,4 +148,11 @@ def _unflatten(flat: Mapping[_Path, Any]) -> Rules:
         groups = content["evaluate"].get("groups")
         return Rules(Gate.model_validate(content["gate"]), size, groups)
     except ValidationError as error:
-        raise UserError(f"The baseline's rules of the gate are invalid: {error}") from error
+        raise _invalid(faults_of(error)) from error
+
+
+def _invalid(fault: str) -> UserError:
+    return UserError(
+        f"The baseline's rules of the gate are invalid: {fault}. Correct them in a new commit, or "
+        "choose another baseline."
+    )

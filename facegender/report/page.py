@@ -164,12 +164,14 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
             "model on the test split."
         )
     groups = _groups(sources.test_plots / "groups.csv", metrics["accuracy"])
+    data = _json(sources.data_metrics)
     return {
         "metrics": metrics,
         "figures": _figures(metrics),
         "labels": list(LABELS),
         "raw": _json(sources.raw_info),
-        "data": _json(sources.data_metrics),
+        "data": data,
+        "dropped": None if data is None else _dropped(data),
         "how_cut": _how_cut(params),
         "audit": _audit(sources),
         "kept": _kept_epoch(sources.history),
@@ -211,6 +213,21 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _dropped(data: Mapping[str, Any]) -> str:
+    """Return how many images of the dataset are in no split, by reason."""
+    counts = {
+        "excluded by name": data["excluded"]["count"],
+        "without a label": data["unlabelled"]["count"],
+        "to be ignored": data["ignored"],
+        "unreadable": data["invalid"]["count"],
+    } | {
+        name.replace("_", " "): check["count"]
+        for name, check in data["checks"].items()
+        if check["policy"] == "drop"
+    }
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items() if count) or "none"
 
 
 def _kept_epoch(path: Path) -> dict[str, Any] | None:

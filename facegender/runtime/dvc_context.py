@@ -32,7 +32,10 @@ def project_root() -> Path:
     for folder in (here, *here.parents):
         if (folder / ".dvc").is_dir():
             return folder
-    raise UserError(f"{here} is not in a clone of facegender: no parent folder contains .dvc/.")
+    raise UserError(
+        f"{here} is not in a clone of facegender: no parent folder contains .dvc/. Change to one, "
+        "with `cd`."
+    )
 
 
 def pipeline_paths(dvc_yaml: str) -> dict[str, str]:

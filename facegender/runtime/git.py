@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 
 # A partial clone fetches a commit's files from its server.
 _GIT_SECONDS = 120
@@ -35,7 +35,7 @@ def read_text(root: Path, path: str, commit: str | None) -> str | None:
         content = read_bytes(root, path, commit)
         return None if content is None else content.decode("utf-8")
     except UnicodeError as error:
-        raise UserError(f"Cannot read {path} of {_place(commit)}: {error}") from error
+        raise _unreadable(path, commit, error) from error
 
 
 def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
@@ -49,7 +49,7 @@ def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
             file = root / path
             return file.read_bytes() if file.is_file() else None
     except OSError as error:
-        raise UserError(f"Cannot read {path} of {_place(commit)}: {error}") from error
+        raise _unreadable(path, commit, error) from error
     entry = git(root, "ls-tree", commit, "--", path).split()
     return _run(root, "cat-file", "blob", entry[2]) if entry[1:2] == ["blob"] else None
 
@@ -62,7 +62,9 @@ def committed_text(root: Path, path: str, commit: str) -> str:
     """
     text = read_text(root, path, commit)
     if text is None:
-        raise UserError(f"Commit {commit[:10]} has no {path}.")
+        raise UserError(
+            f"Commit {commit[:10]} has no {path}. Choose one with the results of `dvc repro`."
+        )
     return text
 
 
@@ -75,11 +77,14 @@ def read_yaml(root: Path, path: str, commit: str | None) -> Any:
     try:
         return yaml.safe_load(read_text(root, path, commit) or "")
     except yaml.YAMLError as error:
-        raise UserError(f"Cannot read {path}: {error}") from error
+        raise _unreadable(path, commit, error) from error
 
 
-def _place(commit: str | None) -> str:
-    return commit[:10] if commit else "the work tree"
+def _unreadable(path: str, commit: str | None, error: Exception) -> UserError:
+    place, advice = "the work tree", f"Correct it, or restore it with `git checkout {path}`"
+    if commit:
+        place, advice = commit[:10], "Choose another commit"
+    return UserError(f"Cannot read {path} of {place}: {reason_of(error)}. {advice}.")
 
 
 def resolve(root: Path, revision: str) -> str:
@@ -148,9 +153,12 @@ def _run(root: Path, *arguments: str, query: bool = True) -> bytes:
             timeout=_GIT_SECONDS if query else None,
         )
     except OSError as error:
-        raise UserError(f"Cannot run git: {error}") from error
+        raise UserError(f"Cannot run git: {error}. Install it, or put it on PATH.") from error
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"git {arguments[0]} took more than {_GIT_SECONDS} seconds.") from error
+        raise UserError(
+            f"git {arguments[0]} took more than {_GIT_SECONDS} seconds. Check the network and the "
+            "disk; `git fetch` gets what a partial clone lacks."
+        ) from error
     if done.returncode == 0:
         return done.stdout
     if query and done.returncode == 1 and not done.stderr:

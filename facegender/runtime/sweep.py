@@ -27,7 +27,7 @@ import yaml
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 from facegender.runtime.dvc_context import PARENT_RUN, ROOT, pipeline_paths
 from facegender.runtime.experiment_clone import (
     Snapshot,
@@ -74,7 +74,10 @@ def read_grid(path: Path) -> dict[str, list[Any]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read the grid {path}: {error}") from error
+        raise UserError(
+            f"Cannot read the grid {path}: {reason_of(error)}. Name a YAML file that is written as "
+            "conf/sweep.yaml is."
+        ) from error
     if not isinstance(content, dict) or not content:
         raise UserError(
             f"{path} is not a grid: it must have one parameter with its values per line, such as "

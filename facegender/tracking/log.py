@@ -249,7 +249,10 @@ def fetch_results(run_id: str, folder: Path) -> Path:
             )
         )
     except (MlflowException, OSError) as error:
-        raise UserError(f"Cannot read the results of the MLflow run {run_id}: {error}") from error
+        raise UserError(
+            f"Cannot read the results of the MLflow run {run_id}: {error}. If they are lost, "
+            "`dvc repro --force` makes a run that has them."
+        ) from error
     if not (path / "test.json").is_file():
         raise UserError(
             f"The MLflow run {run_id} has no test metrics because its evaluation did not finish. "

@@ -136,7 +136,8 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
     """
     if run.info.status != "FINISHED":
         raise UserError(
-            f"The run {_describe(run)} is {run.info.status}; only a finished run can be promoted."
+            f"The run {_describe(run)} is {run.info.status}; only a finished run can be promoted. "
+            "Wait until it ends, or name another run."
         )
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock), tempfile.TemporaryDirectory() as folder:
@@ -245,7 +246,8 @@ def rollback(*, lock: Path) -> tuple[int, int]:
             former.pop()
         if not former:
             raise UserError(
-                f"Version {number} is the champion, and no earlier one can be restored."
+                f"Version {number} is the champion, and no earlier one can be restored. "
+                "`facegender promote RUN` makes another the champion."
             )
         back = former.pop()
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))

@@ -21,10 +21,10 @@ def test_a_path_that_is_named_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-def test_sixteen_questions_have_a_file_each() -> None:
+def test_questions_have_a_file_each() -> None:
     below = TEXT.split("## Where is it?")[1].split("\n## ")[0]
     files = re.findall(r"^\| .+ \| `([\w/.]+)` \|$", below, re.MULTILINE)
-    assert len(set(files)) == len(files) == 16
+    assert len(set(files)) == len(files) >= 16
 
 
 def test_every_folder_is_on_the_map() -> None:

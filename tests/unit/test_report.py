@@ -425,3 +425,36 @@ def test_how_pictures_are_cut_is_said(sources: Sources, params: Params, face: st
         assert ("a square wider by 0.25 than its box, not turned" in text) == (face == "crop")
         assert ("7 images show no face" in text) == (face == "crop")
     assert ("even one of a chair" in card) == (face == "none")
+
+
+def test_all_that_was_left_out_is_counted(sources: Sources, params: Params) -> None:
+    data = json.loads(sources.data_metrics.read_text())
+    data["unlabelled"]["count"], data["invalid"]["count"] = 3, 2
+    data["checks"]["too_small"]["count"] = 40
+    data["checks"]["exact_duplicates"] |= {"policy": "keep", "count": 6}
+    sources.data_metrics.write_text(json.dumps(data))
+    expected = "Left out: without a label 3, unreadable 2, too small 40, near duplicates 1"
+    assert f"{expected}." in render_card(sources, params)
+    assert expected in Elements(render_page(sources, params, PROVENANCE)).text
+
+
+@pytest.mark.parametrize(
+    ("column", "without", "said"),
+    [
+        (None, None, "may be in different splits"),
+        ("person", 7, "7 images have no person"),
+        ("x", 0, ""),
+    ],
+)
+def test_where_photos_of_one_person_are_is_said(
+    sources: Sources, params: Params, column: str | None, without: int | None, said: str
+) -> None:
+    split = params.split.model_copy(update={"group_by": column})
+    raw = json.loads(sources.raw_info.read_text()) | {"source": "folder"}
+    sources.raw_info.write_text(json.dumps(raw))
+    data = json.loads(sources.data_metrics.read_text()) | {"without_subject": without}
+    sources.data_metrics.write_text(json.dumps(data))
+    card = " ".join(render_card(sources, params.model_copy(update={"split": split})).split())
+    assert said in card
+    assert ("photos of one person" in card) == bool(said)
+    assert "only identical files are kept together" not in card

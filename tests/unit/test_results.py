@@ -628,6 +628,10 @@ def test_a_baseline_can_be_an_experiment(project: Project, capsys: pytest.Captur
         ),
         ("metrics/predictions.csv", "", "Cannot read the results"),
         ("dvc.yaml", "stages: {}\n", "Cannot read the paths in dvc.yaml"),
+        # As a merge leaves them; each is one line that says where.
+        ("params.yaml", "a: 1\n<<<<<<< HEAD\n", "params.yaml: line 3: could not find"),
+        ("dvc.lock", "a: 1\n<<<<<<< HEAD\n", "dvc.lock of the work tree: line 3: could not find"),
+        ("dvc.yaml", "a: 1\n<<<<<<< HEAD\n", "of the work tree: line 3: could not find"),
     ],
 )
 def test_what_cannot_be_read_is_no_regression(
@@ -635,7 +639,9 @@ def test_what_cannot_be_read_is_no_regression(
 ) -> None:
     (project.root / file).write_text(content)
     assert gate("--baseline", "HEAD") == 2
-    assert says in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
