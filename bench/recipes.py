@@ -22,7 +22,7 @@ folder's metadata, such as ages, by which accuracy and recalls are shown too.
 
     python -m bench.recipes --folder ../shared/photos --results DIR \
       --weights ../shared/weights/mobilenet_1_0_224_tf_no_top.h5 \
-      -S "recipe=best" -S "recipe=best train.epochs=12" -S "recipe=fast"
+      -S "recipe=best" -S "recipe=best train.epochs=12 train.small_epochs=8" -S "recipe=fast"
 """
 
 import argparse

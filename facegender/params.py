@@ -217,6 +217,15 @@ class Model(_Strict):
             raise ValueError(f"input is {self.input}, but weights needs {watched}: set both")
         return self
 
+    @model_validator(mode="after")
+    def _a_digest_pins_a_file(self) -> Self:
+        if self.weights_sha256 is not None and self.weights in self.builtin:
+            raise ValueError(
+                f"weights_sha256 pins a weights file, and weights is {self.weights}: pass the "
+                "file's path, or null"
+            )
+        return self
+
 
 class Augmentation(_Strict):
     """Random changes of training images: fractions of the image's side, or of its contrast."""
@@ -267,6 +276,12 @@ class Train(_Strict):
         if self.small_epochs and (self.batch_norm != "frozen" or self.small_image_size is None):
             # Statistics of small images are not those of full ones.
             raise ValueError("small_epochs needs small_image_size, and batch_norm: frozen")
+        if self.small_epochs > self.epochs:
+            # As when a recipe's `epochs` alone is lowered: no epoch would see images in full size.
+            raise ValueError(
+                f"small_epochs, {self.small_epochs}, is more than epochs, {self.epochs}: lower it "
+                "as well"
+            )
         return self
 
 
@@ -368,6 +383,16 @@ class Params(_Strict):
     compute: Compute = Field(exclude=True)
     # For DVC only. Revisions of before lack it.
     listed: tuple[str, ...] = Field(default=(), exclude=True)
+
+    @model_validator(mode="after")
+    def _small_images_are_small(self) -> Self:
+        small = self.train.small_image_size
+        if self.train.small_epochs and small is not None and small > self.image.size:
+            raise ValueError(
+                f"train.small_image_size, {small}, is more than image.size, {self.image.size}: "
+                "lower it, or set train.small_epochs to 0"
+            )
+        return self
 
     def to_json(self) -> str:
         """Return all parameters, those out of dumps as well, for `Params.model_validate_json`."""

@@ -9,6 +9,7 @@ way a warning says how to send what is missing.
 
 import getpass
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from functools import wraps
@@ -22,6 +23,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_USER
 from requests import RequestException
+from sqlalchemy.exc import DatabaseError
 
 from facegender.errors import UserError
 from facegender.tracking.local_store import owner_is_gone, relocate, store_home
@@ -58,21 +60,21 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
         The number of rewritten addresses.
 
     Raises:
-        UserError: the experiment was deleted from the store.
+        UserError: the experiment was deleted from the store, or the local store cannot be used.
         MlflowException: the server is required and does not answer.
     """
     home = store_home(root)
     own = f"sqlite:///{home / 'mlflow.db'}"
     uri = _absolute(uri, root)
-    if not required and uri not in {None, own} and (problem := _server_problem(str(uri))):
+    local = uri in {None, own}
+    if not required and not local and (problem := _server_problem(str(uri))):
         _log.warning(
             "the MLflow server that MLFLOW_TRACKING_URI names %s, so this stage logs to mlflow.db. "
             "%s.",
             problem,
             _SEND,
         )
-        uri = None
-    local = uri in {None, own}
+        uri, local = None, True
     artifacts = (home / "mlruns" / EXPERIMENT).as_uri() if local else None
     # Two pipelines that start together must not both create the database's tables.
     lock = root / ".dvc" / "tmp" / "mlflow.lock"
@@ -81,6 +83,8 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     with FileLock(lock), chdir(home):
         if local and not (home / "mlflow.db").exists():
             _make_database(home)
+        elif local:
+            _check_database(home / "mlflow.db")
         moved = relocate(home, EXPERIMENT) if local else 0
         mlflow.set_tracking_uri(uri or own)
         experiment = mlflow.get_experiment_by_name(EXPERIMENT)
@@ -126,6 +130,34 @@ def _make_database(home: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{new}")
     mlflow.get_experiment_by_name(EXPERIMENT)
     new.rename(home / "mlflow.db")
+
+
+def _check_database(database: Path) -> None:
+    """Refuse a local store that MLflow would answer with a traceback, or wait for without end.
+
+    Raises:
+        UserError: it is damaged, read-only or another version's.
+    """
+    remedy = f"Move {database} away, or put a copy back; without one, the next stage makes it."
+    if not database.is_file():
+        # As Docker makes one for a bind mount of a file that does not exist.
+        raise UserError(f"MLflow's store mlflow.db is not a file. {remedy}")
+    if not os.access(database, os.W_OK):
+        raise UserError(f"MLflow's store {database} may not be written to: change its permissions.")
+    try:
+        mlflow.set_tracking_uri(f"sqlite:///{database}")
+        mlflow.get_experiment_by_name(EXPERIMENT)
+    except MlflowException as error:
+        if "out-of-date database schema" in str(error):
+            raise UserError(
+                "MLflow's store mlflow.db was made by another version of MLflow. `make install` "
+                "installs the one of requirements.lock. If the store is older than that, copy it, "
+                f"then run `mlflow db upgrade sqlite:///{database}`. Or move it away: the next "
+                "stage makes a new one."
+            ) from error
+        raise
+    except DatabaseError as error:
+        raise UserError(f"MLflow's store mlflow.db is damaged: {error.orig}. {remedy}") from error
 
 
 def _server_problem(uri: str) -> str | None:
@@ -175,6 +207,11 @@ def drop_log_on_failure() -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         # A local store fails because of a full disk or a bug: end the stage, to be run again.
         if mlflow.get_tracking_uri().startswith("sqlite:"):
+            if _run_is_gone():
+                raise UserError(
+                    "The MLflow run was deleted while this stage logged to it. `dvc repro` goes on "
+                    "after the last epoch of a training, and logs to a new run."
+                ) from error
             raise
         _log.warning(
             "the MLflow server failed (%s): the rest of this stage is not logged. %s.",
@@ -184,6 +221,11 @@ def drop_log_on_failure() -> Iterator[None]:
         # Close the run, so that nothing waits for the server again.
         with suppress(MlflowException, RequestException):
             mlflow.end_run("FAILED")
+
+
+def _run_is_gone() -> bool:
+    run = mlflow.active_run()
+    return run is not None and find_run_by_id(run.info.run_id) is None
 
 
 def _end_dead_runs() -> None:

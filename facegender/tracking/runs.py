@@ -20,6 +20,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from facegender.files import file_sha256
 from facegender.tracking.connection import (
@@ -72,17 +73,19 @@ def training_run(
         params: every parameter by its dotted name.
         tags: tags that identify the run; package versions are added.
         manifests: CSV of each split, logged as the run's datasets with their digests.
-        resume: run id of an interrupted training, continued if this store has it.
+        resume: run id of an interrupted training, continued if this store has it and it holds the
+            same parameters, which MLflow cannot change.
     """
+    versions = {f"version.{package}": number for package, number in package_versions().items()}
+    tags = {**versions, "version.python": platform.python_version(), **tags}
     begun = find_run_by_id(resume) if resume else None
-    if begun is not None:
+    if begun is not None and _agrees(begun, params):
         with _open(begun) as run:
-            # Another experiment may resume the training.
-            set_tags({**tags, MLFLOW_RUN_NAME: name})
+            # Another experiment, or another commit, may resume the training.
+            set_tags(resolve_tags({**tags, MLFLOW_RUN_NAME: name}))
             yield run
         return
-    versions = {f"version.{package}": number for package, number in package_versions().items()}
-    run = _new_run(name, {**versions, "version.python": platform.python_version(), **tags})
+    run = _new_run(name, tags)
     with _open(run) as run:
         log_inputs(params, manifests)
         yield run
@@ -94,6 +97,17 @@ def _new_run(name: str, tags: Mapping[str, str]) -> Run:
     # Not `mlflow.start_run`, which continues the run that MLFLOW_RUN_ID may name.
     return MlflowClient().create_run(
         experiment.experiment_id, run_name=name, tags=resolve_tags({**user_tag(), **tags})
+    )
+
+
+def _agrees(run: Run, params: Mapping[str, Any]) -> bool:
+    """Return whether every logged parameter of a run has the value that it has now."""
+    logged = run.data.params
+    # MLflow cuts longer values.
+    return all(
+        logged[name] == str(value)[:MAX_PARAM_VAL_LENGTH]
+        for name, value in params.items()
+        if name in logged
     )
 
 
@@ -138,9 +152,9 @@ def evaluation_run(
     """Open the run that an evaluation belongs to.
 
     That is the run that trained the model, unless this store does not have it (a fresh clone, a
-    model from DVC's cache) or it already holds another evaluation (the model was reused with other
-    parameters). Then it is a separate run, which copies parameters and history; a repeated
-    evaluation finds it again, so nothing is lost or logged twice.
+    model from DVC's cache), it already holds another evaluation, or it holds other parameters (the
+    model was reused with changed ones). Then it is a separate run, which copies parameters and
+    history; a repeated evaluation finds it again, so nothing is lost or logged twice.
 
     Args:
         trained_by: id of the run that trained the model.
@@ -157,7 +171,8 @@ def evaluation_run(
         The run, and a sentence that says which run it is and why.
     """
     trained = find_run_by_id(trained_by)
-    if trained is not None and trained.data.tags.get(_EVALUATION) in {None, evaluation}:
+    agrees = trained is not None and _agrees(trained, params)
+    if trained and agrees and trained.data.tags.get(_EVALUATION) in {None, evaluation}:
         with _open(trained) as run:
             set_tags({**inputs, _EVALUATION: evaluation})
             _complete(run, params, manifests, history)
@@ -167,15 +182,16 @@ def evaluation_run(
     why = (
         "this store has no run that trained the model"
         if trained is None
-        else "the run that trained the model holds another evaluation"
+        else "the run that trained the model holds "
+        + ("another evaluation" if agrees else "other parameters")
     )
-    own = mlflow.search_runs(
+    found = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
         filter_string=f"tags.`{_EVALUATION}` = '{evaluation}' "
         f"and tags.`{_TRAINED_BY}` = '{trained_by}'",
         output_format="list",
     )
-    if own:
+    if own := [run for run in found if _agrees(run, params)]:
         with _open(own[0]) as run:
             yield run, f"logged to MLflow run {run.info.run_id} again: {why}"
         return

@@ -106,7 +106,8 @@ def _read(file: Path | io.BytesIO) -> Saved | None:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         notes = json.loads(arrays.pop(_NOTES).tobytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    # EOFError: empty, as after a power cut. RuntimeError: a flipped bit says encrypted or packed.
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         _log.warning("the checkpoint cannot be read, so training starts again: %s", error)
         return None
     return Saved(arrays, notes)

@@ -155,12 +155,24 @@ def test_another_process_goes_on_from_a_checkpoint_and_keeps_none(tmp_path: Path
     assert Checkpoint.received(b"").saved is None
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda whole: whole[:500], id="cut off"),
+        pytest.param(lambda whole: b"", id="empty"),
+        # In the directory of the ZIP archive: the method of packing, and the flags.
+        pytest.param(lambda whole: whole.replace(b"PK\1\2-\3-\0\0\0\0", b"PK\1\2-\3-\0\0\0c")),
+        pytest.param(lambda whole: whole.replace(b"PK\1\2-\3-\0\0", b"PK\1\2-\3-\0\1")),
+    ],
+)
 def test_a_checkpoint_that_cannot_be_read_or_written_costs_itself_only(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
     path = tmp_path / "checkpoint.npz"
     Checkpoint(path).write({"weights.0": np.zeros(1000)}, {})
-    path.write_bytes(path.read_bytes()[:500])
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert path.read_bytes() != whole
     assert Checkpoint(path).saved is None
     assert "training starts again" in caplog.text
     Checkpoint(tmp_path / "absent" / "checkpoint.npz").write({"weights.0": np.zeros(9)}, {})

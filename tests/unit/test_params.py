@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,25 @@ def test_a_bad_parameter_is_named(tmp_path: Path, section: str, key: str, value:
     content[section][key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=section):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("train.epochs=10", "small_epochs, 16, is more than epochs, 10"),
+        ("image.size=96", "train.small_image_size, 128, is more than image.size, 96"),
+        ("model.weights_sha256=ab", "weights_sha256 pins a weights file, and weights is imagenet"),
+        ("train.epochs=16", None),
+        ("image.size=96 train.small_epochs=0", None),
+        ("model.weights=conf/config.yaml model.weights_sha256=ab", None),
+    ],
+)
+def test_parameters_that_undo_each_other_are_named(
+    tmp_path: Path, changes: str, words: str | None
+) -> None:
+    compose(tmp_path / "params.yaml", "recipe=best", *changes.split())
+    with pytest.raises(UserError, match=words) if words else nullcontext():
         load_params(tmp_path / "params.yaml")
 
 

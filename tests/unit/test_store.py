@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from facegender.errors import UserError
-from facegender.tracking import connection, runs
+from facegender.tracking import connection, log, runs
 from facegender.tracking.local_store import relocate
 from facegender.tracking.registry import find_run
 
@@ -173,6 +173,47 @@ def test_a_deleted_experiment_is_a_clear_error(filled: Path, tmp_path: Path) -> 
     mlflow.delete_experiment(experiment.experiment_id)
     with pytest.raises(UserError, match="mlflow experiments restore"):
         connection.connect(root)
+
+
+def _other_version(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+
+
+def _folder(database: Path) -> None:
+    database.unlink()
+    database.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(lambda file: os.truncate(file, 200_000), "malformed", id="cut off"),
+        pytest.param(lambda file: file.write_bytes(b"x" * 9_999), "not a database", id="text"),
+        pytest.param(_other_version, "mlflow db upgrade", id="another version"),
+        # As Docker makes for a bind mount of a file that does not exist; MLflow waits for hours.
+        pytest.param(_folder, "is not a file", id="folder"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_a_clear_error(
+    filled: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str
+) -> None:
+    root = moved(filled, tmp_path / "copy")
+    spoil(root / "mlflow.db")
+    with pytest.raises(UserError, match=words):
+        connection.connect(root)
+
+
+def test_a_run_that_is_deleted_at_work_is_a_clear_error(tmp_path: Path) -> None:
+    connection.connect(tmp_path)
+
+    def delete_at_work() -> None:
+        with runs.training_run(name="a", params={}, tags={}, manifests={}) as run:
+            mlflow.delete_run(run.info.run_id)
+            log.log_epoch(1, {"loss": 0.5})
+
+    with pytest.raises(UserError, match="was deleted while"):
+        delete_at_work()
 
 
 @pytest.mark.campaign  # in short: the sweep in test_experiments.py

@@ -27,8 +27,9 @@ def nobody() -> str:
     return f"http://me:canary@127.0.0.1:{free_port()}"
 
 
-def run(name: str = "test", resume: str | None = None):
-    return runs.training_run(name=name, params={}, tags={}, manifests={}, resume=resume)
+def run(name: str = "test", resume: str | None = None, **given: Any):
+    inputs = {"params": {}, "tags": {}, "manifests": {}} | given
+    return runs.training_run(name=name, resume=resume, **inputs)
 
 
 def evaluate(run_id: str, history: dict, **inputs: Any):
@@ -177,6 +178,46 @@ def test_an_interrupted_run_is_taken_up_with_each_epoch_once(tmp_path: Path) -> 
     assert (ended.info.status, ended.info.run_name) == ("FINISHED", "again")
     with run(resume="0" * 32) as other:
         assert other.info.run_id != ids[0]
+
+
+def test_a_run_never_holds_parameters_that_were_changed_after_it_began(tmp_path: Path) -> None:
+    connection.connect(tmp_path)
+    before = {"evaluate.threshold": 0.5, "split.classes.male": "m" * 7000, "model.alpha": 0.25}
+    after = before | {"evaluate.threshold": 0.6}
+    with run(params=before) as begun:
+        pass
+    with run(params=before | {"model.dropout": 0.1}, resume=begun.info.run_id) as same:
+        assert same.info.run_id == begun.info.run_id
+    with run(params=after, resume=begun.info.run_id) as resumed:
+        assert resumed.info.run_id != begun.info.run_id
+    assert mlflow.get_run(resumed.info.run_id).data.params["evaluate.threshold"] == "0.6"
+
+    history, model = {"epoch": []}, tmp_path / "model"
+    model.touch()
+    with evaluate(begun.info.run_id, history, params=after, model=model) as (own, which):
+        assert which.endswith("holds other parameters")
+    assert mlflow.get_run(own.info.run_id).data.params["evaluate.threshold"] == "0.6"
+    with evaluate(begun.info.run_id, history, params=after, model=model) as (again, _):
+        assert again.info.run_id == own.info.run_id
+    third = before | {"evaluate.threshold": 0.7}
+    with evaluate(begun.info.run_id, history, params=third, model=model) as (other, _):
+        assert other.info.run_id not in {own.info.run_id, begun.info.run_id}
+    with evaluate(begun.info.run_id, history, params=before) as (trained, _):
+        assert trained.info.run_id == begun.info.run_id
+
+
+def test_a_resumed_run_names_the_commit_and_versions_that_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.connect(tmp_path)
+    with run() as begun:
+        pass
+    monkeypatch.setattr(runs, "package_versions", lambda: {"keras": "99"})
+    monkeypatch.setattr(runs, "resolve_tags", lambda tags: tags | {"mlflow.source.git.commit": "c"})
+    with run(resume=begun.info.run_id) as resumed:
+        pass
+    tags = mlflow.get_run(resumed.info.run_id).data.tags
+    assert (tags["mlflow.source.git.commit"], tags["version.keras"]) == ("c", "99")
 
 
 def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
