@@ -276,12 +276,6 @@ class Train(_Strict):
         if self.small_epochs and (self.batch_norm != "frozen" or self.small_image_size is None):
             # Statistics of small images are not those of full ones.
             raise ValueError("small_epochs needs small_image_size, and batch_norm: frozen")
-        if self.small_epochs > self.epochs:
-            # As when a recipe's `epochs` alone is lowered: no epoch would see images in full size.
-            raise ValueError(
-                f"small_epochs, {self.small_epochs}, is more than epochs, {self.epochs}: lower it "
-                "as well"
-            )
         return self
 
 
@@ -383,16 +377,6 @@ class Params(_Strict):
     compute: Compute = Field(exclude=True)
     # For DVC only. Revisions of before lack it.
     listed: tuple[str, ...] = Field(default=(), exclude=True)
-
-    @model_validator(mode="after")
-    def _small_images_are_small(self) -> Self:
-        small = self.train.small_image_size
-        if self.train.small_epochs and small is not None and small > self.image.size:
-            raise ValueError(
-                f"train.small_image_size, {small}, is more than image.size, {self.image.size}: "
-                "lower it, or set train.small_epochs to 0"
-            )
-        return self
 
     def to_json(self) -> str:
         """Return all parameters, those out of dumps as well, for `Params.model_validate_json`."""

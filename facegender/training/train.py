@@ -140,19 +140,13 @@ def train_network(
     passes, _ = _epoch_length(len(train), recipe)
     recorder, best = EpochRecorder(len(train)), BestWeights(model)
     checkpoints = CheckpointEpochs(model, checkpoint or Checkpoint(None), recorder, best, on_epoch)
-    callbacks = [
-        SeedPerEpoch(model, strategy),
-        recorder,
-        best,
-        FailOnDivergence(),
-        checkpoints,
-    ]
+    callbacks = [SeedPerEpoch(model, strategy), recorder, best, FailOnDivergence(), checkpoints]
     job = _Job(
         train=train,
         validation=validation,
         recipe=recipe,
         strategy=strategy,
-        small=recipe.small_image_size if recipe.small_epochs else None,
+        small=_small_size(recipe, network.image_size),
         callbacks=callbacks,
         checkpoints=checkpoints,
         verbose=verbose,
@@ -178,6 +172,22 @@ def train_network(
     history["kept"] = (history["epoch"] == kept).astype(int)
     speed = pd.DataFrame(recorder.speed, columns=SPEED_COLUMNS)
     return Training(history, speed, kept)
+
+
+def _small_size(recipe: Train, image_size: int) -> int | None:
+    """Return the pixels a side of the images to begin with; None if they are never shrunk."""
+    small = recipe.small_image_size
+    if not recipe.small_epochs or small is None or small >= image_size:
+        return None
+    if recipe.small_epochs >= recipe.epochs:
+        # As when the epochs of a recipe are lowered alone.
+        _log.warning(
+            "train.small_epochs leaves none of the %d epochs for images of %d pixels, as the model "
+            "will see them: lower it as well",
+            recipe.epochs,
+            image_size,
+        )
+    return small
 
 
 @dataclass(frozen=True)
@@ -286,10 +296,7 @@ def _fine_tune(model: keras.Model, job: _Job) -> None:
         # Before the last, which does not keep the epoch that training stops at.
         patience = recipe.early_stopping_patience
         stopper = EarlyStopping(
-            patience,
-            job.checkpoints.recorder.history,
-            after=recipe.head_epochs,
-            averages=averages,
+            patience, job.checkpoints.recorder.history, after=recipe.head_epochs, averages=averages
         )
         callbacks = [*callbacks[:-1], stopper, job.checkpoints]
     first_full = min(recipe.small_epochs, recipe.epochs) if job.small else 0

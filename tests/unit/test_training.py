@@ -23,6 +23,7 @@ from facegender.training.checkpoints import Checkpoint
 from facegender.training.train import (
     HISTORY_COLUMNS,
     Training,
+    _small_size,
     train_network,
     with_global_batch_size,
 )
@@ -137,6 +138,27 @@ def test_all_that_the_best_recipe_does_gives_the_same_bytes(
     # Small images come first. Three steps a pass (40 images in batches of 16), so few images come
     # again: three passes for seven steps.
     assert asked == [(range(0, 6), 32), (range(6, 9), None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "image_size", "small", "warned"),
+    [
+        ({}, 40, 32, False),
+        ({}, 32, None, False),  # nothing to shrink, and never enlarged
+        ({"epochs": 2}, 40, 32, True),
+    ],
+)
+def test_small_images_leave_epochs_for_full_ones_or_it_is_said(
+    recipe: Train,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, int],
+    image_size: int,
+    small: int | None,
+    warned: bool,
+) -> None:
+    changed = Train.model_validate(recipe.model_dump() | FOLDED | changes)
+    assert _small_size(changed, image_size) == small
+    assert ("lower it as well" in caplog.text) == warned
 
 
 def test_small_images_without_frozen_batch_norm_are_refused(recipe: Train) -> None:
