@@ -175,9 +175,9 @@ def train_network(
 
 
 def _small_size(recipe: Train, image_size: int) -> int | None:
-    """Return the pixels a side of the images to begin with; None if they are never shrunk."""
+    """Return the pixels a side of the images to begin with, or None: they are never enlarged."""
     small = recipe.small_image_size
-    if not recipe.small_epochs or small is None or small >= image_size:
+    if not recipe.small_epochs or small is None or small > image_size:
         return None
     if recipe.small_epochs >= recipe.epochs:
         # As when the epochs of a recipe are lowered alone.
