@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from facegender.data.image_files import PassedOver, is_photo, walk_images
+from facegender.data.image_files import PassedOver, is_litter, is_photo, walk_images
 from facegender.data.images import InvalidImage
 from facegender.errors import UserError
 
@@ -65,17 +65,28 @@ class Storage:
         return self.root if self.is_local else f"{self.protocol}://{self.root}"
 
     def photos(self) -> Iterator[str]:
-        """Yield the names of all photos below, as defined by `image_files.is_photo`."""
+        """Yield the names of all photos below, then log what lies beside them.
+
+        Objects are photos by their names alone, local files by their content, too.
+        """
+        passed_over, found = PassedOver(), False
+        names = self._photo_objects(passed_over)
         if self.is_local:
-            passed_over, found = PassedOver(), False
-            for path in walk_images(Path(self.root), passed_over=passed_over):
-                found = True
-                yield str(path)
-            # Where there is no photo, the input is Parquet.
-            if found and (text := passed_over.text(self.written)):
-                _log.info("%s", text)
-        else:
-            yield from (name for name in self._walk() if is_photo(PurePosixPath(name)))
+            names = (str(path) for path in walk_images(Path(self.root), passed_over=passed_over))
+        for name in names:
+            found = True
+            yield name
+        # Without photos the input is Parquet.
+        if found and (text := passed_over.text(self.written)):
+            _log.info("%s", text)
+
+    def _photo_objects(self, passed_over: PassedOver) -> Iterator[str]:
+        for name in self._walk():
+            path = PurePosixPath(name)
+            if is_photo(path):
+                yield name
+            elif not is_litter(path):
+                passed_over.add(path)
 
     def tables(self) -> Iterator[str]:
         """Yield the addresses of the Parquet files: of this one if it is a file, or of all below.

@@ -318,13 +318,17 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     storage_module._filesystem("memory").rm("/bucket", recursive=True)
 
 
-def test_photos_in_object_storage_are_planned_and_read(remote: Storage) -> None:
+def test_photos_in_object_storage_are_planned_and_read(
+    remote: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     for name in ("a/1.jpg", "2.png", "notes.txt", "__MACOSX/3.jpg"):
         remote.write(name, name.encode())
     storage_of("memory://bucket/into").write("4.jpg", b"")
     address = "memory://bucket/in"
     output = storage_of("memory://bucket/out")
     job = prepare(f"{address}/", output.written)
+    assert f"1 in {address} passed over, as no image files: 'notes.txt'" in caplog.text
     assert job == Job(address, False, MODEL, 0.5, parts=1, images=2)
     # Without the slash it is the same job.
     assert prepare(address, output.written) == job
