@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import errno
 import io
 import json
 import os
@@ -185,11 +186,17 @@ def find_sources(
 ) -> list[tuple[str, bytes | Path]]:
     """Return the name of each image, and its path, or its bytes if it is standard input.
 
+    A file that is missing is among them, because the decoder says why it cannot be read.
+
     Args:
         arguments: files, folders, or `-`.
-        unreadable: called with each error of a folder that cannot be searched.
+        unreadable: called with an error for each folder that cannot be searched or has no image.
+
+    Raises:
+        UserError: no argument names an image.
     """
     sources: list[tuple[str, bytes | Path]] = []
+    nothing = []
     for argument in arguments:
         path = Path(argument)
         if argument == "-":
@@ -197,36 +204,53 @@ def find_sources(
             if len(content) > MAX_STDIN_BYTES:
                 raise UserError(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.")
             sources.append(("-", content))
-        elif _is_folder(argument):
-            passed_over = PassedOver()
-            found = find_images(path, unreadable, passed_over)
-            note = escape_controls(passed_over.text(argument))
-            if not found:
-                raise UserError(
-                    f"There is no image in the folder {argument}{note and f' ({note})'}. Name "
-                    "another, or files."
-                )
-            if note:
-                print(note, file=sys.stderr)
-            sources += [(str(path / image), path / image) for image in found]
-        else:
-            sources.append((argument, path))
+            continue
+        is_folder = _is_folder(argument)
+        if is_folder:
+            images, why_none = _search(argument, unreadable)
+            sources += images
+            nothing += [why_none] * (not images)
+            continue
+        sources.append((argument, path))
+        if is_folder is None:
+            nothing.append(
+                f"There is no file or folder {argument or repr(argument)}. A relative path starts "
+                "at the current folder."
+            )
+    if len(nothing) == len(arguments):
+        raise UserError(nothing[0])
     return sources
 
 
-def _is_folder(argument: str) -> bool:
-    """Return whether an argument is a folder; False for a file, or what may not be looked at.
+def _search(
+    folder: str, unreadable: Callable[[OSError], None]
+) -> tuple[list[tuple[str, bytes | Path]], str]:
+    """Return the images of a folder as `find_sources` does, and why there is none, if so."""
+    passed_over, errors = PassedOver(), list[OSError]()
+    path = Path(folder)
+    images = find_images(path, errors.append, passed_over)
+    note = escape_controls(passed_over.text(folder))
+    for error in errors:
+        unreadable(error)
+    if images:
+        if note:
+            print(note, file=sys.stderr)
+    elif not errors:
+        unreadable(OSError(errno.ENOENT, f"no image in this folder{note and f' ({note})'}", folder))
+    reason = note or (errors[0].strerror if errors else "")
+    why_none = (
+        f"There is no image in the folder {folder}{reason and f' ({reason})'}. Name another, or "
+        "files."
+    )
+    return [(str(path / image), path / image) for image in images], why_none
 
-    Raises:
-        UserError: there is neither.
-    """
+
+def _is_folder(argument: str) -> bool | None:
+    """Return whether an argument is a folder; None if there is neither file nor folder."""
     try:
         # `os.stat`, because an empty argument is no path, and `Path` takes it for this folder.
         return stat.S_ISDIR(os.stat(argument).st_mode)  # noqa: PTH116
     except PermissionError:
         return False
     except OSError:
-        raise UserError(
-            f"There is no file or folder {argument or repr(argument)}. A relative path starts "
-            "at the current folder."
-        ) from None
+        return None

@@ -207,6 +207,30 @@ def test_a_name_of_nothing_is_not_searched(exported: Exported, folder: Path, nam
         predict(exported.float32, name)
 
 
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_what_is_missing_does_not_stop_the_others(
+    exported: Exported, folder: Path, capsys: pytest.CaptureFixture, form: str
+) -> None:
+    (folder / "empty").mkdir()
+    (folder / "link.png").symlink_to("nowhere")
+    asked = [folder / name for name in ("gone.png", "00.png", "empty", "link.png", "01.png")]
+    flags = [] if form == "text" else [f"--{form}"]
+    assert predict(exported.float32, *flags, *asked) == 1
+    out, err = capsys.readouterr()
+    assert f"{folder / 'empty'}: no image in this folder\n" in err
+    missing = [str(folder / name) for name in ("gone.png", "link.png")]
+    if form == "text":
+        assert [line.split("/")[-1] for line in out.splitlines()] == ["00.png", "01.png"]
+        assert all(f"{name}: no such file\n" in err for name in missing)
+        return
+    lines = out.splitlines()
+    answers = list(csv.DictReader(lines)) if form == "csv" else [json.loads(line) for line in lines]
+    assert [row["image"] for row in answers if row["error"] == "no such file"] == missing
+    assert len(answers) == 4
+    with pytest.raises(UserError, match=r"There is no file or folder .*gone\.png"):
+        predict(exported.float32, asked[0], folder / "empty")
+
+
 ESCAPES = "=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png"
 
 
