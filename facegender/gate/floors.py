@@ -82,9 +82,15 @@ def _worst_group(
         binomtest(int(of_group.sum()), len(of_group), limit, alternative="less").pvalue
         for *_, of_group in judged
     ]
-    value, name, of_group = min(judged, key=lambda one: one[:2])
-    chance = min(holm([float(p) for p in tests])) >= settings.significance
-    return float(value), chance, f"{name}, {len(of_group)} images"
+    lowest = min(judged, key=lambda one: one[:2])
+    notes = [f"{lowest[1]}, {len(lowest[2])} images"]
+    adjusted = holm([float(p) for p in tests])
+    below = [one for one, p in zip(judged, adjusted, strict=True) if p < settings.significance]
+    # The lowest may be a small group that chance explains, and another one decides.
+    if below and lowest[1] not in [name for _, name, _ in below]:
+        share, name, of_group = below[0]
+        notes.append(f"significant is {name} with {share:.4f}, {len(of_group)} images")
+    return float(lowest[0]), not below, "; ".join(notes)
 
 
 def _ece_noise(predictions: pd.DataFrame, resampling: Resampling) -> float:

@@ -439,6 +439,18 @@ def test_the_worst_group_has_a_floor(params: Params, wrong: int, expected: str) 
     assert alone(results(wrong_at()), settings).exit_code == 1
 
 
+def test_a_floor_of_the_worst_group_names_the_group_that_decides(params: Params) -> None:
+    settings = params.gate.model_copy(update={"floors": {"worst_group": AtLeast(at_least=0.9)}})
+    country = np.where(np.arange(400) < 20, "few", "many")
+    # Of the few 4 of 20 are wrong, which chance explains; of the many 57 of 380, which it does not.
+    report = alone(results(wrong_at(*range(4), *range(20, 77), country=country)), settings)
+    assert report.floors[0].value == 16 / 20
+    assert report.failures == [
+        "worst_group is 0.8000 (country=few, 20 images; significant is country=many with 0.8500, "
+        "380 images); it must be at least 0.9"
+    ]
+
+
 @pytest.mark.parametrize("n", [36, 360, 1102])
 def test_a_calibrated_model_seldom_fails_the_floor_of_calibration(params: Params, n: int) -> None:
     floor = AtMost(at_most=0.02)
