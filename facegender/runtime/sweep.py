@@ -43,6 +43,8 @@ from facegender.tracking.connection import short_error
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
+# Parameters that decide which images are validated on, or how their loss is computed.
+_DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
 # DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
 _RUN = """
 import sys
@@ -138,7 +140,8 @@ def run_sweep(
     """Run a grid's experiments, print each one's result, and mark the best.
 
     The best has the lowest validation loss at the epoch that it kept; the test split is not used.
-    The sweep continues after a failed experiment. Call `connection.connect` first.
+    None is the best if the losses cannot be compared. The sweep continues after a failed
+    experiment. Call `connection.connect` first.
 
     Args:
         root: the repository.
@@ -191,6 +194,13 @@ def run_sweep(
                     if best is None or loss < best[0]:
                         best = loss, point, run_id
                 print(f"{point.name}  {what}  {end}", flush=True)
+        differing = different_losses(root, [one.commit for one in all_ended if one.commit])
+        if best is not None and differing:
+            print(
+                f"no best: the experiments differ in {', '.join(differing)}, so their validation "
+                "losses cannot be compared (docs/experiments.md)"
+            )
+            best = None
         if best is not None:
             runs.mark_best(best[2], best[1].name, best[0])
         if summarize is not None and any(ended.commit for ended in all_ended):
@@ -198,6 +208,24 @@ def run_sweep(
     if best is not None:
         print(f"best: {best[1].name}; `dvc exp apply {best[1].name}` applies it here")
     return sum(ended.commit is None for ended in all_ended)
+
+
+def different_losses(root: Path, commits: Sequence[str]) -> list[str]:
+    """Return the parameters that differ between experiments and make their losses different things.
+
+    A recipe sets some of them, so that the grid does not show them.
+    """
+    texts = [committed_text(root, "params.yaml", commit) for commit in commits]
+    contents = [yaml.safe_load(text) for text in texts]
+
+    def value(content: Any, name: str) -> str:
+        for key in name.split("."):
+            content = content.get(key) if isinstance(content, dict) else None
+        return json.dumps(content, sort_keys=True, default=str)
+
+    return [
+        name for name in _DECIDE_LOSS if len({value(content, name) for content in contents}) > 1
+    ]
 
 
 def _loss_in_mlflow(

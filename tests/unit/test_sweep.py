@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,15 @@ from facegender.runtime.dvc_context import input_tags
 from facegender.runtime.experiment_clone import Snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
-from facegender.runtime.sweep import Point, _end, grid_points, read_grid
+from facegender.runtime.sweep import (
+    Ended,
+    Point,
+    _end,
+    different_losses,
+    grid_points,
+    read_grid,
+    run_sweep,
+)
 from tools.compose_params import ROOT, compose
 
 
@@ -102,6 +111,48 @@ def test_an_experiment_that_cannot_be_fetched_fails_and_says_why(tmp_path: Path)
     assert (ended.commit, ended.judged) == (None, None)
     assert ended.output.startswith("trained\nerror: git fetch failed: ")
     assert checked_git(root, "rev-parse", "refs/exps/00/11/point") == head
+
+
+@pytest.mark.parametrize(
+    ("overrides", "differing"),
+    [
+        ((["recipe=quick"], ["recipe=paper"]), []),
+        ((["recipe=quick"], ["recipe=best"]), ["train.label_smoothing"]),
+        ((["split.seed=1"], ["split.seed=2"]), ["split"]),
+    ],
+)
+def test_losses_that_cannot_be_compared_have_no_best(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[list[str], list[str]],
+    differing: list[str],
+) -> None:
+    checked_git(tmp_path, "init", "--quiet")
+    ends = []
+    for number, words in enumerate(overrides):
+        compose(tmp_path / "params.yaml", *words)
+        checked_git(tmp_path, "add", "params.yaml")
+        who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        checked_git(tmp_path, *who, "commit", "--quiet", "--message", "point")
+        commit = checked_git(tmp_path, "rev-parse", "HEAD")
+        ends.append(Ended(Point(f"point-{number}", {}), 0, "", commit, None))
+    assert different_losses(tmp_path, [str(end.commit) for end in ends]) == differing
+    marked = []
+    sweep = "facegender.runtime.sweep"
+    monkeypatch.setattr(f"{sweep}.experiments", lambda _: set())
+    monkeypatch.setattr(f"{sweep}.run_points", lambda *_: (end for end in ends))
+    monkeypatch.setattr(f"{sweep}._loss_in_mlflow", lambda *_: (0.1, "id"))
+    monkeypatch.setattr(f"{sweep}.runs.sweep_run", lambda *_: nullcontext("parent"))
+    monkeypatch.setattr(f"{sweep}.runs.mark_best", lambda *best: marked.append(best))
+    assert run_sweep(tmp_path, {}, name="point", jobs=1, environment={}) == 0
+    out = capsys.readouterr().out
+    if differing:
+        assert f"no best: the experiments differ in {', '.join(differing)}, so" in out
+        assert not marked
+    else:
+        assert marked == [("id", "point-0", 0.1)]
+        assert "best: point-0" in out
 
 
 def test_no_verdict_says_why() -> None:
