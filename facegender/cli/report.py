@@ -24,6 +24,12 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="HTML file to write (default: report.html)"
     )
+    parser.add_argument(
+        "--accept-data-change", action="store_true", help="same as for `facegender gate`"
+    )
+    parser.add_argument(
+        "--accept-rule-change", action="store_true", help="same as for `facegender gate`"
+    )
     parser.set_defaults(run=report)
 
 
@@ -45,7 +51,14 @@ def report(args: argparse.Namespace) -> int:
     paths = pipeline_paths((root / "dvc.yaml").read_text())
     sources = Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
     params = load_params(root / "params.yaml")
-    gate = judge_work_tree(root, params, args.baseline, accept_data_change=True)
+    # As `facegender gate` judges: a page that accepts more would say pass where the gate does not.
+    gate = judge_work_tree(
+        root,
+        params,
+        args.baseline,
+        accept_data_change=args.accept_data_change,
+        accept_rule_change=args.accept_rule_change,
+    )
     if args.baseline and gate.baseline is None:
         raise UserError(" ".join(gate.undecided))
     page = render_page(

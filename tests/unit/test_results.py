@@ -393,6 +393,25 @@ def test_corrected_labels_are_compared_paired_without_the_baselines_model(
     assert accuracy["p"] == pytest.approx(3 * 2 * 0.5**8)
 
 
+def test_the_page_accepts_no_more_than_the_gate(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    path = project.root / "metrics" / "predictions.csv"
+    table = pd.read_csv(path)
+    table.loc[:2, "label"] = 1 - table.loc[:2, "label"]
+    table.to_csv(path, index=False)
+    project.spoil(0)
+    (project.root / "requirements.lock").touch()
+    for flags in ([], ["--accept-data-change"]):
+        gate("--baseline", "HEAD", "--format", "json", *flags)
+        verdict = json.loads(capsys.readouterr().out)["verdict"]
+        assert _run(["report", "--baseline", "HEAD", *flags]) == 0
+        assert f"report.html: {verdict}, compared with HEAD" in capsys.readouterr().out
+        page = (project.root / "report.html").read_text()
+        assert f">{verdict}</strong>" in page
+        assert ("accepted: 3 of 360" in page) == bool(flags)
+
+
 # Results that are not those of the work tree.
 
 
