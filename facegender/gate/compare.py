@@ -294,7 +294,9 @@ def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
     try:
         return dict(pipeline_paths(read_text(root, "dvc.yaml", commit) or ""))
     except (yaml.YAMLError, LookupError, TypeError) as error:
-        advice = "choose another commit" if commit else "restore it with `git checkout dvc.yaml`"
+        advice = (
+            "choose another commit" if commit else "restore it with `git checkout HEAD dvc.yaml`"
+        )
         raise UserError(
             f"Cannot read the paths in dvc.yaml of {name}: {reason_of(error)}; {advice}."
         ) from error

@@ -103,7 +103,7 @@ def _commands(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[st
     except DvcException as error:
         raise UserError(
             f"Cannot read the commands in dvc.yaml: {error}. Correct it, or restore it with "
-            "`git checkout dvc.yaml`."
+            "`git checkout HEAD dvc.yaml`."
         ) from error
 
 

@@ -81,7 +81,7 @@ def read_yaml(root: Path, path: str, commit: str | None) -> Any:
 
 
 def _unreadable(path: str, commit: str | None, error: Exception) -> UserError:
-    place, advice = "the work tree", f"Correct it, or restore it with `git checkout {path}`"
+    place, advice = "the work tree", f"Correct it, or restore it with `git checkout HEAD {path}`"
     if commit:
         place, advice = commit[:10], "Choose another commit"
     return UserError(f"Cannot read {path} of {place}: {reason_of(error)}. {advice}.")

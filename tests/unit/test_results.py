@@ -136,6 +136,41 @@ def test_without_a_commit_before_or_a_main_it_says_what_to_do(project: Project) 
         project.baseline()
 
 
+def test_a_merge_never_mixes_two_results(project: Project) -> None:
+    shutil.copy(ROOT / ".gitattributes", project.root)
+    project.commit("attributes")
+    kept = {}
+    for branch, count in (("one", 1), ("two", 2)):
+        project.git("switch", "--quiet", "--create", branch, "main")
+        project.spoil(count)
+        lines = json.dumps(json.loads((project.root / "metrics/test.json").read_text()), indent=2)
+        # Line by line, git would merge these in silence.
+        metric = {"one": "n", "two": "f1_ci"}[branch]
+        (project.root / "metrics/test.json").write_text(lines.replace(metric, f"{metric}_{branch}"))
+        project.lock()
+        project.commit(branch)
+        kept = {name: (project.root / name).read_bytes() for name in ("dvc.lock", *FILES)}
+    with pytest.raises(subprocess.CalledProcessError):
+        project.git("merge", "one")
+    assert {name: (project.root / name).read_bytes() for name in kept} == kept
+    unmerged = project.git("diff", "--name-only", "--diff-filter=U").splitlines()
+    assert unmerged == ["dvc.lock", "metrics/predictions.csv", "metrics/test.json"]
+
+
+def test_the_advice_restores_a_file_in_the_middle_of_a_merge(project: Project) -> None:
+    for branch, line in (("one", "[1"), ("two", "[2")):
+        project.git("switch", "--quiet", "--create", branch, "main")
+        (project.root / "dvc.lock").write_text(f"stages: {line}]\n")
+        project.commit(branch)
+    with pytest.raises(subprocess.CalledProcessError):
+        project.git("merge", "one")
+    with pytest.raises(UserError, match=r"Cannot read dvc\.lock") as caught:
+        edited_results(project.root, None, None)
+    advice = str(caught.value).split("`git ")[1].split("`")[0]
+    project.git(*advice.split())
+    assert (project.root / "dvc.lock").read_text() == "stages: [2]\n"
+
+
 # The command.
 
 
