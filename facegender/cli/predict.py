@@ -237,7 +237,7 @@ def _search(
             print(note, file=sys.stderr)
     elif not errors:
         unreadable(OSError(errno.ENOENT, f"no image in this folder{note and f' ({note})'}", folder))
-    reason = note or (errors[0].strerror if errors else "")
+    reason = note or (errors[0].strerror if errors else "") or ""
     why_none = (
         f"There is no image in the folder {folder}{reason and f' ({reason})'}. Name another, or "
         "files."
