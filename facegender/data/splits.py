@@ -312,7 +312,8 @@ def _checked(splits: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         missing = [label for label, value in LABELS.items() if not (images["label"] == value).any()]
         if missing:
             raise UserError(
-                f"The {name} split has no image labelled {' or '.join(missing)}. Add images, or "
-                "change the fractions under split in params.yaml."
+                f"The {name} split has no image labelled {' or '.join(missing)}. Files that "
+                "show one picture, or one subject of split.group_by, are not divided. Add images, "
+                "or change the fractions under split in params.yaml."
             )
     return {name: splits[name].reset_index(drop=True) for name in SPLITS}
