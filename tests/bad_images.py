@@ -100,6 +100,32 @@ def half_transparent() -> bytes:
     return save(Image.fromarray(pixels), "PNG")
 
 
+def transparent_grey16() -> bytes:
+    """Black, and a level that is all transparent, in a PNG of 16 bits."""
+    levels = np.asarray(halves("L"), dtype=np.uint16) // 2
+    png = save(Image.fromarray(levels), "PNG")
+    return png[:33] + chunk(b"tRNS", struct.pack(">H", 127)) + png[33:]
+
+
+def tiff(levels: np.ndarray, bits: int, sample: int = 1, white: int = 1, most: int = 0) -> bytes:
+    """A grey TIFF: sample 1 is unsigned, 2 signed, 3 floating point; white 0 means it is zero."""
+    content = levels.tobytes()
+    height, width = levels.shape
+    # Samples of 12 bits are packed: the width of their array is in bytes.
+    width = width * levels.itemsize * 8 // bits
+    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (259, 3, 1), (262, 3, white)]
+    tags += [(273, 4, 0), (277, 3, 1), (278, 4, height), (279, 4, len(content))]
+    tags += [(281, 3, most)] * bool(most) + [(339, 3, sample)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(
+        struct.pack("<HHII", tag, kind, 1, start if tag == 273 else value)
+        for tag, kind, value in tags
+    )
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return head + entries + bytes(4) + content
+
+
+_HALVES = np.asarray(halves("L"))
 _INVERTED = Image.fromarray(255 - np.asarray(halves()))
 _GREY16 = Image.fromarray(np.asarray(halves("L"), dtype=np.uint16) * 257)
 _JPEG = save(halves(), "JPEG", quality=95)
@@ -116,6 +142,12 @@ GOOD: dict[str, bytes] = {
     "cmyk": save(halves("CMYK"), "JPEG", quality=95),
     "grey16": save(_GREY16, "PNG"),
     "grey16-tiff": save(_GREY16, "TIFF"),
+    "grey16-white-is-zero": tiff(~(_HALVES.astype("<u2") * 257), 16, white=0),
+    "grey16-transparent": transparent_grey16(),
+    "grey12": tiff(np.repeat(_HALVES, 3, axis=1)[:, ::2], 12),
+    "grey12-in-16": tiff(_HALVES.astype("<u2") * 16 + _HALVES // 16, 16, most=4095),
+    "grey32": tiff(_HALVES.astype("<i4"), 32, sample=2),
+    "grey-float": tiff(_HALVES.astype("<f4") / 255, 32, sample=3),
     "grey-with-alpha": save(halves("LA"), "PNG"),
     "palette-with-alpha": palette_with_alpha(),
     "transparent": half_transparent(),
@@ -164,6 +196,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no-pixels": (declared(0, 10), "cannot be decoded|not an image"),
     "text-bomb": (with_chunk(b"zTXt", b"a\0\0" + _BOMB), "cannot be decoded"),
     "profile-bomb": (with_chunk(b"iCCP", b"a\0\0" + _BOMB), "cannot be decoded"),
+    "grey32-without-white": (tiff(_HALVES.astype("<u4") * 16843009, 32), "no known white"),
     "svg": (
         b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
         "SVG is not supported",

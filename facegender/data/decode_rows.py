@@ -167,6 +167,8 @@ def _given_faces(
             problem = "the box is not four numbers"
         elif width <= 0 or height <= 0:
             problem = "the box is empty"
+        elif max(box[2:]) <= 1:
+            problem = "the box is no larger than a pixel: shares of the picture are not read"
         elif not (
             0 <= left + width / 2 <= picture.width and 0 <= top + height / 2 <= picture.height
         ):

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from facegender.data.image_files import find_tables
+from facegender.data.image_files import find_images, find_tables
 from facegender.data.image_finder import ImageFinder
 from facegender.data.metadata import as_written, read_csv, rows_by_image
 from facegender.data.notes import Notes
@@ -25,7 +25,7 @@ def read_boxes(
 
     Args:
         directory: raw data.
-        paths: images, relative to `directory`.
+        paths: images to read them for, relative to `directory`.
         boxes: the CSVs and columns to read.
         notes: where to note rows that match no image, or several.
 
@@ -43,7 +43,9 @@ def read_boxes(
             "or set image.crop.boxes to null to take the detector's boxes."
         )
     columns = [boxes.left, boxes.top, boxes.width, boxes.height]
-    finder = ImageFinder(paths)
+    used = set(paths)
+    every = [str(path) for path in find_images(directory)]
+    finder = ImageFinder(every, set(every) - used)
     found: dict[str, list[Box]] = {}
     for source in sources:
         name = source.relative_to(directory).as_posix()
@@ -58,6 +60,7 @@ def read_boxes(
             ) from error
         numbers = table[[given[column] for column in written]].apply(pd.to_numeric, errors="coerce")
         rows = rows_by_image(numbers, files, PurePosixPath(name), finder, notes)
+        rows = rows[rows.index.isin(used)]
         values = rows.to_numpy(dtype=float, na_value=float("nan")).tolist()
         for path, (left, top, width, height) in zip(rows.index, values, strict=True):
             found.setdefault(path, []).append((left, top, width, height))

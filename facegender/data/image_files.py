@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 # How images begin whose ending is unknown or missing. Without TIFF: raw photos of cameras, too.
 _IMAGE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s|BM.{4}\0{4}|"
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s(?:\s|#[^\n]*\n)*\d+\s|BM.{4}\0{4}|"
     rb".{4}ftyp(avif|heic|heix|mif1|msf1)",
     re.DOTALL,
 )

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from posixpath import normpath
 
@@ -14,29 +14,37 @@ _ABSOLUTE = re.compile(r"\A(/|[A-Za-z]:/)+")
 
 
 class ImageFinder:
-    """Finds images by the paths and names that people write into tables."""
+    """Finds images by the paths and names that people write into tables.
 
-    def __init__(self, images: Sequence[str]) -> None:
+    Args:
+        images: all images, those that are not used as well: their rows mean no other image.
+        unused: images that are left out; a name that fits another image does not mean them.
+    """
+
+    def __init__(self, images: Sequence[str], unused: Collection[str] = ()) -> None:
         self._images = images
+        self._unused = frozenset(unused)
         self._known = set(images)
         # By how many of the last parts of a path, and by whether its ending counts, the images.
         self._endings: dict[tuple[int, bool], dict[_Parts, list[str]]] = {}
         self._folders = {"."} | {
             str(folder) for image in images for folder in PurePosixPath(image).parents
         }
+        # By how many parts of a path follow them, the names of folders.
+        self._above: dict[int, set[str]] = {}
 
     @property
     def example(self) -> str | None:
-        """The first image, if there is one."""
-        return next(iter(self._images), None)
+        """The first image that is used, if there is one."""
+        return next((image for image in self._images if image not in self._unused), None)
 
     def find(self, folder: PurePosixPath, name: str) -> list[str]:
         """Return the images that a name may mean: one if it is clear.
 
         A name is a path from its table or from the raw data, or how one ends. If that fits no
         image, case, Unicode form, the leading folders of an absolute path and a missing ending
-        (`000001` for 000001.jpg) do not count. Only images beside or below the table are meant,
-        unless there are none.
+        (`000001` for 000001.jpg) do not count; a leading folder that the data have, too, at that
+        height, does. Only images beside or below the table are meant, unless there are none.
 
         Args:
             folder: folder of the table, relative to the raw data.
@@ -49,13 +57,26 @@ class ImageFinder:
         parts = _parts(PurePosixPath(_ABSOLUTE.sub("", slashed)))
         shortest = 1 if _ABSOLUTE.match(slashed) else len(parts)
         with_ending = PurePosixPath(slashed).suffix.lower() in IMAGE_SUFFIXES
+        if not parts:
+            return []
         for count in range(len(parts), shortest - 1, -1):
+            if count < len(parts) and parts[-count - 1] in self._folders_above(count):
+                break  # the image was in this folder, and is gone
             for ending in (True,) if with_ending else (True, False):
                 fitting = self._below(folder, self._ending_in(parts[-count:], ending))
                 same = [path for path in fitting if path.endswith(slashed)]
                 if fitting:
-                    return same or fitting
+                    return self._used(same or fitting)
         return []
+
+    def _used(self, fitting: list[str]) -> list[str]:
+        return [image for image in fitting if image not in self._unused] or fitting[:1]
+
+    def _folders_above(self, count: int) -> set[str]:
+        if count not in self._above:
+            paths = (_parts(PurePosixPath(image)) for image in self._images)
+            self._above[count] = {parts[-count - 1] for parts in paths if len(parts) > count}
+        return self._above[count]
 
     def _ending_in(self, parts: _Parts, with_ending: bool) -> list[str]:
         key = (len(parts), with_ending)

@@ -7,11 +7,11 @@ import stat
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import (
@@ -24,7 +24,7 @@ from PIL import (
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
+    TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,  # noqa: F401
 )
@@ -33,6 +33,7 @@ from facegender.data.damaged_metadata import without_metadata
 from facegender.errors import UserError
 
 _T = TypeVar("_T")
+_MAX_SAMPLE_VALUE = 281  # tag of a TIFF
 # A declared size past this is refused before a pixel is decoded (a decompression bomb).
 MAX_PIXELS = 100_000_000
 # A file is read whole before it is decoded; the largest picture takes 400 MB uncompressed.
@@ -270,10 +271,47 @@ def _unidentified(content: bytes) -> str:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit greys at 255 instead of scaling them.
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return image
+    """Return greys of more than 8 bits scaled to 8: Pillow clips them at 255."""
+    if image.mode not in {"F", "I"} and not image.mode.startswith("I;16"):
+        return image
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    transparent = image.info.get("transparency")
+    bits = _bits(image, tags)
+    if image.mode == "F":
+        scale = 255 / (2**bits - 1)
+        grey = image.point(lambda level: level * scale + 0.5).convert("L")
+    else:
+        levels = np.asarray(image) >> (bits - 8)
+        grey = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        grey = ImageOps.invert(grey)
+    if isinstance(transparent, int):
+        alpha = np.where(np.asarray(image) == transparent, np.uint8(0), np.uint8(255))
+        return Image.merge("LA", (grey, Image.fromarray(alpha)))
+    return grey
+
+
+def _bits(image: Image.Image, tags: Mapping[int, Any]) -> int:
+    """Return of how many bits white is, in a grey picture of more than 8 bits.
+
+    A TIFF of 12 bits says so, or by its largest sample. Samples of a PNG fill all bits. 32 bits, or
+    floating point, hold what a program had in memory: levels of 8 or 16 bits, or from 0 to 1.
+    """
+    stored, largest = (
+        int(np.ravel(tags.get(tag, default))[0])
+        for tag, default in ((TiffImagePlugin.BITSPERSAMPLE, 16), (_MAX_SAMPLE_VALUE, 0))
+    )
+    darkest, brightest = image.getextrema()
+    if stored <= 16:
+        told = largest.bit_length()
+        plausible = 8 < told < 16 and largest == 2**told - 1 and brightest <= largest
+        return told if plausible else stored
+    for bits in (1, 8, 16) if image.mode == "F" else (8, 16):
+        if darkest >= 0 and brightest <= 2**bits - 1:
+            return bits
+    raise InvalidImage(
+        f"has levels from {darkest:g} to {brightest:g}, and no known white: save it as PNG"
+    )
 
 
 def _reduced(image: Image.Image, least: int) -> Image.Image:

@@ -4,14 +4,13 @@ import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from facegender.data.image_files import find_tables
 from facegender.data.image_finder import ImageFinder
-from facegender.data.manifest import SPLIT_FOLDERS
 from facegender.data.metadata import (
     MissingColumnError,
     as_written,
@@ -22,6 +21,7 @@ from facegender.data.metadata import (
     tidy_cells,
 )
 from facegender.data.notes import Notes
+from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels
 
@@ -112,12 +112,22 @@ def label_images(
         listed = ", ".join(
             f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20]
         )
+        letters = (
+            " Folders of one letter count only at the top level of the dataset: rename them."
+            if any(_spelt(part) in meaning for folder in unknown for part in Path(folder).parts)
+            else ""
+        )
+        letters = (
+            " A name of one letter counts only at the top level of the dataset: rename the folders."
+            if any(_spelt(part) in meaning for folder in unknown for part in Path(folder).parts)
+            else ""
+        )
         raise UserError(
             f"Cannot tell the class of the images in {len(unknown)} folder(s): {listed}. Known "
             f"names, in any case, are {', '.join(female)} for female (0) and {', '.join(male)} for "
             "male (1). Map folders by naming all that mean a label, for example with "
             "`dvc exp run -S \"split.classes.female=['female','ladies']\"`, or leave them out with "
-            "`-S \"split.classes.ignore=['unknown']\"`."
+            f"`-S \"split.classes.ignore=['unknown']\"`.{letters}"
         )
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
 
@@ -146,12 +156,17 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
         name = _spelt(part)
         if name in known and (top or len(name) > 1):
             found.append(name)
-        top = top and (name in SPLIT_FOLDERS or (index < shared and name not in known))
+        inside = index < shared and name not in known
+        top = top and (inside or split_of_folder(name) is not None)
     return found
 
 
 def label_by_table(
-    directory: Path, images: Sequence[PurePosixPath], labels: TableLabels, notes: Notes
+    directory: Path,
+    images: Sequence[PurePosixPath],
+    labels: TableLabels,
+    notes: Notes,
+    excluded: Collection[str] = (),
 ) -> tuple[pd.DataFrame, list[Path]]:
     """Label images by the rows of one or more CSVs.
 
@@ -162,6 +177,7 @@ def label_by_table(
         images: images, relative to `directory`.
         labels: the CSVs and columns to read, and the meaning of their values.
         notes: where to note images without row, and rows without image.
+        excluded: other images, which are left out with their rows.
 
     Returns:
         A frame with the columns `path`, `label` and the other columns of the CSVs, sorted by path,
@@ -169,18 +185,19 @@ def label_by_table(
 
     Raises:
         UserError: no CSV has such a name and both columns, one cannot be read, a value has no
-            meaning, a row fits several images, or two rows of one image differ.
+            meaning, a row fits several images, or two rows of one image differ in more than the
+            spelling of the label.
     """
     sources = find_tables(directory, labels.file)
     if not sources:
         others = [path.relative_to(directory).as_posix() for path in find_tables(directory)]
         raise UserError(
             f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
-            f"{', '.join(others[:10]) or 'none'}. Name one of them, or choose where else labels "
-            "come from (docs/kaggle.md)."
+            f"{', '.join(others[:10]) or 'none'}. Name one of them (save other tables as "
+            "CSV), or choose where else labels come from (docs/kaggle.md)."
         )
     paths = [str(path) for path in images]
-    finder = ImageFinder(paths)
+    finder = ImageFinder([*paths, *excluded], excluded)
     tables: dict[Path, pd.DataFrame] = {}
     without: dict[str, MissingColumnError] = {}
     for source in sources:
@@ -195,8 +212,7 @@ def label_by_table(
             continue
         except (OSError, ValueError, csv.Error) as error:
             raise _no_labels(name, error) from error
-        values = table.pop(given[column]).fillna("")
-        table.insert(0, "label", values)
+        table.insert(0, "label", table.pop(given[column]))
         tables[source] = rows_by_image(table, files, PurePosixPath(name), finder, notes)
         if several := notes.ambiguous_rows.get(name):
             raise UserError(
@@ -206,19 +222,26 @@ def label_by_table(
             )
     if not tables:
         raise _no_labels(*next(iter(without.items())))
-    rows = one_row_each(pd.concat(tables.values()), f"{labels.file} labels")
+    found = pd.concat(tables.values())
+    found = found[found.index.isin(set(paths))]
+    found = found.assign(label=_one_spelling(found["label"], labels))
+    rows = one_row_each(found, f"{labels.file} labels")
     notes.unlabelled |= {path: "has no row" for path in paths if path not in rows.index}
     rows = rows.sort_index().reset_index()
-    label = _labels(rows.pop("label"), labels, f"column {labels.label!r} of {labels.file}")
+    label = rows.pop("label").fillna("")
+    label = _labels(label, labels, f"column {labels.label!r} of {labels.file}")
     rows.insert(1, "label", label)
     return _labelled(rows), list(tables)
 
 
 def _no_labels(table: str, error: Exception) -> UserError:
-    return UserError(
-        f"Cannot take labels from {table}: {error}. Set dataset.labels.image and "
-        "dataset.labels.label to its columns."
+    advice = (
+        "Set dataset.labels.image and dataset.labels.label to its columns, which its first line "
+        "must name."
+        if isinstance(error, MissingColumnError)
+        else "Correct the file."
     )
+    return UserError(f"Cannot take labels from {table}: {error}. {advice}")
 
 
 def label_by_name(
@@ -273,6 +296,15 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
             "add them to dataset.labels.female, male or ignore."
         )
     return keys.map(meaning).astype("Int64")
+
+
+def _one_spelling(values: pd.Series, labels: TableLabels) -> pd.Series:
+    """Return values so that those of one meaning are equal: as the first of them is written."""
+    meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
+    keys = values.map(_spelt, na_action="ignore")
+    # Apart from unknown values, which may be named like a label: 0 and 1.
+    same = keys.map({name: f"label {label}" for name, label in meaning.items()}).fillna(keys)
+    return values.groupby(same).transform("first")
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:

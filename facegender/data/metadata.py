@@ -50,7 +50,7 @@ def read_metadata(
         UserError: two rows say different things of one image, or a CSV cannot be opened.
     """
     notes = Notes() if notes is None else notes
-    finder = ImageFinder([str(path) for path in images])
+    finder = ImageFinder([str(path) for path in images], notes.excluded)
     tables = []
     for source in find_tables(directory):
         if source in skip:
@@ -118,7 +118,7 @@ def one_row_each(table: pd.DataFrame, subject: str) -> pd.DataFrame:
 def read_csv(
     source: Path, file_column: str = "file"
 ) -> tuple[pd.DataFrame, pd.Series, dict[str, str]]:
-    """Read the rows that name a file, all as text, with the columns' names made unique.
+    """Read the rows that hold anything, all as text, with the columns' names made unique.
 
     Commas, semicolons and tabs separate cells, whichever gives a header with the column of files.
     Cells are tidied (`tidy_cells`), except those that name a file.
@@ -128,8 +128,8 @@ def read_csv(
         file_column: column that names the file, in any case.
 
     Returns:
-        The other columns, the files that the rows name, and the columns' names by those of the
-        header.
+        The other columns, the files that the rows name (empty where they name none), and the
+        columns' names by those of the header.
 
     Raises:
         MissingColumnError: the CSV has no such column.
@@ -156,15 +156,15 @@ def read_csv(
         raise ValueError(f"it is not UTF-8 ({error}): save it as CSV UTF-8") from error
     table = pd.DataFrame(rows, columns=names, dtype="string")
     given = dict(zip(reversed(header), reversed(names), strict=True))
-    files = table.pop(given[as_written(file_column, header)]).replace("", pd.NA)
+    files = table.pop(given[as_written(file_column, header)])
     table = tidy_cells(table)
     empty = [
         name
         for name, called in zip(names, header, strict=True)
         if not called and name in table and table[name].isna().all()
     ]
-    named = files.notna()
-    return table[named].drop(columns=empty), files[named], given
+    said = (files.str.strip() != "") | table.notna().any(axis=1)
+    return table[said].drop(columns=empty), files[said], given
 
 
 def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:

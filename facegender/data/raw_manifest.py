@@ -60,7 +60,7 @@ def build_manifest(
     paths = exclude_paths(found, exclude, notes)
     tables: list[Path] = []
     if isinstance(labels, TableLabels):
-        manifest, tables = label_by_table(directory, paths, labels, notes)
+        manifest, tables = label_by_table(directory, paths, labels, notes, notes.excluded)
     elif isinstance(labels, FilenameLabels):
         manifest = label_by_name(paths, labels, notes)
     else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping
 from itertools import dropwhile, takewhile
 from math import floor
@@ -15,6 +16,7 @@ from facegender.errors import UserError
 from facegender.labels import LABELS
 
 _SHARED_GROUPS = "groups.csv"
+_SPLIT_ENDINGS = ("", "set", "data", "images")
 _log = logging.getLogger(__name__)
 
 
@@ -66,9 +68,9 @@ def split_by_folder(
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest by the dataset's own train and test folders.
 
-    Folder names are case-blind (train, training; validation, valid, val; test, testing). Without
-    a test folder, the validation folder is the test split. Without a validation folder, the
-    validation split is carved from the training folder. What `find_leaks` names is left out.
+    `split_of_folder` says which folders these are. Without a test folder, the validation folder is
+    the test split. Without a validation folder, the validation split is carved from the training
+    folder. What `find_leaks` names is left out.
 
     Args:
         manifest: columns `path`, `label`, `sha256` and any others.
@@ -226,7 +228,9 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
         outside = sorted({str(PurePosixPath(p).parent) for p in manifest.loc[split.isna(), "path"]})
         raise UserError(
             "split.predefined asks for the dataset's own train/test folders, but these are in "
-            f"neither: {', '.join(outside[:10])}. {advice}"
+            f"neither: {', '.join(outside[:10])}. Names that are known, in any case and followed "
+            f"by {', '.join(_SPLIT_ENDINGS[1:])} or nothing, are {', '.join(SPLIT_FOLDERS)}: "
+            f"rename the folders. {advice}"
         )
     if "test" not in set(split):
         split = split.replace("validation", "test")
@@ -238,8 +242,15 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
     return split
 
 
+def split_of_folder(name: str) -> str | None:
+    """Return the split that a folder's name tells, as Train, test_set or "Training data" do."""
+    plain = re.sub(r"[\W_]+", "", name.casefold())
+    known = (SPLIT_FOLDERS.get(plain.removesuffix(ending)) for ending in _SPLIT_ENDINGS)
+    return next(filter(None, known), None)
+
+
 def _folder_split(path: str) -> str | None:
-    names = [SPLIT_FOLDERS.get(part.casefold()) for part in PurePosixPath(path).parent.parts]
+    names = [split_of_folder(part) for part in PurePosixPath(path).parent.parts]
     inside = list(dropwhile(lambda name: name is None, names))
     # Of train/train/ and train/test/, as some archives have them, the inner folders tell.
     return next(reversed(list(takewhile(bool, inside))), None)
@@ -301,7 +312,8 @@ def _checked(splits: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         missing = [label for label, value in LABELS.items() if not (images["label"] == value).any()]
         if missing:
             raise UserError(
-                f"The {name} split has no image labelled {' or '.join(missing)}. Add images, or "
-                "change the fractions under split in params.yaml."
+                f"The {name} split has no image labelled {' or '.join(missing)}. Files that "
+                "show one picture, or one subject of split.group_by, are not divided. Add images, "
+                "or change the fractions under split in params.yaml."
             )
     return {name: splits[name].reset_index(drop=True) for name in SPLITS}

@@ -142,6 +142,23 @@ def test_backslashes_separate_folders(tmp_path):
     assert read(tmp_path / "target") == {"women/a.jpg": b"1"}
 
 
+@pytest.mark.parametrize(
+    ("bytes_of_name", "name"),
+    [
+        ("Ma\u0308nner/Zoe\u0308 \U0001f642.jpg".encode(), "Ma\u0308nner/Zoe\u0308 \U0001f642.jpg"),
+        ("M\u00e4nner/Zo\u00eb.jpg".encode("cp437"), "M\u00e4nner/Zo\u00eb.jpg"),
+    ],
+    ids=["mac", "windows"],
+)
+def test_names_of_a_zip_without_the_flag_of_utf_8(tmp_path, bytes_of_name, name):
+    """macOS writes UTF-8 without the flag, Windows its own encoding."""
+    stand_in = "x" * len(bytes_of_name)
+    archive = make_zip(tmp_path / "faces.zip", {stand_in: b"1"})
+    archive.write_bytes(archive.read_bytes().replace(stand_in.encode(), bytes_of_name))
+    extract_archive(archive, tmp_path / "target", LIMITS)
+    assert read(tmp_path / "target") == {name: b"1"}
+
+
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 @pytest.mark.parametrize("to", ["/etc/passwd", "../outside", "female/a.jpg"])
 def test_a_link_in_a_tar_is_refused(tmp_path, refused, kind, to):

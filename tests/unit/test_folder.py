@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from facegender.data.image_files import find_images
+from facegender.data.image_files import find_images, looks_like_image
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.folder import copy_folder, list_folder, name_rest, summarize
 from facegender.errors import UserError
@@ -48,6 +48,12 @@ def test_an_archive_gives_what_its_folder_gives(tmp_path, source, kind):
     archive = Path(shutil.make_archive(str(tmp_path / "faces"), kind, source))
     copy_folder(archive, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == WANTED
+
+
+def test_notes_on_participants_are_no_pictures() -> None:
+    """A PNM begins with P1 to P6, too, but its size follows."""
+    assert not looks_like_image(b"P1 anna\nP2 eva\n")
+    assert looks_like_image(b"P5\n# of a scanner\n80 40\n255\n")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

@@ -87,6 +87,25 @@ def test_usable_boxes_are_taken_and_others_named(raw: Path, tmp_path: Path) -> N
     np.testing.assert_array_equal(np.load(tmp_path / "part" / "images.npy")[0], expected)
 
 
+def test_boxes_in_shares_of_the_picture_are_named(raw: Path) -> None:
+    text = "image_id,x_1,y_1,width,height\ngood.png,0.2,0.2,0.3,0.5\nempty.png,0,0,1,1\n"
+    (raw / "list_bbox_celeba.csv").write_text(text)
+    table = table_of(raw, Notes()).set_index("path")
+    for name in ("good.png", "empty.png"):
+        assert "shares of the picture are not read" in table.loc[name, "bad_box"]
+        assert table.loc[name, "faces"] == 0
+
+
+def test_the_box_of_an_image_that_is_left_out_is_not_of_another(raw: Path) -> None:
+    (raw / "ignored").mkdir()
+    (raw / "empty.png").rename(raw / "ignored" / "good.png")
+    rows = "/x/ignored/good.png,1,1,150,150\n/x/good.png,40,30,60,80\n"
+    (raw / "list_bbox_celeba.csv").write_text("image_id,x_1,y_1,width,height\n" + rows)
+    notes = Notes()
+    assert read_boxes(raw, ["good.png"], CELEBA, notes) == {"good.png": [(40, 30, 60, 80)]}
+    assert notes.unmatched_rows == notes.ambiguous_rows == {}
+
+
 def test_the_detector_looks_where_no_box_is_usable(shared: Path, raw: Path) -> None:
     for name in ("empty.png", "good.png"):
         with Image.open(shared / "faces" / "male" / "03.jpg") as portrait:

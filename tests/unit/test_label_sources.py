@@ -136,6 +136,52 @@ def test_a_table_that_disagrees_with_the_images_is_an_error(
         label(tmp_path, TABLE)
 
 
+def test_rows_of_one_image_agree_when_their_labels_mean_the_same(tmp_path: Path) -> None:
+    rows = "1.jpg,M\n1.jpg, m\n2.jpg,f\na/2.jpg, F\n3.jpg,f\n3.jpg,\n"
+    fill(tmp_path, {**IMAGES, "labels.csv": "image,label\n" + rows})
+    assert label(tmp_path, TABLE)["label"].tolist() == [1, 0, 0]
+    # An unknown value does not become a label of that number.
+    (tmp_path / "labels.csv").write_text("image,label\n1.jpg,M\n2.jpg,f\n3.jpg,0\n")
+    with pytest.raises(UserError, match=r"without meaning: '0' \(1\)"):
+        label(tmp_path, TABLE.model_copy(update={"female": ("f",)}))
+
+
+def test_a_row_of_an_excluded_image_means_no_other(tmp_path: Path) -> None:
+    """Absolute paths match by how they end, so the row of a/1.jpg would name b/1.jpg, too."""
+    rows = "C:\\x\\a\\1.jpg,f\nC:\\x\\a\\2.jpg,f\nC:\\x\\b\\1.jpg,m\n"
+    images = {"a/1.jpg": "1", "a/2.jpg": "2", "b/1.jpg": "3"}
+    fill(tmp_path, {**images, "labels.csv": "image,label\n" + rows})
+    notes = Notes()
+    manifest = label(tmp_path, TABLE, notes, exclude=["a/1.jpg"])
+    assert manifest["path"].tolist() == ["a/2.jpg", "b/1.jpg"]
+    assert manifest["label"].tolist() == [0, 1]
+    assert notes.unmatched_rows == {}
+
+
+def test_a_row_whose_image_is_gone_from_its_folder_means_none_of_another(tmp_path: Path) -> None:
+    rows = "/x/women/1.jpg,f\n/x/women/4.jpg,f\n/x/men/3.jpg,m\n"
+    images = {"women/1.jpg": "1", "men/3.jpg": "2", "men/4.jpg": "3"}
+    fill(tmp_path, {**images, "labels.csv": "image,label\n" + rows})
+    notes = Notes()
+    assert label(tmp_path, TABLE, notes, max_unlabelled=0.5)["label"].tolist() == [1, 0]
+    assert list(notes.unlabelled) == ["men/4.jpg"]
+    assert notes.unmatched_rows["labels.csv"]["first"] == "/x/women/4.jpg"
+
+
+def test_a_row_without_a_name_is_counted(tmp_path: Path) -> None:
+    """Cells that were merged in a spreadsheet hold their value in the first row alone."""
+    rows = "1.jpg,m\n,f\n2.jpg,f\n3.jpg,m\n,\n"
+    fill(tmp_path, {**IMAGES, "labels.csv": "image,label\n" + rows})
+    notes = Notes()
+    assert len(label(tmp_path, TABLE, notes)) == 3
+    assert notes.unmatched_rows["labels.csv"] == {
+        "rows": 4,
+        "unmatched": 1,
+        "first": "",
+        "an_image": "a/1.jpg",
+    }
+
+
 def test_a_row_that_fits_two_images_is_an_error(tmp_path: Path) -> None:
     fill(tmp_path, {**IMAGES, "b/1.jpg": "4", "labels.csv": "image,label\n1.jpg,m\n"})
     with pytest.raises(UserError, match=r"names '1\.jpg', which fits 2 images: 'a/1\.jpg', 'b/1"):

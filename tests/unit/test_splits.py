@@ -109,6 +109,15 @@ def test_a_split_folder_in_a_split_folder_tells_more() -> None:
     assert len(predefined(frame, manifest(5, 5, "test/"))["validation"]) == 8
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("training_set", "test_set"), ("Train ", "Test "), ("Training Data", "testing-data")],
+)
+def test_split_folders_are_named_as_people_name_them(train: str, test: str) -> None:
+    parts = predefined(manifest(20, 20, f"{train}/"), manifest(5, 5, f"{test}/"))
+    assert [len(parts[name]) for name in SPLITS] == [32, 8, 10]
+
+
 def test_a_training_image_that_is_in_test_too_is_removed_from_train() -> None:
     frame = pd.concat([manifest(20, 20, "train/"), manifest(5, 5, "test/")], ignore_index=True)
     parts = split_by_folder(frame, validation_fraction=0.2, seed=1)

@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -33,6 +33,7 @@ _CHUNK = 1 << 20
 # few hundred bytes; ends of tapes are padded to some thousands.
 _MAX_HEADER_BYTES = 1 << 24
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flags of a zip member: password, strong, hidden names
+_UTF8 = 0x800  # flag of a zip member: without it, zipfile takes its name for cp437
 # Exceptions that the standard library raises for damaged archives.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -266,13 +267,21 @@ def _open_zip(archive: Path) -> Generator[_Member, None, None]:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             yield _Member(
-                # zipfile cuts `filename` at a NUL.
-                info.orig_filename if "\0" in info.orig_filename else info.filename,
+                _zip_name(info),
                 _zip_kind(info),
                 info.file_size,
                 # Bound now: the loop goes on.
                 lambda info=info: zipped.open(info),  # type: ignore[misc]
             )
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; macOS writes it as UTF-8 without the flag that says so."""
+    name = info.orig_filename  # `filename` is cut at a NUL
+    if not info.flag_bits & _UTF8:
+        with suppress(UnicodeDecodeError):
+            return name.encode("cp437").decode("utf-8")
+    return name
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> str:
