@@ -301,7 +301,7 @@ def _bits(image: Image.Image, tags: Mapping[int, Any]) -> int:
         int(np.ravel(tags.get(tag, default))[0])
         for tag, default in ((TiffImagePlugin.BITSPERSAMPLE, 16), (_MAX_SAMPLE_VALUE, 0))
     )
-    darkest, brightest = image.getextrema()
+    darkest, brightest = (float(np.ravel(level)[0]) for level in image.getextrema())
     if stored <= 16:
         told = largest.bit_length()
         plausible = 8 < told < 16 and largest == 2**told - 1 and brightest <= largest
