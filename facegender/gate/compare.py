@@ -425,7 +425,7 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
 
 
 def _same_predictions(one: Results, other: Results) -> bool:
-    columns = ["sha256", "label", "predicted"]
+    columns = ["sha256", "label", "predicted", "probability"]
     if one.predictions is None or other.predictions is None:
         return one.metrics == other.metrics
     return one.predictions[columns].equals(other.predictions[columns])
