@@ -130,6 +130,8 @@ demo: $(INSTALLED) ## a page to try the model, for this machine only, on port 50
 	@facegender demo $(if $(PORT),--port $(PORT))
 
 serve: $(INSTALLED) ## serve the champion over HTTP, for this machine only, on port 5001
+	@facegender models --json | grep -q '"champion"' || \
+	  { echo 'error: no model is the champion: `facegender promote RUN` makes one'; exit 1; }
 	mlflow models serve -m models:/facegender@champion --env-manager local \
 	  --host 127.0.0.1 --port 5001
 
