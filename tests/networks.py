@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import keras
 import pandas as pd
 import tensorflow as tf
 
 from facegender.data.processed import ProcessedSplit
+from facegender.model import network as networks
 from facegender.model.network import Network, build_network
 from facegender.params import Train, load_params
 from facegender.training import train as training
@@ -32,6 +35,22 @@ def small_network(strategy: tf.distribute.Strategy | None = None, **changes: Any
     make_deterministic(settings["seed"])
     with (strategy or tf.distribute.get_strategy()).scope():
         return build_network(**settings)
+
+
+def shallow_network(strategy: tf.distribute.Strategy | None = None, **changes: Any) -> Network:
+    """Build a small network of MobileNet's first three blocks, for tests of how one is trained.
+
+    TensorFlow traces each training step in a quarter of the time that all thirteen blocks take.
+    """
+    whole = networks.mobilenet
+
+    def first_blocks(*args: Any) -> keras.Model:
+        base = whole(*args)
+        features = keras.layers.GlobalAveragePooling2D()(base.get_layer("conv_pw_3_relu").output)
+        return keras.Model(base.input, features, name=base.name)
+
+    with patch.object(networks, "mobilenet", first_blocks):
+        return small_network(strategy, **changes)
 
 
 def pretrained(part: ProcessedSplit, path: Path) -> Path:
@@ -59,8 +78,8 @@ def train_small(
     on_step: Callable[[int], None] = lambda step: None,
     on_epoch: training.OnEpoch = lambda epoch, metrics, ended: None,
 ) -> Trained:
-    """Train the small network on `part`, with `on_step` called at each of all steps, from 0."""
-    network = small_network(dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm)
+    """Train the shallow network on `part`, with `on_step` called at each of all steps, from 0."""
+    network = shallow_network(dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm)
     steps = iter(range(10**9))
     original = FailOnDivergence.on_train_batch_end
 

@@ -77,7 +77,9 @@ def spoil(clone: Clone, how: str) -> None:
         params = yaml.safe_load(path.read_text())
         params["train"] |= SPOILT[how]
         path.write_text(yaml.safe_dump(params))
-        clone.run("dvc", "repro", "evaluate")
+        ran = clone.ran(clone.run("dvc", "repro", "evaluate").stdout)
+        # What is in the folder is listed each time.
+        assert ran == ["list@folder", "train", "export", "evaluate"]
     clone.commit(how)
     clone.run("git", "switch", "--quiet", "main")
 

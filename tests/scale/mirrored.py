@@ -14,7 +14,7 @@ import tensorflow as tf
 from facegender.data.processed import ProcessedSplit
 from facegender.params import Train, load_params
 from facegender.training.train import train_network
-from tests.networks import pretrained, small_network
+from tests.networks import pretrained, shallow_network, small_network
 from tools.compose_params import ROOT
 
 
@@ -22,9 +22,11 @@ def train(
     part: ProcessedSplit, recipe: Train, strategy: tf.distribute.Strategy, weights: Path | None
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": recipe.seed, "batch_norm": recipe.batch_norm}
+    build = shallow_network
     if weights is not None:
         settings["weights"] = str(weights)
-    network = small_network(strategy, **settings, mixed_precision=recipe.mixed_precision)
+        build = small_network
+    network = build(strategy, **settings, mixed_precision=recipe.mixed_precision)
     result = train_network(network, part, part, recipe, strategy=strategy, verbose=0)
     answers = network.inference().predict_on_batch(part.read(np.arange(4)))
     return {"history": result.history.to_dict("list"), "answers": answers[:, 0].tolist()}

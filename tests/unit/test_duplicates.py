@@ -1,5 +1,6 @@
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -70,14 +71,20 @@ def thumbnails(pictures: list[Path], change: Change, folder: Path) -> np.ndarray
     paths = [folder / f"{number:04}.png" for number in range(len(pictures))]
     for picture, path in zip(pictures, paths, strict=True):
         with Image.open(picture) as image:
-            change(image.convert("RGB")).save(path)
+            # Packed for speed: a PNG is the same pixels either way.
+            change(image.convert("RGB")).save(path, compress_level=1)
     return take_fingerprints(paths)[2]
+
+
+@cache  # each kind of copies is compared with the same originals
+def thumbnails_of(originals: tuple[Path, ...]) -> np.ndarray:
+    return take_fingerprints(originals)[2]
 
 
 def check_copies(originals: list[Path], name: str, folder: Path, *, least: int) -> None:
     n = len(originals)
     both = np.concatenate(
-        [take_fingerprints(originals)[2], thumbnails(originals, COPIES[name], folder)]
+        [thumbnails_of(tuple(originals)), thumbnails(originals, COPIES[name], folder)]
     )
     found = find_near_duplicates(both)
     assert [group for group in found if len(group) != 2 or group[1] != group[0] + n] == []

@@ -15,7 +15,7 @@ from facegender.faces.settings import crop_of
 from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Params
 from facegender.training import train as training
-from tests.networks import small_network
+from tests.networks import shallow_network
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_each_model_is_judged_on_all_images_of_another_folder(
     expected = {}
     for name, seed in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
-        model = small_network(seed=seed).inference()
+        model = shallow_network(seed=seed).inference()
         save_model(model, tmp_path / name / "model.keras")
         expected[name] = predict_arrays(model, part.batches(32))
     other = ProcessedSplit(part.directory)
@@ -115,6 +115,8 @@ def test_an_interrupted_training_goes_on_and_has_no_seconds(
     small = params.image.model_copy(update={"size": 32})
     changed = params.model_copy(update={"image": small, "train": short})
     (folder / "params.json").write_text(changed.to_json())
+
+    monkeypatch.setattr(training, "new_network", lambda params: shallow_network())
 
     def stop(epoch: int, *_: object) -> None:
         raise InterruptedError

@@ -28,7 +28,7 @@ from facegender.training.train import (
     with_global_batch_size,
 )
 from tests.conftest import Exported
-from tests.networks import small_network
+from tests.networks import shallow_network
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def recipe(params: Params) -> Train:
 
 
 def fit(part: ProcessedSplit, recipe: Train, momentum: float = 0.9) -> tuple[Network, Training]:
-    network = small_network(
+    network = shallow_network(
         dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm, batch_norm_momentum=momentum
     )
     return network, train_network(network, part, part, recipe, verbose=0)
@@ -71,7 +71,7 @@ def test_wide_images_are_cut_at_random_the_same_way_again(
 
 def test_history_and_the_kept_epoch(part: ProcessedSplit, recipe: Train) -> None:
     seen: list[int] = []
-    network = small_network()
+    network = shallow_network()
     two_phases = recipe.model_copy(update={"head_epochs": 2, "epochs": 3})
     training = train_network(
         network,
@@ -214,7 +214,7 @@ def test_a_training_that_diverges_names_the_epoch_and_keeps_its_checkpoint(
         if epoch == 1:
             network.head.set_weights([weight * np.nan for weight in network.head.get_weights()])
 
-    network = small_network()
+    network = shallow_network()
     diverging = recipe.model_copy(update={"epochs": 4, "head_epochs": head_epochs})
     with pytest.raises(UserError, match="diverged in epoch 2: loss is nan"):
         train_network(
@@ -289,7 +289,7 @@ def test_mixed_precision_leaves_a_model_in_float32(
             update={"mixed_precision": mixed, "batch_norm": batch_norm, "epochs": 1}
         )
         try:
-            network = small_network(batch_norm=batch_norm, mixed_precision=mixed)
+            network = shallow_network(batch_norm=batch_norm, mixed_precision=mixed)
         except UserError as error:
             pytest.skip(str(error))
         policies = {layer.compute_dtype for layer in network.trained_base.layers}
@@ -312,7 +312,7 @@ def test_a_machine_without_bfloat16_is_told_what_to_set(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(keras.ops, "conv", fail)
     with pytest.raises(UserError, match=r"set train\.mixed_precision to false"):
-        small_network(mixed_precision=True)
+        shallow_network(mixed_precision=True)
 
 
 def test_a_batch_is_that_of_all_devices_or_of_each(recipe: Train) -> None:
