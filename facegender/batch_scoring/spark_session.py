@@ -47,7 +47,6 @@ def spark_session(master: str, conf: Mapping[str, str]) -> Iterator["SparkSessio
     """Yield a session. Its log is a temporary file, kept if Spark fails.
 
     Args:
-        master: address of the Spark master.
         conf: Spark settings that override those made here.
 
     Raises:

@@ -140,9 +140,6 @@ def clean(
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
-        raw: directory of the raw data.
-        data: the checks' limits and policies.
-        split: how the images are divided.
         faces: return value of `face_table.find_all_faces`, or None to judge whole images.
         compute: where images are decoded; by default on all cores of this machine.
         scratch: directory for what memory need not hold, as in `fingerprint_images`.
@@ -213,7 +210,6 @@ def check_images(
     Args:
         manifest: column `path` and any others.
         fingerprints: fingerprints of its rows, from `fingerprint_images`.
-        findings: where to note what is found.
         min_side: pixels of the shorter side.
         max_aspect_ratio: longest side over shortest that passes.
 
@@ -252,7 +248,6 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
     Args:
         manifest: column `path` and any others.
         faces: return value of `face_table.find_all_faces`.
-        findings: where to note what is found.
 
     Returns:
         By row of the manifest, whether its image stays.
@@ -304,7 +299,6 @@ def check_labels(
     Args:
         manifest: columns `path`, `label` and any others.
         duplicate_groups: result of `find_duplicate_groups`.
-        findings: where to note what is found.
         min_per_class: images of each label that must be left.
 
     Raises:
@@ -350,7 +344,6 @@ def drop_duplicates(
         splits: manifests, with each duplicate group in one of them.
         duplicate_groups: result of `find_duplicate_groups`.
         sizes: pixels of each image, by path.
-        findings: where to note what is found.
 
     Raises:
         UserError: duplicates are found and the policy is to fail.
@@ -393,9 +386,7 @@ def check_dropped(
     """Refuse to go on when the checks leave out too much.
 
     Args:
-        splits: manifests of what is left.
         total: images there were.
-        findings: findings of the checks.
         max_fraction: share of the images that may be left out.
 
     Raises:

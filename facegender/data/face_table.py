@@ -35,8 +35,6 @@ def find_all_faces(
 
     Args:
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
-        raw: directory of the raw data.
-        crop: how faces are found.
         jobs: processes; -1 for one a core.
         scheduler: address of a Dask cluster that does it, instead of processes of this machine.
         patience: seconds without sign of life after which a cluster is given up.

@@ -72,7 +72,6 @@ def fingerprint_images(
 
     Args:
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
-        raw: directory of the raw data.
         scratch: directory on whose disk the thumbnails lie, 3 KB an image, in a file without a
             name; by default that of temporary files.
         jobs: processes; -1 for one a core.

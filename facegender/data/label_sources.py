@@ -63,8 +63,6 @@ def label_images(
 
     Args:
         paths: images, relative to the raw data.
-        female: folder names that mean female.
-        male: folder names that mean male.
         ignore: folder names whose images are left out, unless a nearer folder names a class.
 
     Returns:
@@ -158,9 +156,7 @@ def label_by_table(
     `ImageFinder` says which image a row means. CSVs without the columns may be metadata.
 
     Args:
-        directory: raw data.
         images: images, relative to `directory`.
-        labels: the CSVs and columns to read, and the meaning of their values.
         notes: where to note images without row, and rows without image.
 
     Returns:
@@ -228,7 +224,6 @@ def label_by_name(
 
     Args:
         images: images, relative to the raw data, sorted.
-        labels: the pattern, and what the values of its group mean.
         notes: where to note images whose names do not match.
 
     Returns:

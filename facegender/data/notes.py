@@ -49,7 +49,6 @@ class Notes:
         """Note which rows of a table match no image, several, or one with another name.
 
         Args:
-            table: path of the CSV.
             files: name in each row.
             found: the images that fit, by row.
             image: an example of an image.

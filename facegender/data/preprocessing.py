@@ -48,8 +48,6 @@ def write_split(
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
-        raw: directory of the raw data.
-        target: directory to make.
         size: pixels a side.
         name: name of the split in the progress bar.
         jobs: processes; -1 for one a core.

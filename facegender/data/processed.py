@@ -25,7 +25,6 @@ class ProcessedSplit:
     """A split of the processed data, open for reading.
 
     Attributes:
-        directory: where the split is.
         images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
             `batches` are for passes over the set.
         index: the manifest's rows, with `row`, the position in `images`.
@@ -35,7 +34,6 @@ class ProcessedSplit:
         """Open the split that `preprocessing.write_split` wrote to `directory`.
 
         Args:
-            directory: where the split is.
             array: file of the images.
 
         Raises:

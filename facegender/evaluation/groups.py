@@ -146,7 +146,6 @@ def group_metrics(
 
     Args:
         predictions: columns `label` and `probability`; metadata in all outside NO_METADATA.
-        threshold: P(male) from which the prediction is male.
         minimum: images below which a group is marked `small`.
         chosen: argument of `find_groups`.
 

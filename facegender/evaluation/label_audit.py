@@ -42,7 +42,6 @@ class Audit:
     Attributes:
         issues: columns COLUMNS: suspect labels, the worst first, and then pictures that show
             little; an image with two issues is there twice.
-        images: number of images.
         accuracy: share of labels that the classifier gives out of fold; None if it judged none.
         not_judged: why labels were not judged; None if they were.
     """
@@ -76,8 +75,6 @@ def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[
     """Judge all labels and pictures.
 
     Args:
-        splits: processed images.
-        params: parameters that name the weights and the image's size.
         groups: the group of images that show one picture or person, by path, from
             `splits.read_shared_groups`; other images are alone.
 
@@ -133,10 +130,8 @@ def find_issues(
     """Judge labels by features, and pictures by themselves.
 
     Args:
-        splits: processed images.
         features: result of `extract_features`; None to judge pictures only.
         groups: group of each image by its path, as for `audit`.
-        seed: source of chance of the folds.
     """
     images = pd.concat(
         # Without metadata, which may have columns of the names below.

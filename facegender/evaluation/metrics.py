@@ -186,8 +186,6 @@ def classification_metrics(
     """Return every metric of a split, ready for JSON.
 
     Args:
-        labels: int (n,).
-        probabilities: float (n,).
         threshold: P(male) from which the prediction is male.
 
     Returns:

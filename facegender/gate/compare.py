@@ -48,8 +48,6 @@ def judge_work_tree(
     """Judge the results in the work tree against those of a commit.
 
     Args:
-        root: the repository.
-        params: parameters in the work tree.
         revision: the baseline, or None for the default.
         accept_data_change: argument of `judge`.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
@@ -112,15 +110,12 @@ def judge_on_the_same_images(
     """Judge by `judge`; score the baseline's model again if the test sets differ.
 
     Args:
-        candidate: results to judge.
         baseline: results of the model before, or None.
-        settings: rules that apply.
         rescored: function that scores the baseline's model on the candidate's images, or raises
             UserError.
         accept_data_change: whether somebody answers for the new test set; it is compared unpaired
             if the model cannot be scored.
         undecided: reasons why no comparison is possible.
-        notes: warnings to include.
         options: other arguments of `judge`.
     """
     compared = None
@@ -206,7 +201,6 @@ def add_reference(
 
     Args:
         report: the candidate beside its baseline.
-        root: the repository.
         settings: the rules that apply, with the reference.
         judged: function that judges the candidate beside results, by rules, undecided for reasons.
     """
@@ -250,7 +244,6 @@ def read_results(root: Path, revision: str | None = None) -> Results:
     """Read the pipeline's metrics from the paths that dvc.yaml names.
 
     Args:
-        root: the repository.
         revision: a commit, branch, tag or DVC experiment; None for the work tree.
 
     Raises:

@@ -18,7 +18,6 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
     """Return the results whose bytes are not those that dvc.lock records.
 
     Args:
-        root: the repository.
         paths: results to check; None for every one that is a file there.
         commit: the commit whose dvc.lock and results are read; None for the work tree.
 
@@ -45,10 +44,6 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
     Compared with dvc.lock: the results, and parameters, code and command of every stage that they
     depend on. Data are compared by what dvc.lock records of them, so that the clone need not hold
     them.
-
-    Args:
-        root: the repository.
-        results: paths of the results.
 
     Raises:
         UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.

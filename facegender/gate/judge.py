@@ -55,8 +55,6 @@ def judge(
     """Judge a model by its floors and against a baseline.
 
     Args:
-        candidate: results to judge.
-        baseline: results of the model before, or None.
         settings: floors, tolerances, and seed of the intervals.
         min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.

@@ -43,10 +43,8 @@ def judge_promotion(
     made the champion.
 
     Args:
-        root: the repository.
         candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.
         champion: the same for the champion; None if the floors alone count.
-        params: parameters in the work tree.
         champion_commit: commit that the champion's run records, or None.
         champion_model: function that fetches the champion's `.tflite` file into a folder.
         champion_manifests: beginnings of the SHA-256 of the manifests that its run records.

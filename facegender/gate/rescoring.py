@@ -77,8 +77,6 @@ def model_of_commit(root: Path, commit: str, paths: Mapping[str, str]) -> Stored
     """Return the model that dvc.lock of a commit records.
 
     Args:
-        root: the repository.
-        commit: the commit.
         paths: paths of the pipeline's files in dvc.yaml of the commit.
 
     Raises:
@@ -110,7 +108,6 @@ def images_seen(
     """Return the SHA-256 of the images in the training and validation splits.
 
     Args:
-        root: the repository.
         commit: commit whose dvc.lock records the manifests; None for the work tree.
         paths: paths of the pipeline's files in dvc.yaml of the commit.
         digests: beginnings of the manifests' SHA-256, to check that they are the right ones.
@@ -155,7 +152,6 @@ def rescore(
         candidate: results with predictions.
         baseline: results on another test set, perhaps without predictions.
         stored: the baseline's model.
-        raw: directory of the raw images.
         settings: significance level, and resamples and seed of the intervals.
         seen: SHA-256 of the images that the candidate was trained or validated on; None if unknown.
         unknown: why they are unknown.

@@ -38,8 +38,6 @@ class Comparison:
     Attributes:
         metric: name of the metric, or `column=group`.
         n: number of the candidate's images.
-        old: value of the baseline.
-        new: value of the candidate.
         difference: new minus old.
         low: lower end of the difference's 95 % interval; None where no interval is fair.
         high: upper end.
@@ -84,10 +82,8 @@ class Report:
         undecided: reasons why the two were not compared.
         unproven: what the rules want shown and the test set does not show.
         paired: whether the comparison is image by image.
-        comparisons: metrics overall and by class.
         groups: accuracy by group of the metadata.
         left_out: images and metadata that belong to no group.
-        costs: cost ratios.
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
             `new_probability`, `right` (whether the candidate is right).
         notes: further warnings, one sentence each.
@@ -274,7 +270,6 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
     """Return title, headers, rows and number of omitted rows of each table.
 
     Args:
-        report: the report to show.
         name: function that escapes text from the data.
     """
     headers = ["metric", "images", "old", "new", "difference", "95 % interval", "p", "verdict"]

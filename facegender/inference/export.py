@@ -78,12 +78,9 @@ def exported_metrics(
     """Measure an exported model.
 
     Args:
-        path: file of the model.
         predictor: the model, loaded with one thread.
         validation: validation split; the test split must not decide which export is used.
         expected: P(male) by the Keras model, float64 (n,), in the order of `validation`.
-        threshold: lowest P(male) that is labelled male.
-        batch_size: images in a batch.
 
     Returns:
         size_bytes, accuracy, max_abs_difference of P(male) from `expected`, and latency_ms of one

@@ -28,9 +28,6 @@ class Prediction:
     Attributes:
         left: left edge of the face's box, in pixels of the upright image; None if it was judged
             whole, as `top`, `width`, `height` and `score` are.
-        top: upper edge of the box.
-        width: width of the box.
-        height: height of the box.
         score: confidence of the face detector, from 0 to 1.
     """
 
@@ -62,9 +59,6 @@ def predict_images(
     Args:
         predictors: the same model, once for each thread.
         sources: names, each with the bytes or the path of an image.
-        threshold: same as in `label_of`.
-        abstain_below: same as in `label_of`.
-        batch_size: images in a batch.
         faces: the faces of an image to judge, the largest first; or the whole image instead.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()

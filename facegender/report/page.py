@@ -64,7 +64,6 @@ class Provenance:
     Attributes:
         code: result of `code_digest`.
         lock: SHA-256 of requirements.lock.
-        versions: package versions by name.
         commit: commit of the repository; None in a committed page, which cannot contain the
             commit that it is part of.
     """
@@ -81,9 +80,6 @@ def render_page(
     """Return the page: one HTML document without scripts, other files or network access.
 
     Args:
-        sources: the pipeline's results.
-        params: parameters of the pipeline.
-        provenance: code and packages of the pipeline.
         gate: comparison with another commit, shown in a section of its own.
 
     Raises:

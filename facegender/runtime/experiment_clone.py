@@ -20,10 +20,7 @@ class Snapshot:
     """The state of a repository from which experiments start.
 
     Attributes:
-        root: the repository.
-        head: the commit.
         changed: commit whose tree has the uncommitted changes of tracked files, or `head`.
-        cache: DVC's cache.
     """
 
     root: Path
@@ -51,10 +48,6 @@ def take_snapshot(root: Path) -> Snapshot:
 
 def make_clone(snapshot: Snapshot, target: Path) -> None:
     """Clone a repository with its uncommitted changes, sharing DVC's cache and settings.
-
-    Args:
-        snapshot: the state to clone.
-        target: the new folder.
 
     Raises:
         UserError: git refused.
@@ -85,11 +78,6 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
 
 def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
     """Fetch an experiment from a clone into the repository.
-
-    Args:
-        root: the repository.
-        clone: the clone in which the experiment ran.
-        name: name of the experiment.
 
     Returns:
         The experiment's commit, or None if the clone does not have it.

@@ -101,7 +101,6 @@ def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
     again.
 
     Args:
-        root: the repository.
         remote: name of the remote; the empty string means the default one.
 
     Returns:

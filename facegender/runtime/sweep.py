@@ -109,7 +109,6 @@ class Ended:
     """An experiment that has ended.
 
     Attributes:
-        point: the experiment.
         code: exit code of DVC.
         output: text that DVC and the stages printed.
         commit: the experiment's commit, or None if it failed.
@@ -141,8 +140,6 @@ def run_sweep(
     The sweep continues after a failed experiment. Call `connection.connect` first.
 
     Args:
-        root: the repository.
-        grid: values of each parameter.
         name: name of the sweep; its experiments add their number.
         jobs: number of experiments at the same time.
         environment: variables for the experiments, copied before connecting, because MLflow then

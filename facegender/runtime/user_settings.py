@@ -78,7 +78,6 @@ def without_early_settings(environment: Mapping[str, str], encoding: str) -> dic
     """Return the environment to start again with, or None if nothing in it decides.
 
     Args:
-        environment: variables of the process.
         encoding: name of the locale's encoding.
     """
     kept = {

@@ -34,7 +34,6 @@ def runs_page(server: str, *, shared: bool) -> str:
     """Return the address of the list of runs.
 
     Args:
-        server: address of the MLflow server.
         shared: whether `share_view` saved the view in its store.
     """
     view = f"&viewStateShareKey={_VIEW}" if shared else ""

@@ -125,8 +125,6 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
     description; a version that becomes champion loses that alias.
 
     Args:
-        run: evaluated run.
-        judge: the gate's function.
         lock: file that serializes promotions on this machine. Those of other machines are noticed.
         force_reason: recorded reason to promote a version that fails, or None.
 
@@ -221,9 +219,6 @@ def manifest_digests(run_id: str | None = None) -> list[str]:
 
 def rollback(*, lock: Path) -> tuple[int, int]:
     """Restore the former champion; a second call restores the one before it.
-
-    Args:
-        lock: lock file, as in `promote`.
 
     Returns:
         The version that was the champion, and the one that is now.

@@ -20,9 +20,6 @@ def fetch_dataset(
     """Fill the directory `target` with a dataset's images; on failure it stays as it was.
 
     Args:
-        dataset: the parameters of one source.
-        target: directory to make or replace.
-        limits: limits on an archive or folder.
         cache: directory for partial downloads.
         known: result of an earlier call, or None: the same version of a Kaggle dataset
             must then have the same bytes.

@@ -61,7 +61,6 @@ class KaggleDownload:
     """A finished download.
 
     Attributes:
-        slug: `owner/name`.
         version: its number, or None when none was asked for and Kaggle did not tell.
         archive_sha256: of the archive as it came.
     """
@@ -103,7 +102,6 @@ def download_kaggle(
         slug: `owner/name` of the dataset, the end of its address.
         version: number of a version; None for the newest.
         target: an empty directory, made if it is missing; empty again on failure.
-        limits: limits on the unpacked archive.
         cache: directory where an unfinished download stays for the next call to resume.
         expected_sha256: `archive_sha256` of an earlier download.
         expected_version: the version which that was. When another one is got now, as may be

@@ -254,8 +254,6 @@ def draw_sample(
     to `target`, and its attributes. A larger sample holds the smaller one of the same seed.
 
     Args:
-        target: existing directory.
-        per_class: pictures of each class.
         image_size: pixels a side.
         seed: source of chance, from 0 up.
         jobs: processes; None for one a core. Their number changes no byte.
