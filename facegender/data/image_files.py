@@ -40,11 +40,11 @@ class PassedOver:
             self.first.append(str(path))
 
     def text(self, folder: str) -> str:
-        """Return a sentence about them; empty if there is none."""
+        """Return a line about them; empty without any."""
         if not self.count:
             return ""
         names = ", ".join(map(repr, self.first)) + (", ..." if self.count > _NAMED else "")
-        return f"{self.count:,} in {folder} passed over, as no image files: {names}"
+        return f"skipped {self.count:,} in {folder}, not image files: {names}"
 
 
 def find_images(

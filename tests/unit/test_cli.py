@@ -165,12 +165,12 @@ def test_what_a_folder_has_besides_images_is_counted(
     assert predict(exported.float32, folder) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 64
-    assert captured.err.startswith(f"5 in {folder} passed over, as no image files: 'faces.csv', ")
+    assert captured.err.startswith(f"skipped 5 in {folder}, not image files: 'faces.csv', ")
     for name in ("film.mov", "linked", "lost.jpg", "raw.cr2"):
         assert f"'{name}'" in captured.err
     (folder.parent / "more" / "notes.txt").touch()
     monkeypatch.chdir(folder.parent / "more")
-    with pytest.raises(UserError, match=r"no image in the folder \. \(1 in \. passed"):
+    with pytest.raises(UserError, match=r"no image in the folder \. \(skipped 1 in \., not"):
         predict(exported.float32, ".")
 
 

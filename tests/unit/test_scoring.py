@@ -56,7 +56,7 @@ def test_what_is_passed_over_beside_photos_is_counted(
     for name in ("raw.cr2", "more.parquet"):
         (source / name).write_bytes(b"II*\0")
     assert prepare(source, tmp_path / "out").images == 3
-    assert f"2 in {source} passed over, as no image files: 'more.parquet', " in caplog.text
+    assert f"skipped 2 in {source}, not image files: 'more.parquet', " in caplog.text
 
 
 def test_the_plan_has_each_image_once(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_photos_in_object_storage_are_planned_and_read(
     address = "memory://bucket/in"
     output = storage_of("memory://bucket/out")
     job = prepare(f"{address}/", output.written)
-    assert f"1 in {address} passed over, as no image files: 'notes.txt'" in caplog.text
+    assert f"skipped 1 in {address}, not image files: 'notes.txt'" in caplog.text
     assert job == Job(address, False, MODEL, 0.5, parts=1, images=2)
     # Without the slash it is the same job.
     assert prepare(address, output.written) == job
