@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from facegender.data.engine import Where
 from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.splits import (
@@ -157,9 +158,7 @@ def clean(
     elif "bad_box" not in faces:
         del policies["bad_box"]
     findings = Findings(policies)
-    where: dict[str, Any] = (
-        {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
-    )
+    where: Where = {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
     total = len(manifest)
     manifest, fingerprints = check_images(
         manifest,
