@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3
+from filelock import FileLock, Timeout
 
 from facegender.data.sources.archive import ArchiveLimits, DamagedArchive, extract_archive
 from facegender.data.sources.raw_directory import clear_directory
@@ -31,11 +32,6 @@ from facegender.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 
@@ -420,24 +416,18 @@ def _locked(directory: Path) -> Iterator[None]:
     The log says which process it waits for.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    owner = directory / "owner"
-    descriptor = os.open(directory, os.O_RDONLY)
+    owner, lock = directory / "owner", FileLock(directory.with_name(f"{directory.name}.lock"))
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = "another process"
-            with suppress(FileNotFoundError):  # it has just ended
-                who = owner.read_text(encoding="utf-8")
-            _log.info("waiting for %s, which downloads to %s", who, directory)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = "another process"
+        with suppress(FileNotFoundError):  # it has just ended
+            who = owner.read_text(encoding="utf-8")
+        _log.info("waiting for %s, which downloads to %s", who, directory)
+        lock.acquire()
+    try:
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}")
-        try:
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
+        yield
     finally:
-        os.close(descriptor)  # which unlocks
+        owner.unlink(missing_ok=True)
+        lock.release()
