@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.ndimage import laplace
 
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation.plots import face_grid
@@ -238,17 +239,12 @@ def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
 
 
 def _picture_issue(image: np.ndarray) -> str:
-    grey = np.asarray(Image.fromarray(image).convert("L"))
-    counts = np.bincount(grey.ravel(), minlength=256)
-    share = counts[counts > 0] / grey.size
-    grey = grey.astype(np.int16)
-    sharpness = (
-        4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    ).std()
+    picture = Image.fromarray(image).convert("L")
+    grey = np.asarray(picture).astype(np.int16)
     faults = {
         "dark": np.percentile(grey, 99) < MAX_DARK,
         "bright": np.percentile(grey, 5) > MIN_BRIGHT,
-        "low_information": -(share * np.log2(share)).sum() < MIN_ENTROPY,
-        "blurred": sharpness < MIN_SHARPNESS,
+        "low_information": picture.entropy() < MIN_ENTROPY,
+        "blurred": laplace(grey)[1:-1, 1:-1].std() < MIN_SHARPNESS,
     }
     return next((name for name, found in faults.items() if found), "")
