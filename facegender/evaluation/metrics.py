@@ -74,11 +74,12 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     Binning, AAAI 2015, in its binary form.
     """
     # A bin's gap times its size is the sum of P - label in it: fast, because the gate resamples it.
-    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
+    gaps = np.bincount(bins_of(probabilities), weights=probabilities - labels)
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _bins(probabilities: np.ndarray) -> np.ndarray:
+def bins_of(probabilities: np.ndarray) -> np.ndarray:
+    """Return the index of the bin, of BINS equal ones, of each probability: int (n,)."""
     return np.minimum((probabilities * BINS).astype(int), BINS - 1)
 
 
@@ -304,7 +305,7 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataF
         Columns `probability` (mean in the bin), `fraction_male` and `count`.
     """
     frame = pd.DataFrame(
-        {"bin": _bins(probabilities), "probability": probabilities, "fraction_male": labels}
+        {"bin": bins_of(probabilities), "probability": probabilities, "fraction_male": labels}
     )
     table = frame.groupby("bin").agg(
         probability=("probability", "mean"),

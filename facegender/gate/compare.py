@@ -385,8 +385,7 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
     Raises:
         UserError: there is no main, or nothing before the first commit.
     """
-    branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
-    base = branches and git(root, "merge-base", "HEAD", *branches)
+    base = merge_base(root)
     if not base:
         raise UserError(
             "Cannot find the merge base of HEAD and main. Fetch main with its history (`git fetch "
@@ -413,6 +412,12 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
             "compare with. Name a commit or an experiment with --baseline REV."
         )
     return before, "the commit before HEAD"
+
+
+def merge_base(root: Path) -> str:
+    """Return the merge base of HEAD and main, local or fetched; nothing if there is none."""
+    branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
+    return git(root, "merge-base", "HEAD", *branches) if branches else ""
 
 
 def _same_predictions(one: Results, other: Results) -> bool:

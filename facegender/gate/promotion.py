@@ -6,9 +6,9 @@ from tempfile import TemporaryDirectory
 
 from facegender.errors import UserError
 from facegender.gate.compare import (
-    MAIN,
     add_reference,
     judge_on_the_same_images,
+    merge_base,
     parse_results,
     paths_of,
     read_params,
@@ -20,7 +20,7 @@ from facegender.gate.rescoring import Rescored, StoredModel, images_seen
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.params import Gate, Params
-from facegender.runtime.git import git, resolve
+from facegender.runtime.git import resolve
 
 NO_CHAMPION = "there is no champion to compare with"
 
@@ -59,9 +59,7 @@ def judge_promotion(
     undecided = [NO_CHAMPION] if champion is None else []
     try:
         sources = {resolve(root, "HEAD"): "HEAD"}
-        branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
-        base = branches and git(root, "merge-base", "HEAD", *branches)
-        if base:
+        if base := merge_base(root):
             sources.setdefault(base, "the merge base with main")
         if champion is not None:
             try:
