@@ -95,27 +95,23 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
             client.close(timeout=_ANSWER_SECONDS)
 
 
+@functools.cache
 def environment() -> dict[str, str]:
-    """Return what decides, beside its input, the bytes that a process makes, by name.
+    """Return what decides, besides its input, the bytes that a process makes, by name.
 
     The machine's type is among it, as in all that is promised to be the same bit for bit.
     """
-    return dict(_environment())
-
-
-@functools.cache
-def _environment() -> tuple[tuple[str, str], ...]:
-    here = Path(__file__).parent
-    return (
-        ("machine", platform.machine()),
-        ("Python", ".".join(platform.python_version_tuple()[:2])),
-        ("NumPy", np.__version__),
-        ("Pillow", PIL.__version__),
-        ("libjpeg", str(features.version("jpg"))),
-        ("pillow-heif", version("pillow-heif")),
-        ("LiteRT", version("ai-edge-litert")),
-        *((f"facegender/{name}", file_sha256(here.parent / name)[:12]) for name in _DECODING),
-    )
+    package = Path(__file__).parents[1]
+    return {
+        "machine": platform.machine(),
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "NumPy": np.__version__,
+        "Pillow": PIL.__version__,
+        "libjpeg": str(features.version("jpg")),
+        "pillow-heif": version("pillow-heif"),
+        "LiteRT": version("ai-edge-litert"),
+        **{f"facegender/{name}": file_sha256(package / name)[:12] for name in _DECODING},
+    }
 
 
 def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:

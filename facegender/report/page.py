@@ -346,18 +346,14 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _number(value: float | None, digits: int = 4) -> str:
     if value == math.inf:
         return "\N{INFINITY}"
-    return "\N{EN DASH}" if _missing(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _signed(value: float | None, digits: int = 4) -> str:
-    if _missing(value) or value == 0:
+    if pd.isna(value) or value == 0:
         return _number(value, digits)
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 

@@ -342,15 +342,9 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(path: Path, *, columns: int = 12, size: int = 80, seed: int = 42) -> None:
-    """Write a PNG of the first pictures: two rows of female, then two of male.
-
-    Args:
-        path: file to write.
-        columns: pictures in a row.
-        size: pixels a side of each.
-        seed: source of chance.
-    """
+def contact_sheet(path: Path) -> None:
+    """Write a PNG of the first pictures: two rows of female, then two of male."""
+    columns, size, seed = 12, 80, 42
     sheet = Image.new("RGB", (columns * size, 4 * size))
     for row in range(4):
         for column in range(columns):
