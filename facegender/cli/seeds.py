@@ -116,7 +116,7 @@ def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[st
     return logged | {f"gate_{key.replace(' ', '_')}": count for key, count in verdicts.items()}
 
 
-def spread_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def spread_of(results: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, float]]:
     """Return mean, standard deviation (n - 1), least and most of each test metric.
 
     Args:

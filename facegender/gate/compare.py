@@ -254,22 +254,16 @@ def read_results(root: Path, revision: str | None = None) -> Results:
         commit = resolve(root, revision)
         name = revision[:10] if commit.startswith(revision) else f"{revision} ({commit[:10]})"
     paths = _result_paths(root, commit, name)
-    texts = {key: read_text(root, paths[key], commit) if key in paths else None for key in _RESULTS}
-    if texts["test_metrics"] is None:
+    texts = {key: read_text(root, path, commit) for key, path in paths.items()}
+    test_metrics = texts.pop("test_metrics", None)
+    if test_metrics is None:
         advice = (
             "commit the results of `dvc repro` there, or choose another baseline"
             if revision
             else "run `dvc repro` first"
         )
         raise UserError(f"There are no test metrics in {name}: {advice}.")
-    results = parse_results(
-        name,
-        test_metrics=texts["test_metrics"],
-        predictions=texts["predictions"],
-        export_metrics=texts["export_metrics"],
-        speed=texts["speed"],
-    )
-    return replace(results, commit=commit)
+    return replace(parse_results(name, test_metrics, **texts), commit=commit)
 
 
 def _result_paths(root: Path, commit: str | None, name: str) -> dict[str, str]:
@@ -306,11 +300,11 @@ def _edited(root: Path, revision: str, name: str) -> list[str]:
 
 def parse_results(
     name: str,
-    *,
     test_metrics: str,
-    predictions: str | None,
-    export_metrics: str | None,
-    speed: str | None,
+    *,
+    predictions: str | None = None,
+    export_metrics: str | None = None,
+    speed: str | None = None,
 ) -> Results:
     """Parse the contents of the files that evaluate, export and train write.
 

@@ -80,15 +80,10 @@ def judge(
         min_group_size=min_group_size,
         chosen=chosen,
     )
+    report = Report(candidate.name, baseline.name if baseline else None, floors, notes=notes)
     inconsistent = _inconsistencies(candidate, METRICS)
     if baseline is None:
-        return Report(
-            candidate=candidate.name,
-            baseline=None,
-            floors=floors,
-            undecided=[*inconsistent, *undecided],
-            notes=notes,
-        )
+        return replace(report, undecided=[*inconsistent, *undecided])
     # An older commit may have computed its other metrics otherwise.
     inconsistent += undecided
     inconsistent += _inconsistencies(baseline, ["accuracy"])
@@ -98,13 +93,7 @@ def judge(
             "the metrics have no confusion matrix: an unpaired comparison is impossible"
         )
     if inconsistent or (differences and not accept_data_change):
-        return Report(
-            candidate=candidate.name,
-            baseline=baseline.name,
-            floors=floors,
-            undecided=[*inconsistent, *differences],
-            notes=notes,
-        )
+        return replace(report, undecided=[*inconsistent, *differences])
     flips, evidence = NO_FLIPS, None
     left_out: Sequence[str] = ()
     if pairs is not None:
@@ -137,10 +126,8 @@ def judge(
             unproven.append(f"accuracy fell by more than the tolerance, and {lacking}")
     if settings.test == "noninferiority":
         unproven += _not_shown(comparisons, settings, evidence)
-    return Report(
-        candidate=candidate.name,
-        baseline=baseline.name,
-        floors=floors,
+    return replace(
+        report,
         unproven=unproven,
         evidence=evidence,
         paired=not differences,

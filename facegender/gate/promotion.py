@@ -125,8 +125,7 @@ def _read_folder(folder: Path, name: str) -> Results:
     predictions, export = folder / "predictions.csv", folder / "export.json"
     return parse_results(
         name,
-        test_metrics=(folder / "test.json").read_text(encoding="utf-8"),
+        (folder / "test.json").read_text(encoding="utf-8"),
         predictions=predictions.read_text(encoding="utf-8") if predictions.is_file() else None,
         export_metrics=export.read_text(encoding="utf-8") if export.is_file() else None,
-        speed=None,
     )

@@ -660,23 +660,11 @@ def test_predictions_that_are_none_are_refused(change: dict) -> None:
     for column, value in change.items():
         table.loc[3, column] = value
     with pytest.raises(UserError, match="the predictions have"):
-        parse_results(
-            "x",
-            test_metrics="{}",
-            predictions=table.to_csv(index=False),
-            export_metrics=None,
-            speed=None,
-        )
+        parse_results("x", "{}", predictions=table.to_csv(index=False))
 
 
 def test_a_training_of_no_epochs_has_no_speed() -> None:
-    results = parse_results(
-        "x",
-        test_metrics="{}",
-        predictions=None,
-        export_metrics=None,
-        speed="epoch,seconds,images_per_second\n",
-    )
+    results = parse_results("x", "{}", speed="epoch,seconds,images_per_second\n")
     assert results.costs["training_seconds"] == 0
     assert pd.isna(results.costs["training_images_per_second"])
 
@@ -688,9 +676,7 @@ def test_text_of_the_metadata_stays_text() -> None:
         "b.jpg,1,0.9,1,bb,None,7\n"
         "c.jpg,1,0.9,1,cc,,7\n"
     )
-    found = parse_results(
-        "x", test_metrics="{}", predictions=text, export_metrics=None, speed=None
-    ).predictions
+    found = parse_results("x", "{}", predictions=text).predictions
     assert found is not None
     assert found["country"].dropna().tolist() == ["NA", "None"]
     assert found["code"].tolist() == ["007", "7", "7"]
