@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
+from posixpath import commonpath
 
 import pandas as pd
 
@@ -122,18 +123,8 @@ def label_images(
 
 def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
     """Return the number of leading folders that all paths share."""
-    parents = [path.parent.parts for path in paths]
-    if not parents:
-        return 0
-    first, last = min(parents), max(parents)
-    return next(
-        (
-            index
-            for index, names in enumerate(zip(first, last, strict=False))
-            if len(set(names)) > 1
-        ),
-        min(len(first), len(last)),
-    )
+    shared = commonpath([path.parent for path in paths]) if paths else ""
+    return len(PurePosixPath(shared).parts)
 
 
 def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
