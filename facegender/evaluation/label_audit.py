@@ -206,19 +206,18 @@ def judge_labels(
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    male = np.empty(len(labels))
-    for rest, fold in folds.split(features, labels, groups):
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000))
-        # One thread: more wait for one another on a busy machine, and may add in another order.
-        with threadpool_limits(1):
-            classifier.fit(features[rest], labels[rest])
-        male[fold] = classifier.predict_proba(features[fold])[:, 1]
+    # One thread: more wait for one another on a busy machine, and may add in another order.
+    with threadpool_limits(1):
+        male = cross_val_predict(
+            classifier, features, labels, groups=groups, cv=folds, method="predict_proba"
+        )[:, 1]
     both = np.stack([1 - male, male], axis=1)
     return pd.DataFrame(
         {
