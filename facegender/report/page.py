@@ -193,21 +193,13 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     shares["precision"] = (cells["male_as_male"], called_male)
     rows = []
     for metric in shown_metrics():
-        low, high, method = None, None, ""
+        low, high = None, None
         if interval := metrics.get(f"{metric.name}_ci"):
             low, high = interval["low"], interval["high"]
-            method = "Wilson"
         elif metric.name in shares and shares[metric.name][1]:
-            (low, high), method = wilson_interval(*shares[metric.name]), "Wilson"
-        rows.append(
-            {
-                "metric": metric,
-                "value": metrics[metric.name],
-                "low": low,
-                "high": high,
-                "method": method,
-            }
-        )
+            low, high = wilson_interval(*shares[metric.name])
+        value = metrics[metric.name]
+        rows.append({"metric": metric, "value": value, "low": low, "high": high})
     return rows
 
 
