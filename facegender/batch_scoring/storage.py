@@ -65,7 +65,7 @@ class Storage:
         return self.root if self.is_local else f"{self.protocol}://{self.root}"
 
     def photos(self) -> Iterator[str]:
-        """Yield the names of all photos below, then log what lies beside them.
+        """Yield the names of all photos below, then log what else is there.
 
         Objects are photos by their names alone, local files by their content, too.
         """

@@ -69,7 +69,7 @@ class Findings:
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
-        """Note what a check found.
+        """Record and log what a check found.
 
         Raises:
             UserError: it found something, and its policy is to fail.
@@ -268,9 +268,7 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
 
 
 def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: Fingerprints) -> pd.Series:
-    """Tell which files show the same picture, byte for byte or nearly.
-
-    Neither file names nor their order make a difference.
+    """Find the files that show the same picture, byte for byte or nearly, whatever their names.
 
     Returns:
         By path, the least SHA-256 of the group that the file belongs to.
@@ -382,10 +380,10 @@ def drop_duplicates(
 def check_dropped(
     splits: Mapping[str, pd.DataFrame], total: int, findings: Findings, *, max_fraction: float
 ) -> None:
-    """Refuse to go on when the checks leave out too much.
+    """Fail if the checks leave out too much.
 
     Args:
-        total: images there were.
+        total: number of images before the checks.
         max_fraction: share of the images that may be left out.
 
     Raises:

@@ -80,7 +80,7 @@ def decode_rows(
     faces: Sequence[Face | None] = (),
     border: int = 0,
 ) -> tuple[int, np.ndarray, dict[int, str]]:
-    """Decode images on another machine, which must see the files that this pipeline is about.
+    """Decode images on another machine, which must see the same files.
 
     Args:
         digests: SHA-256 of each file. Other arguments are those of `write_rows`.

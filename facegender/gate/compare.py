@@ -200,9 +200,9 @@ def add_reference(
     """Return a report with the comparison with the fixed reference, if there is one.
 
     Args:
-        report: the candidate beside its baseline.
+        report: verdict on the candidate against its baseline.
         settings: the rules that apply, with the reference.
-        judged: function that judges the candidate beside results, by rules, undecided for reasons.
+        judged: function of results to compare with, rules, and reasons for no verdict.
     """
     reference = settings.reference
     if reference is None:

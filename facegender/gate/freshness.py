@@ -1,4 +1,4 @@
-"""Whether results are those of the code, data and parameters beside them, as dvc.lock records."""
+"""Whether results belong to the code, data and parameters of a tree, as dvc.lock records."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""May a run's model become the champion? Its results beside the champion's, by committed rules."""
+"""Whether a run's model may become the champion: its results against the champion's."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def judge_promotion(
     manifests: Collection[str] = (),
     accept_rule_change: bool = False,
 ) -> Report:
-    """Judge a run's results beside the champion's.
+    """Judge a run's results against the champion's.
 
     The strictest rules apply of the work tree, HEAD, the merge base with main and the commit that
     made the champion.
@@ -114,7 +114,7 @@ def may_be_champion(report: Report) -> bool:
     """Return whether a report of `judge_promotion` allows promotion.
 
     The first champion has no other to be compared with; nothing else that is undecided, or that is
-    not shown beside the reference, is excused.
+    not shown against the reference, is excused.
     """
     others = report.failures or report.not_shown
     alone = list(report.undecided) == [NO_CHAMPION] and not others

@@ -113,7 +113,7 @@ def images_seen(
         digests: beginnings of the manifests' SHA-256, to check that they are the right ones.
 
     Raises:
-        UserError: the manifests cannot be had, or are others.
+        UserError: the manifests are unavailable, or those of another run.
     """
     splits = paths.get("splits", "")
     md5 = _recorded(root, commit).get(splits)

@@ -140,7 +140,7 @@ def _check_database(database: Path) -> None:
     """
     remedy = f"Move {database} away, or put a copy back; without one, the next stage makes it."
     if not database.is_file():
-        # As Docker makes one for a bind mount of a file that does not exist.
+        # Docker makes a folder for a bind mount of a missing file.
         raise UserError(f"MLflow's store mlflow.db is not a file. {remedy}")
     if not os.access(database, os.W_OK):
         raise UserError(f"MLflow's store {database} may not be written to: change its permissions.")

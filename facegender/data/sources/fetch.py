@@ -29,7 +29,7 @@ def fetch_dataset(
         what was `left_out` and which `other_files` there are, if any.
 
     Raises:
-        UserError: the source cannot be had, or is not what it was.
+        UserError: the source is unavailable, or has changed.
     """
     with replace_directory(target) as temporary:
         facts = _fill(dataset, temporary, limits, cache, known or {})

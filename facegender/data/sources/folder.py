@@ -89,7 +89,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
 def list_folder(
     source: Path, target: Path, limits: ArchiveLimits, digest: Callable[[Path], str]
 ) -> dict[str, str]:
-    """Return what tells one content of a directory or archive from another.
+    """Return what identifies the content of a directory or archive.
 
     Args:
         source: a directory, or an archive.
