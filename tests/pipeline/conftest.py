@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 from facegender.files import file_sha256
 from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
-from tests.conftest import free_port, tracked
+from tests.conftest import free_port, init_repository, run_command, tracked
 from tools.compose_params import ROOT
 from tools.ui import HOST, answers
 
@@ -56,17 +56,8 @@ class Clone:
 
     def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
         """Run a command there, as a user in the environment would."""
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.environment(**env),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if check and done.returncode:
-            raise AssertionError(f"{command} exits {done.returncode}\n{done.stdout}{done.stderr}")
-        return done
+        environment = self.environment(**env)
+        return run_command(*command, check=check, cwd=self.root, env=environment)
 
     def experiment(
         self,
@@ -83,9 +74,7 @@ class Clone:
         self.run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides)
 
     def init(self) -> None:
-        self.run("git", "init", "--quiet", "--initial-branch=main")
-        self.run("git", "config", "user.name", "test")
-        self.run("git", "config", "user.email", "test@localhost")
+        init_repository(self.root)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
 from facegender.evaluation.metrics import classification_metrics
 from facegender.files import file_sha256
+from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import Exported
+from tests.conftest import Exported, init_repository
 from tools.compose_params import ROOT
 
 RESULTS = ("metrics/predictions.csv", "metrics/test.json")
@@ -56,15 +56,13 @@ class Project:
         )
         self.write(self.table[:40])
         self.lock()
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.git("config", "user.name", "test")
-        self.git("config", "user.email", "test@localhost")
+        init_repository(root)
         (root / ".gitignore").write_text("/data\n/.dvc/cache\n")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "baseline")
 
     def git(self, *words: str) -> None:
-        subprocess.run(["git", *words], cwd=self.root, check=True, capture_output=True)
+        checked_git(self.root, *words)
 
     def set(self, group: str, name: str, value: object) -> None:
         path = self.root / "params.yaml"

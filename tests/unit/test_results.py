@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from facegender.gate.compare import commit_of, default_baseline, parse_results, 
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import FACEGENDER
+from tests.conftest import FACEGENDER, init_repository, run_command
 from tools.compose_params import ROOT
 
 FILES = (
@@ -42,15 +41,11 @@ class Project:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
         self.lock()
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.git("config", "user.name", "test")
-        self.git("config", "user.email", "test@localhost")
+        init_repository(root)
         self.first = self.commit("first")
 
     def git(self, *arguments: str) -> str:
-        command = ["git", *arguments]
-        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return checked_git(self.root, *arguments)
 
     def commit(self, message: str) -> str:
         self.git("add", "--all")
@@ -504,8 +499,7 @@ def clone_of(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Call
 
     def clone(*options: str) -> Path:
         root = tmp_path_factory.mktemp("clone") / "clone"
-        command = ["git", "clone", "--quiet", *options, project.root.as_uri(), str(root)]
-        subprocess.run(command, check=True)
+        run_command("git", "clone", "--quiet", *options, project.root.as_uri(), root)
         os.chdir(root)
         return root
 
@@ -582,14 +576,8 @@ def test_an_output_that_fails_is_no_regression(
     command = (
         f"{sys.executable} -c '{FACEGENDER}' gate --baseline HEAD {output}; exit ${{PIPESTATUS[0]}}"
     )
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=project.root,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = run_command("bash", "-c", command, cwd=project.root, env=env, check=False)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(says)
     assert len(done.stderr.splitlines()) == (1 if says else 0)

@@ -15,6 +15,7 @@ from facegender.runtime.experiment_clone import Snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
 from facegender.runtime.sweep import Point, _end, grid_points, read_grid
+from tests.conftest import init_repository
 from tools.compose_params import ROOT, compose
 
 
@@ -95,9 +96,8 @@ def test_an_experiment_that_cannot_be_fetched_fails_and_says_why(tmp_path: Path)
     clone = workspace / "clone"
     for folder, name in ((root, "one"), (clone, "other")):
         folder.mkdir(parents=True)
-        checked_git(folder, "init", "--quiet")
-        who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-        checked_git(folder, *who, "commit", "--quiet", "--allow-empty", "--message", name)
+        init_repository(folder)
+        checked_git(folder, "commit", "--quiet", "--allow-empty", "--message", name)
         checked_git(folder, "update-ref", "refs/exps/00/11/point", "HEAD")
     (workspace / "log").write_text("trained")
     head = checked_git(root, "rev-parse", "HEAD")
