@@ -409,7 +409,9 @@ def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, flo
             "images": len(images),
             "female": round(float((images["label"] == LABELS["female"]).mean()), 4),
             "study_images": sum(STUDY_COUNTS[name].values()),
-            "study_female": round(_female(STUDY_COUNTS[name]), 4),
+            "study_female": round(
+                STUDY_COUNTS[name]["female"] / sum(STUDY_COUNTS[name].values()), 4
+            ),
         }
         for name, images in ours.items()
     }
@@ -423,7 +425,3 @@ def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, flo
             100 * row["study_female"],
         )
     return balance
-
-
-def _female(counts: Mapping[str, int]) -> float:
-    return counts["female"] / sum(counts.values())

@@ -9,7 +9,7 @@ from typing import Any
 
 from facegender.errors import UserError, reason_of
 from facegender.runtime.git import read_bytes, read_yaml
-from facegender.runtime.integrity import dvc_md5
+from facegender.runtime.integrity import dvc_md5, recorded_outs
 
 _LISTED = 5
 
@@ -24,18 +24,13 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
     Raises:
         UserError: dvc.lock is unreadable.
     """
-    recorded = {
-        out["path"]: out["md5"]
-        for stage in _read_lock(root, commit).values()
-        for out in stage.get("outs", [])
-        if paths is None or out["path"] in paths
-    }
-    contents = {path: read_bytes(root, path, commit) for path in recorded}
-    return [
-        path
-        for path, content in contents.items()
-        if content is not None and _md5(content) != recorded[path]
-    ]
+    edited = []
+    for path, recorded in recorded_outs(_read_lock(root, commit)).items():
+        if paths is None or path in paths:
+            content = read_bytes(root, path, commit)
+            md5 = hashlib.md5(content or b"", usedforsecurity=False).hexdigest()
+            edited += [path] * (content is not None and md5 != recorded)
+    return edited
 
 
 def why_stale(root: Path, results: Collection[str]) -> list[str]:
@@ -158,7 +153,3 @@ def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:
         return dict(content["stages"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError("dvc.lock is missing or has no stages: run `dvc repro`.") from error
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

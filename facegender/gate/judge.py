@@ -325,14 +325,17 @@ def _judge_drops(
         for row, p in zip(rows, holm([row.p or 0.0 for row in rows]), strict=True)
     ]
     by_group = iter(judged[1 + len(classes) :])
-    small = f"fewer than {min_group_size} images: not judged"
-    return judged[: 1 + len(classes)], [
+    rows = []
+    for row in groups:
+        if row.n < min_group_size:
+            note = f"fewer than {min_group_size} images: not judged"
+            rows.append(replace(row, p=None, note=note))
+            continue
+        one = next(by_group)
         # Some of many groups drop by chance: warn only of drops significant on their own.
-        _drop_chance_warnings(next(by_group), row.p or 0.0, settings.significance)
-        if row.n >= min_group_size
-        else replace(row, p=None, note=small)
-        for row in groups
-    ]
+        chance = one.verdict == "warn" and (row.p or 0.0) >= settings.significance
+        rows.append(replace(one, verdict="pass") if chance else one)
+    return judged[: 1 + len(classes)], rows
 
 
 def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float) -> Comparison:
@@ -343,11 +346,6 @@ def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float
     if beyond:
         verdict = "fail" if p < significance else "warn"
     return replace(row, p=min(1.0, p), verdict=verdict)
-
-
-def _drop_chance_warnings(row: Comparison, unadjusted: float, significance: float) -> Comparison:
-    chance = row.verdict == "warn" and unadjusted >= significance
-    return replace(row, verdict="pass") if chance else row
 
 
 def _informational(candidate: Results, baseline: Results) -> list[Comparison]:

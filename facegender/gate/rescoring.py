@@ -29,6 +29,7 @@ from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
 from facegender.params import Gate
 from facegender.runtime.git import read_yaml
+from facegender.runtime.integrity import recorded_outs
 from facegender.runtime.stored_objects import stored_directory, stored_file
 
 _CHUNK = 64  # images a task
@@ -131,9 +132,7 @@ def images_seen(
 
 
 def _recorded(root: Path, commit: str | None) -> dict[str, str]:
-    content = read_yaml(root, "dvc.lock", commit) or {}
-    stages = content.get("stages", {}).values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+    return recorded_outs((read_yaml(root, "dvc.lock", commit) or {}).get("stages", {}))
 
 
 def rescore(

@@ -118,10 +118,6 @@ def probe_litert(path: Path) -> None:
         )
 
 
-def _probe(path: Path) -> None:
-    predictor = load_litert(path)
-    predictor.predict(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
-
-
 if __name__ == "__main__":
-    _probe(Path(sys.argv[1]))
+    probed = load_litert(Path(sys.argv[1]))
+    probed.predict(np.zeros((1, probed.size, probed.size, 3), np.uint8))

@@ -107,16 +107,9 @@ def _predict_batch(
             pixels.append(image)
     # As few at a time as usual, because an image may have hundreds of faces.
     probabilities = predictor.predict_all(pixels, len(batch))
-    return [
-        item
-        if item.error is not None or item.label == NO_FACE
-        else _labelled(item, next(probabilities), threshold, abstain_below)
-        for item in predictions
-    ]
-
-
-def _labelled(
-    item: Prediction, probability: float, threshold: float, abstain_below: float
-) -> Prediction:
-    label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
-    return replace(item, label=label, probability=probability)
+    for index, item in enumerate(predictions):
+        if item.error is None and item.label is None:
+            probability = next(probabilities)
+            label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
+            predictions[index] = replace(item, label=label, probability=probability)
+    return predictions

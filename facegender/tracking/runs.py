@@ -223,17 +223,10 @@ def _complete(
 def log_failure(
     log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> str:
-    """Log the output of a failed stage as `log/<stage>.txt`, and mark its run FAILED.
+    """Log the output of a failed stage as `log/<stage>.txt`, mark its run FAILED, return its id.
 
-    Args:
-        log: output, without credentials.
-        stage: name of the stage.
-        name: name of the run, if the stage has not opened one.
-        params: parameters of the run, if the stage has not opened one.
-        tags: tags of the run, if the stage has not opened one.
-
-    Returns:
-        The run's id.
+    The output must be without credentials. A stage that has not opened a run gets one of `name`,
+    `params` and `tags`.
     """
     run = mlflow.last_active_run()
     if run is None:
