@@ -96,15 +96,14 @@ class Storage:
         if _filesystem(self.protocol).isfile(self.root):
             yield self.root if self.is_local else self.written
             return
-        base = Path(self.root) if self.is_local else None
-        names = (
-            (path.relative_to(base).as_posix() for path in base.rglob("*.parquet"))
-            if base
-            else (name for name in self._walk() if name.endswith(".parquet"))
-        )
-        for name in sorted(names):
+        names = self._walk()
+        if self.is_local:
+            # Spark writes folders with this ending.
+            found = (path for path in Path(self.root).rglob("*.parquet") if path.is_file())
+            names = (path.relative_to(self.root).as_posix() for path in found)
+        for name in sorted(name for name in names if name.endswith(".parquet")):
             if not any(part.startswith(("_", ".")) for part in name.split("/")):
-                yield str(base / name) if base else self.address(name)
+                yield str(Path(self.root, name)) if self.is_local else self.address(name)
 
     def photo(self, name: str) -> bytes | Path:
         """Return a photo's path if it is local, else its bytes.

@@ -23,6 +23,7 @@ from facegender.data.image_files import find_images, walk_images
 from facegender.data.images import InvalidImage, decode_image, encode_png
 from facegender.errors import UserError
 from facegender.tracking import registry
+from tests.conftest import fill
 from tests.unit.conftest import Store
 
 MODEL = "models:/facegender/1"
@@ -144,7 +145,7 @@ def test_rows_of_parquet_are_read_once_whatever_its_row_groups(
 
 def test_parquet_of_hugging_face_and_rows_without_a_name_or_bytes(tmp_path: Path) -> None:
     images = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": b"b", "path": None}, {"bytes": None}]
-    folder = tmp_path / "in" / "split=test"
+    folder = tmp_path / "in" / "split=test" / "faces.parquet"  # as Spark writes a table
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"image": images, "label": [0, 1, 0]}), folder / "0.parquet")
     (tmp_path / "in" / "_SUCCESS").touch()
@@ -186,9 +187,8 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
 
 def test_images_are_walked_as_they_are_found(tmp_path: Path) -> None:
     names = ("b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp")
-    for name in (*names, "__MACOSX/5.jpg", "a/.6.jpg", ".x/7.jpg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    others = ("__MACOSX/5.jpg", "a/.6.jpg", ".x/7.jpg", "notes.txt")
+    fill(tmp_path, dict.fromkeys((*names, *others), ""))
     (tmp_path / "a/folder.jpg").mkdir()
     walked = list(walk_images(tmp_path))
     assert find_images(tmp_path) == sorted(walked, key=str)
