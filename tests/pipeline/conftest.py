@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,41 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
 
 
 @contextmanager
+def running(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen]:
+    """Run a server until the block ends; then SIGTERM, as a service manager sends it."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=dict(environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # It starts child processes; a process group can be stopped as a whole.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not ready():
+            assert process.poll() is None, f"it ended\n{log.read_text()}"
+            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
+            time.sleep(0.2)
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        with suppress(ProcessLookupError):  # what did not end with it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+@contextmanager
 def served(
     clone: Clone,
     command: Sequence[str],
@@ -114,35 +149,15 @@ def served(
 ) -> Iterator[int]:
     """Run an MLflow server on a free port until the block ends; yield the port."""
     port = free_port()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, *options, "--port", str(port)],
-            cwd=clone.root,
-            env=clone.environment(
-                MLFLOW_DISABLE_TELEMETRY="true",
-                DO_NOT_TRACK="true",
-                # Its job workers are not needed here, and are slow to start.
-                MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
-            ),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # It starts child processes; a process group can be stopped as a whole.
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not answers(port):
-            assert process.poll() is None, f"it ended\n{log.read_text()}"
-            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
-            time.sleep(0.2)
+    environment = clone.environment(
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DO_NOT_TRACK="true",
+        # Its job workers are not needed here, and are slow to start.
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
+    words = [*command, *options, "--port", str(port)]
+    with running(words, environment, log, lambda: answers(port), clone.root):
         yield port
-    finally:
-        # SIGTERM, then SIGKILL: some of its processes survive the first.
-        for way in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, way)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from facegender.report.page import (
     render_page,
 )
 from facegender.runtime.git import checked_git
-from tests.conftest import init_repository, run_command
+from tests.conftest import fill, init_repository, run_command
 from tests.results import committed_sources
 from tools.compose_params import ROOT
 
@@ -280,14 +280,8 @@ def test_every_parameter_is_on_the_page_and_in_the_stage(
 
 
 def test_the_digest_of_the_code_is_what_the_page_says(tmp_path: Path) -> None:
-    for name in (
-        "stages/a.py",
-        "facegender/b.py",
-        "facegender/report/templates/c.j2",
-        "facegender/_d.py",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
+    code = ("stages/a.py", "facegender/b.py", "facegender/_d.py")
+    fill(tmp_path, {name: name for name in (*code, "facegender/report/templates/c.j2")})
     init_repository(tmp_path)
     checked_git(tmp_path, "add", "--all")
     digest = code_digest(tmp_path, ["facegender", "stages"])

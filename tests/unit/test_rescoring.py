@@ -19,7 +19,7 @@ from facegender.evaluation.metrics import classification_metrics
 from facegender.files import file_sha256
 from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import Exported, init_repository
+from tests.conftest import Exported, fill, init_repository
 from tools.compose_params import ROOT
 
 RESULTS = ("metrics/predictions.csv", "metrics/test.json")
@@ -33,9 +33,8 @@ class Project:
 
     def __init__(self, root: Path, exported: Exported) -> None:
         self.root, self.model = root, exported.float32
-        for name in (".dvc/.gitignore", ".dvc/config", "dvc.yaml", "params.yaml"):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+        files = (".dvc/.gitignore", ".dvc/config", "dvc.yaml", "params.yaml")
+        fill(root, {name: (ROOT / name).read_bytes() for name in files})
         self.set("gate", "floors", {})
         self.set("evaluate", "groups", None)
         (root / "data/raw").mkdir(parents=True)

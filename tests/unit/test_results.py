@@ -19,7 +19,7 @@ from facegender.gate.compare import commit_of, default_baseline, parse_results, 
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import FACEGENDER, init_repository, run_command
+from tests.conftest import FACEGENDER, fill, init_repository, run_command
 from tools.compose_params import ROOT
 
 FILES = (
@@ -37,9 +37,7 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in FILES:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+        fill(root, {name: (ROOT / name).read_bytes() for name in FILES})
         self.lock()
         init_repository(root)
         self.first = self.commit("first")
