@@ -46,7 +46,6 @@ class Storage:
 
     Attributes:
         written: the address as the user wrote it, without a trailing slash.
-        protocol: fsspec's name of the file system.
         root: absolute path, or bucket and prefix.
     """
 

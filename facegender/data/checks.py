@@ -295,7 +295,6 @@ def check_labels(
 
     Args:
         manifest: columns `path`, `label` and any others.
-        duplicate_groups: result of `find_duplicate_groups`.
         min_per_class: images of each label that must be left.
 
     Raises:
@@ -339,7 +338,6 @@ def drop_duplicates(
 
     Args:
         splits: manifests, with each duplicate group in one of them.
-        duplicate_groups: result of `find_duplicate_groups`.
         sizes: pixels of each image, by path.
 
     Raises:

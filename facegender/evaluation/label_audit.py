@@ -132,7 +132,6 @@ def find_issues(
 
     Args:
         features: result of `extract_features`; None to judge pictures only.
-        groups: group of each image by its path, as for `audit`.
     """
     images = pd.concat(
         # Without metadata, which may have columns of the names below.

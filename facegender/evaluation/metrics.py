@@ -250,7 +250,6 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     Args:
         gained: images that only the new predictions get right.
         lost: images that only the old predictions get right.
-        n: all images.
     """
     observed = (gained - lost) / n
 

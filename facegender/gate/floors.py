@@ -36,7 +36,6 @@ def judge_floors(
         predictions: predictions with metadata, or None if missing.
         settings: floors, and seed and number of resamples.
         min_group_size: images below which a group is not judged.
-        chosen: argument of `find_groups`.
     """
     rows = []
     for name, floor in settings.floors.items():

@@ -110,7 +110,6 @@ def images_seen(
 
     Args:
         commit: commit whose dvc.lock records the manifests; None for the work tree.
-        paths: paths of the pipeline's files in dvc.yaml of the commit.
         digests: beginnings of the manifests' SHA-256, to check that they are the right ones.
 
     Raises:
@@ -216,9 +215,7 @@ def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored |
     """Compare two models by the candidate's labels, without the baseline's model.
 
     Args:
-        candidate: results with predictions.
         baseline: results on the same images; they have its model's probabilities.
-        settings: argument of `rescore`.
 
     Returns:
         The comparison, or None if the baseline has no predictions or other images.

@@ -164,6 +164,17 @@ class Report:
         return "pass with warnings" if self.warnings else "pass"
 
     @property
+    def findings(self) -> list[tuple[str, list[str]]]:
+        """The titles that have sentences, with them."""
+        found = [
+            ("Refused", self.failures),
+            ("Cannot tell" if self.comparisons else "Cannot be compared", list(self.undecided)),
+            ("Not enough evidence", self.not_shown),
+            ("Warnings", self.warnings),
+        ]
+        return [(title, sentences) for title, sentences in found if sentences]
+
+    @property
     def exit_code(self) -> int:
         """0 pass, 1 fail, 2 cannot tell, 3 not enough evidence."""
         return {"fail": 1, "cannot tell": 2, "not enough evidence": 3}.get(self.verdict, 0)
@@ -206,7 +217,7 @@ def _cost_sentence(row: CostRatio) -> str:
 def as_text(report: Report) -> str:
     """Return the report for a terminal."""
     parts = [f"gate: {report.verdict}", _about(report)]
-    for title, sentences in _findings(report):
+    for title, sentences in report.findings:
         parts.append("\n".join([f"{title}:", *(f"  - {one}" for one in sentences)]))
     if report.left_out and report.comparisons:
         parts.append("\n".join(["Not in groups:", *(f"  - {one}" for one in report.left_out)]))
@@ -219,7 +230,7 @@ def as_text(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """Return the report for a pull request; names from the data are escaped."""
     parts = [f"## Gate: {report.verdict}", _escaped(_about(report))]
-    for title, sentences in _findings(report):
+    for title, sentences in report.findings:
         parts.append(f"**{title}**")
         parts.append("\n".join(f"- {_escaped(one)}" for one in sentences))
     if report.left_out and report.comparisons:
@@ -250,17 +261,6 @@ def _about(report: Report) -> str:
     how = "image by image" if report.paired else "unpaired, as two independent samples"
     evidence = f". {report.evidence.sentence}" if report.evidence else ""
     return f"{report.candidate}, compared with {report.baseline} {how}{evidence}"
-
-
-def _findings(report: Report) -> list[tuple[str, list[str]]]:
-    """Return the titles that have sentences, with them."""
-    found = [
-        ("Refused", report.failures),
-        ("Cannot tell" if report.comparisons else "Cannot be compared", list(report.undecided)),
-        ("Not enough evidence", report.not_shown),
-        ("Warnings", report.warnings),
-    ]
-    return [(title, sentences) for title, sentences in found if sentences]
 
 
 _Table = tuple[str, list[str], list[list[str]], int]

@@ -24,7 +24,6 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     """Load a `.tflite` file that takes uint8 (n, size, size, 3) and gives P(male), float32 (n, 1).
 
     Args:
-        path: file written by `export`.
         threads: number of threads of the computation. Several predictors with one thread each are
             faster than one with several, whose threads wait for each other after every layer.
 

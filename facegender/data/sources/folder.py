@@ -92,7 +92,6 @@ def list_folder(
     """Return what identifies the content of a directory or archive.
 
     Args:
-        source: a directory, or an archive.
         target: the directory that `copy_folder` will fill.
 
     Returns:
