@@ -66,7 +66,7 @@ def prepare(source: str, output: str, *, model: str, abstain_below: float, part_
         ]
         if differences:
             raise UserError(
-                f"OUTPUT exists: {output} is of another job ({'; '.join(differences)}). Name "
+                f"OUTPUT exists: {output} belongs to another job ({'; '.join(differences)}). Name "
                 "another OUTPUT, or repeat what that job was given to resume it."
             )
         return known

@@ -73,7 +73,7 @@ def judge_promotion(
             rules, changes = combine_rules(
                 rules, read_params(root, commit), accept_change=accept_rule_change
             )
-            notes += [f"beside the rules of {name} ({commit[:10]}): {one}" for one in changes]
+            notes += [f"against the rules of {name} ({commit[:10]}): {one}" for one in changes]
     except UserError as error:
         undecided.append(f"the committed rules cannot be read: {error}")
     results = _read_folder(candidate, "the run")

@@ -90,7 +90,7 @@ def model_of_commit(root: Path, commit: str, paths: Mapping[str, str]) -> Stored
         path = stored_file(root, md5)
     except UserError as error:
         raise UserError(
-            f"its model cannot be had: {error}. `dvc push` where it was made sends it to a remote"
+            f"its model is unavailable: {error}. `dvc push` where it was made sends it to a remote"
         ) from error
     evaluate = (read_yaml(root, "params.yaml", commit) or {}).get("evaluate", {})
     try:

@@ -252,8 +252,9 @@ _METRICS, _FLOORS = "Metrics", "Floors"
 
 def _about(report: Report) -> str:
     if report.reference:
-        reference = _about(replace(report.reference, candidate="Beside the reference"))
-        return f"{_about(replace(report, reference=None))}. {reference}"
+        name = f"the reference {report.reference.baseline}"
+        same = replace(report.reference, candidate="The same results", baseline=name)
+        return f"{_about(replace(report, reference=None))}. {_about(same)}"
     if report.baseline is None:
         return f"{report.candidate}, with no baseline"
     if not report.comparisons:

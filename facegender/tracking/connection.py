@@ -143,7 +143,7 @@ def _check_database(database: Path) -> None:
         # Docker makes a folder for a bind mount of a missing file.
         raise UserError(f"MLflow's store mlflow.db is not a file. {remedy}")
     if not os.access(database, os.W_OK):
-        raise UserError(f"MLflow's store {database} may not be written to: change its permissions.")
+        raise UserError(f"MLflow's store {database} is not writable: change its permissions.")
     try:
         mlflow.set_tracking_uri(f"sqlite:///{database}")
         mlflow.get_experiment_by_name(EXPERIMENT)

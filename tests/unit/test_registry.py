@@ -396,7 +396,7 @@ def test_looser_rules_of_the_work_tree_promote_nothing(
     with pytest.raises(UserError, match="version 1 stays"):
         _run(["promote", "worse"])
     out = capsys.readouterr().out
-    assert f"beside the rules of {whose} (" in out
+    assert f"against the rules of {whose} (" in out
     assert "loosens the gate's rules: gate.max&#95;drop.accuracy from 0.01 to 0.9" in out
     assert ("the champion's commit, not recorded, is not in this clone" in out) == (
         whose != "the champion"

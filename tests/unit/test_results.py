@@ -272,7 +272,7 @@ def test_small_drops_that_pass_one_by_one_fail_as_a_sum(
     for form in ("text", "markdown"):
         assert gate("--baseline", "HEAD~1", "--format", form) == 1
         out = capsys.readouterr().out
-        assert f"Beside the reference, compared with {name} image by image" in out
+        assert f"The same results, compared with the reference {name} image by image" in out
         assert out.count("-0.0333") == out.count("-0.0083") == 1
 
 

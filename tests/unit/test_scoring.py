@@ -95,10 +95,10 @@ def test_an_incomplete_plan_is_made_again(tmp_path: Path) -> None:
 def test_another_job_is_not_mixed_in(tmp_path: Path, changes: dict, named: str) -> None:
     source = photos(tmp_path / "in", 3)
     prepare(source, tmp_path / "out")
-    with pytest.raises(UserError, match="is of another job") as error:
+    with pytest.raises(UserError, match="belongs to another job") as error:
         prepare(source, tmp_path / "out", **changes)
     assert named in str(error.value)
-    with pytest.raises(UserError, match="is of another job"):
+    with pytest.raises(UserError, match="belongs to another job"):
         prepare(photos(tmp_path / "other", 3), tmp_path / "out")
 
 
