@@ -68,6 +68,8 @@ class Storage:
 
         Objects are photos by their names alone, local files by their content, too.
         """
+        if self.is_local and Path(self.root).is_file():
+            return  # a Parquet file, or nothing that can be read
         passed_over, found = PassedOver(), False
         names = self._photo_objects(passed_over)
         if self.is_local:

@@ -132,13 +132,13 @@ def rows_of(output: Path) -> list[tuple]:
 
 @pytest.mark.parametrize("row_group_size", [3, 20, 1000])
 def test_rows_of_parquet_are_read_once_whatever_its_row_groups(
-    tmp_path: Path, row_group_size: int
+    tmp_path: Path, row_group_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = [str(number).encode() for number in range(200)]
     table = pa.table({"path": [f"{number}.jpg" for number in range(200)], "content": contents})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=row_group_size)
     job = prepare(tmp_path / "in.parquet", tmp_path / "out", part_images=50)
-    assert (job.table, job.images) == (True, 200)
+    assert (job.table, job.images, caplog.text) == (True, 200, "")
     expected = [(f"{number}.jpg", str(number).encode()) for number in range(200)]
     assert rows_of(tmp_path / "out") == expected
 
