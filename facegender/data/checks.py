@@ -69,11 +69,7 @@ class Findings:
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
-        """Record and log what a check found.
-
-        Raises:
-            UserError: it found something, and its policy is to fail.
-        """
+        """Record and log what a check found. Raises UserError if its policy is to fail."""
         if not reasons:
             return
         shown = listed(reasons)

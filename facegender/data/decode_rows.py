@@ -174,11 +174,7 @@ def _with_faces(
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Refuse a file that is not the one with this SHA-256.
-
-    Raises:
-        UserError: the file is not there, or another one is.
-    """
+    """Raise UserError unless the file is there and has this SHA-256."""
     try:
         problem = None if file_sha256(path) == digest else "another file is there"
     except OSError as error:

@@ -243,11 +243,7 @@ def label_by_name(
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:
-    """Return the labels that values mean, missing where they are to be left out.
-
-    Raises:
-        UserError: a value has no meaning.
-    """
+    """Return the labels of values, missing if ignored. Raises UserError if one has no meaning."""
     meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
     keys = values.map(_spelt)
     unknown = Counter(values[~keys.isin(set(meaning))])

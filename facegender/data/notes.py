@@ -102,11 +102,7 @@ class Notes:
             )
 
     def limit_unlabelled(self, fraction: float, total: int) -> None:
-        """Log the images without label.
-
-        Raises:
-            UserError: they are more than `fraction` of `total`.
-        """
+        """Log images without label. Raises UserError if they exceed a `fraction` of `total`."""
         if not self.unlabelled:
             return
         shown = listed(self.unlabelled)

@@ -192,11 +192,7 @@ def write_shared_groups(
 
 
 def read_shared_groups(folder: Path) -> dict[str, str]:
-    """Return what `write_shared_groups` wrote, as groups by path.
-
-    Raises:
-        UserError: the file is missing, as in splits of an earlier version.
-    """
+    """Return what `write_shared_groups` wrote, as groups by path. Raises UserError without it."""
     if not (folder / _SHARED_GROUPS).is_file():
         raise UserError(
             f"{folder.name}/{_SHARED_GROUPS} is missing, so labels cannot be judged without the "

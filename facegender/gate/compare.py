@@ -306,11 +306,7 @@ def parse_results(
     export_metrics: str | None = None,
     speed: str | None = None,
 ) -> Results:
-    """Parse the contents of the files that evaluate, export and train write.
-
-    Raises:
-        UserError: a file is not what its stage writes.
-    """
+    """Parse what evaluate, export and train write. Raises UserError if a file is not that."""
     costs: dict[str, float] = {}
     try:
         metrics = json.loads(test_metrics)

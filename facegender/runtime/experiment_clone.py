@@ -3,7 +3,8 @@
 Of two `dvc exp run --temp` in one clone, one may run what the other has queued: parameters and name
 stay together, but the process, its output, exit code and environment are the other experiment's.
 Clones share git's objects and DVC's cache with the repository, so that making one is cheap, and an
-experiment that has finished is fetched as DVC does it, by its ref.
+experiment that has finished is fetched as DVC does it, by its ref. Functions raise UserError if git
+refuses.
 """
 
 import shutil
@@ -30,11 +31,7 @@ class Snapshot:
 
 
 def take_snapshot(root: Path) -> Snapshot:
-    """Return the present state of a repository, and change nothing in it.
-
-    Raises:
-        UserError: git refused.
-    """
+    """Return the present state of a repository, and change nothing in it."""
     from dvc.repo import Repo
 
     # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
@@ -47,11 +44,7 @@ def take_snapshot(root: Path) -> Snapshot:
 
 
 def make_clone(snapshot: Snapshot, target: Path) -> None:
-    """Clone a repository with its uncommitted changes, sharing DVC's cache and settings.
-
-    Raises:
-        UserError: git refused.
-    """
+    """Clone a repository with its uncommitted changes, sharing DVC's cache and settings."""
     from dvc.config import Config, merge
 
     root = snapshot.root

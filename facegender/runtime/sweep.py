@@ -66,11 +66,7 @@ class Point:
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
-    """Read a YAML file with a list of values for each parameter; a single value counts as a list.
-
-    Raises:
-        UserError: the file cannot be read or has another form.
-    """
+    """Read a YAML file of a value, or a list, for each parameter. Raises UserError if it is not."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -133,11 +133,7 @@ def _make_database(home: Path) -> None:
 
 
 def _check_database(database: Path) -> None:
-    """Refuse a local store that MLflow would answer with a traceback, or wait for without end.
-
-    Raises:
-        UserError: it is damaged, read-only or another version's.
-    """
+    """Raise UserError if the store is damaged, read-only or of another version of MLflow."""
     remedy = f"Move {database} away, or put a copy back; without one, the next stage makes it."
     if not database.is_file():
         # Docker makes a folder for a bind mount of a missing file.

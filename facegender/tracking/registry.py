@@ -84,11 +84,7 @@ class Version:
 
 
 def find_run(wanted: str) -> Run:
-    """Return the run that has an id, a prefix of it, or a name.
-
-    Raises:
-        UserError: no run matches, or several do.
-    """
+    """Return the run of an id, a prefix of one, or a name. Raises UserError if none or several."""
     runs: Sequence[Run] = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
     found = [run for run in runs if wanted and run.info.run_id == wanted] or [
         run
@@ -187,11 +183,7 @@ def champion_commit() -> str | None:
 
 
 def fetch_champion_model(folder: Path) -> Path:
-    """Download the champion's `.tflite` file into a folder, and return its path.
-
-    Raises:
-        UserError: the store lacks it.
-    """
+    """Download the champion's `.tflite` file into a folder. Raises UserError if it is lost."""
     uri = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
     try:
         fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))

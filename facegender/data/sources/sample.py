@@ -167,11 +167,7 @@ def check_variants(choices: Mapping[str, Collection[str]]) -> None:
 
 
 def check_probabilities(signal: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
-    """Check that no probability is negative and that each class's add up to 100 percent.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise ValueError unless each class's probabilities, none negative, add up to 100 percent."""
     for attribute, values in signal.items():
         for column, label in enumerate(CLASSES):
             percents = [pair[column] for pair in values.values()]
