@@ -108,6 +108,18 @@ def read(folder: Path) -> dict[str, bytes]:
     }
 
 
+def logged_model(run_id: str) -> Any:
+    """Return MLflow's entity of the one model that a run logged."""
+    import mlflow
+
+    (model,) = mlflow.search_logged_models(
+        [mlflow.get_run(run_id).info.experiment_id],
+        f"source_run_id = '{run_id}'",
+        output_format="list",
+    )
+    return model
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
