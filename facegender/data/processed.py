@@ -31,10 +31,7 @@ class ProcessedSplit:
     """
 
     def __init__(self, directory: Path, array: str = "images.npy") -> None:
-        """Open the split that `preprocessing.write_split` wrote to `directory`.
-
-        Args:
-            array: file of the images.
+        """Open the split that `preprocessing.write_split` wrote, with the images of `array`.
 
         Raises:
             UserError: the directory holds no processed split.

@@ -128,11 +128,7 @@ def find_issues(
     *,
     seed: int,
 ) -> Audit:
-    """Judge labels by features, and pictures by themselves.
-
-    Args:
-        features: result of `extract_features`; None to judge pictures only.
-    """
+    """Judge labels by what `extract_features` returns, unless it is None, and judge pictures."""
     images = pd.concat(
         # Without metadata, which may have columns of the names below.
         [split.index[_INDEX].assign(split=name) for name, split in splits.items()],
@@ -228,11 +224,7 @@ def judge_labels(
 
 
 def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
-    """Return what is wrong with each picture: dark, bright, low_information, blurred or nothing.
-
-    Args:
-        batches: uint8 RGB (n, height, width, 3).
-    """
+    """Return the fault of each uint8 RGB picture: dark, bright, low_information, blurred or ""."""
     return [_picture_issue(image) for batch in batches for image in batch]
 
 

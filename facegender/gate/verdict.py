@@ -268,11 +268,7 @@ _Table = tuple[str, list[str], list[list[str]], int]
 
 
 def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
-    """Return title, headers, rows and number of omitted rows of each table.
-
-    Args:
-        name: function that escapes text from the data.
-    """
+    """Return title, headers, rows and number of omitted rows of each table; `name` escapes text."""
     headers = ["metric", "images", "old", "new", "difference", "95 % interval", "p", "verdict"]
     groups = sorted((row for row in report.groups if row.difference), key=_importance)
     small = sum(bool(row.note) for row in report.groups)

@@ -18,15 +18,11 @@ _NOBODY = ("-c", "user.name=facegender", "-c", "user.email=facegender@localhost"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a repository from which experiments start.
-
-    Attributes:
-        changed: commit whose tree has the uncommitted changes of tracked files, or `head`.
-    """
+    """The state of a repository from which experiments start."""
 
     root: Path
     head: str
-    changed: str
+    changed: str  # commit whose tree has the uncommitted changes of tracked files, or `head`
     cache: Path
 
 

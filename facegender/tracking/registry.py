@@ -196,11 +196,7 @@ def fetch_champion_model(folder: Path) -> Path:
 
 
 def manifest_digests(run_id: str | None = None) -> list[str]:
-    """Return the beginnings of the SHA-256 of the manifests that a run logged.
-
-    Args:
-        run_id: id of the run; None for the champion's.
-    """
+    """Return the start of each SHA-256 of the manifests that a run, or the champion's, logged."""
     client = MlflowClient()
     if run_id is None:
         champion = _champion(client)
