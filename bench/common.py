@@ -5,12 +5,16 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from facegender.data.raw_manifest import build_manifest
+
+if TYPE_CHECKING:
+    from facegender.model.network import Network
 
 
 def make_raw(folder: Path, images: int, *, size: int = 200, distinct: int = 100) -> pd.DataFrame:
@@ -36,6 +40,20 @@ def make_raw(folder: Path, images: int, *, size: int = 200, distinct: int = 100)
     for i, path in enumerate(files[distinct:]):
         os.link(files[i % distinct], path)
     return build_manifest(folder, female=["female"], male=["male"], ignore=[])
+
+
+def new_network(size: int, alpha: float = 1.0, **settings: Any) -> "Network":
+    """Return an untrained MobileNet for images of a side; settings are those of `build_network`."""
+    from facegender.model.network import build_network
+
+    defaults: dict[str, Any] = {
+        "weights": "none",
+        "dropout": 0.0,
+        "batch_norm": "train",
+        "batch_norm_momentum": 0.9,
+        "seed": 1,
+    }
+    return build_network(image_size=size, alpha=alpha, **(defaults | settings))
 
 
 def measure(

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.common import make_raw
+from bench.common import make_raw, new_network
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
 
@@ -64,7 +64,6 @@ def images_per_second(directory: Path, epochs: int, *, deterministic: bool) -> f
     import keras
 
     from facegender.data.processed import ProcessedSplit
-    from facegender.model.network import build_network
     from facegender.training.train import make_deterministic, train_network
 
     params = load_params(Path("params.yaml"))
@@ -72,10 +71,9 @@ def images_per_second(directory: Path, epochs: int, *, deterministic: bool) -> f
         make_deterministic(params.train.seed)
     else:
         keras.utils.set_random_seed(params.train.seed)
-    network = build_network(
-        image_size=params.image.size,
-        alpha=params.model.alpha,
-        weights="none",
+    network = new_network(
+        params.image.size,
+        params.model.alpha,
         dropout=params.model.dropout,
         batch_norm=params.train.batch_norm,
         batch_norm_momentum=params.train.batch_norm_momentum,

@@ -2,10 +2,9 @@
 
     python -m bench.gate_power
 
-For each number of test images there are pairs of equally good models, of which at most 5 % may
-fail. Of pairs of which the second is worse by the smallest drop of accuracy that the report prints,
-four in five must be found. An image is easy for both models or hard for both, as faces are.
-docs/gate.md has the table that it prints.
+Of pairs of equally good models at most 5 % may fail, for each number of test images. If the second
+model is worse by the smallest drop of accuracy that the report prints, four in five must be found.
+An image is easy for both models or hard for both, as faces are. docs/gate.md has the table.
 """
 
 import argparse

@@ -14,10 +14,9 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from bench.common import make_raw, measure, report
+from bench.common import make_raw, measure, new_network, report
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
-from facegender.model.network import build_network
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
 from facegender.training.augmentation import augmentation_layers
@@ -36,15 +35,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured")
     args = parser.parse_args()
     params = load_params(Path("params.yaml"))
-    network = build_network(
-        image_size=args.size,
-        alpha=args.alpha,
-        weights="none",
-        dropout=params.model.dropout,
-        seed=1,
-        batch_norm="train",
-        batch_norm_momentum=0.9,
-    ).training(augmentation_layers(params.train.augmentation, 1))
+    layers = augmentation_layers(params.train.augmentation, 1)
+    network = new_network(args.size, args.alpha, dropout=params.model.dropout).training(layers)
     network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
 
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:

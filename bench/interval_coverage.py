@@ -16,7 +16,13 @@ from scipy.special import expit
 from tabulate import tabulate
 
 from facegender.evaluation.groups import difference_interval, ratio_interval
-from facegender.evaluation.metrics import BINS, f1_interval, paired_interval, wilson_interval
+from facegender.evaluation.metrics import (
+    BINS,
+    bins_of,
+    f1_interval,
+    paired_interval,
+    wilson_interval,
+)
 from facegender.gate.significance import paired_f1_interval
 
 SIZES = (36, 360, 1102, 10_000)
@@ -130,8 +136,7 @@ def _bootstrapped_ece_differences(slope: float, shift: float) -> _Cases:
         gaps = []
         for probability in (expit(logit), expit(noisy)):
             of_model = np.zeros((n, BINS), np.float32)
-            bins = np.minimum((probability * BINS).astype(int), BINS - 1)
-            of_model[np.arange(n), bins] = probability - label
+            of_model[np.arange(n), bins_of(probability)] = probability - label
             gaps.append(of_model)
         return gaps[0], gaps[1]
 

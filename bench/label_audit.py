@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.common import new_network
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
@@ -31,19 +32,10 @@ def main() -> None:
     args = parser.parse_args()
 
     from facegender.evaluation.label_audit import judge_labels
-    from facegender.model.network import build_network
 
     manifest = build_manifest(args.folder, female=["woman"], male=["man"], ignore=[])
     train = split_at_random(manifest, test_fraction=0.3, validation_fraction=0.15, seed=42)["train"]
-    network = build_network(
-        image_size=args.size,
-        alpha=1.0,
-        weights=args.weights,
-        dropout=0.0,
-        batch_norm="frozen",
-        batch_norm_momentum=0.99,
-        seed=0,
-    )
+    network = new_network(args.size, weights=args.weights, batch_norm="frozen")
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
         write_split(train, args.folder, Path(folder) / "train", size=args.size, name="train")
         part = ProcessedSplit(Path(folder) / "train")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import joblib
 
-from bench.common import make_raw, peak_memory
+from bench.common import make_raw, new_network, peak_memory
 from facegender.data.manifest import read_manifest, write_table
 from facegender.data.preprocessing import write_split
 from facegender.runtime.entry_points import run_command
@@ -88,21 +88,13 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     import keras  # with TensorFlow, which preprocessing must not count
 
     from facegender.data.processed import ProcessedSplit
-    from facegender.model.network import build_network
     from facegender.params import load_params
     from facegender.training.augmentation import augmentation_layers
     from facegender.training.batches import make_batches
 
     augmentation = load_params(Path("params.yaml")).train.augmentation
-    network = build_network(
-        image_size=args.size,
-        alpha=0.25,
-        weights="none",
-        dropout=0.2,
-        seed=1,
-        batch_norm="train",
-        batch_norm_momentum=0.9,
-    ).training(augmentation_layers(augmentation, 1))
+    layers = augmentation_layers(augmentation, 1)
+    network = new_network(args.size, 0.25, dropout=0.2).training(layers)
     network.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
     part = ProcessedSplit(args.folder / "part")
     read = sum(len(images) for images, _ in make_batches(part, _BATCH, shuffle_seed=1))

@@ -48,7 +48,7 @@ def _digest(path: Path, has_latencies: bool) -> str:
 
 
 def differences(one: dict[str, dict[str, str]], two: dict[str, dict[str, str]]) -> list[str]:
-    """Return `stage: path` of each output that is not the same in both, first stages first."""
+    """Return `stage: path` of each output that differs, first stages first."""
     order = [*one, *(stage for stage in two if stage not in one)]
     return [
         f"{stage}: {path}"

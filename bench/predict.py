@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.common import measure, report
+from bench.common import measure, new_network, report
 from facegender.data.image_files import find_images
 from facegender.data.images import decode_image
 from facegender.data.sources.sample import CLASSES, draw_attributes, render
@@ -36,7 +36,6 @@ from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
 from facegender.inference.prediction import predict_images
 from facegender.inference.predictor import BATCH_SIZE, Predictor
-from facegender.model.network import build_network
 from facegender.model.saved_model import load_model, save_model
 from facegender.runtime.entry_points import run_command
 
@@ -162,17 +161,7 @@ def draw_jpegs(folder: Path, count: int, side: int) -> Path:
 
 def random_model(path: Path, flip: bool) -> Path:
     """Save an untrained MobileNet of the study's size, and return its path."""
-    network = build_network(
-        image_size=224,
-        alpha=1.0,
-        weights="none",
-        dropout=0.0,
-        batch_norm="train",
-        batch_norm_momentum=0.9,
-        seed=1,
-        test_time_flip=flip,
-    )
-    save_model(network.inference(), path)
+    save_model(new_network(224, test_time_flip=flip).inference(), path)
     return path
 
 

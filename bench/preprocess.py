@@ -1,10 +1,9 @@
-"""Measure how fast images are preprocessed, beside OpenCV, Pillow and tf.data on the same files.
+"""Measure how fast images are preprocessed, compared with OpenCV, Pillow and tf.data.
 
-Each reads the same JPEG files, decodes them, resizes them with a filter against aliasing, and
-writes uint8 rows into one array on disk, in as many processes or threads; they take turns. Only
-preprocessing also turns pictures upright, guards against hostile files and reports what it cannot
-read. Two kinds of files: small ones that are enlarged, and photos of 12 megapixels. Needs OpenCV,
-which `make install-scale` installs.
+Each decodes the same JPEG files, resizes them with a filter against aliasing, and writes uint8 rows
+into one array on disk, in as many processes or threads; they take turns. Only preprocessing also
+turns pictures upright, guards against hostile files and reports what it cannot read. The files are
+small ones that are enlarged, and photos of 12 megapixels. Needs OpenCV (`make install-scale`).
 
     python -m bench.preprocess
 """

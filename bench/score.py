@@ -29,10 +29,9 @@ import psutil
 
 import facegender
 from bench.clones import environment
-from bench.common import make_raw
+from bench.common import make_raw, new_network
 from facegender.data.images import encode_png
 from facegender.inference.export import convert
-from facegender.model.network import build_network
 from facegender.runtime.entry_points import run_command
 from facegender.tracking import connection, log, runs
 
@@ -87,15 +86,7 @@ def main() -> None:
 def log_random_model(root: Path, alpha: float, size: int) -> str:
     """Log an untrained model in a new store, as training does, and return its address."""
     (root / ".dvc").mkdir()
-    network = build_network(
-        image_size=size,
-        alpha=alpha,
-        weights="none",
-        dropout=0.0,
-        batch_norm="train",
-        batch_norm_momentum=0.9,
-        seed=1,
-    )
+    network = new_network(size, alpha)
     pixels = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), dtype=np.uint8)
     exported = root / "model.tflite"
     exported.write_bytes(convert(network.inference(), pixels)[0])

@@ -18,6 +18,7 @@ from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.params import Params, load_params
+from facegender.runtime.git import checked_git
 from tools.compose_params import ROOT
 
 # Runs the command line, for `run_python`.
@@ -49,15 +50,27 @@ WITH_PERMISSIONS = (
 )
 
 
-def run_python(
-    code: str, *words: object, prefix: tuple[str, ...] = (), check: bool = True, **options: Any
-) -> subprocess.CompletedProcess:
-    """Run code in a process of its own, in the repository's root; options are subprocess.run's."""
-    command = [*prefix, sys.executable, "-c", code, *words]
+def run_command(*command: Any, check: bool = True, **options: Any) -> subprocess.CompletedProcess:
+    """Run a command in the repository's root; options are subprocess.run's."""
     settings = {"cwd": ROOT, "capture_output": True, "text": True} | options
     done = subprocess.run(command, check=False, **settings)
-    assert not check or done.returncode == 0, done.stderr
+    failed = f"{command} exits {done.returncode}\n{done.stdout}{done.stderr}"
+    assert not check or done.returncode == 0, failed
     return done
+
+
+def run_python(
+    code: str, *words: object, prefix: tuple[str, ...] = (), **options: Any
+) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, as `run_command` does."""
+    return run_command(*prefix, sys.executable, "-c", code, *words, **options)
+
+
+def init_repository(root: Path) -> None:
+    """Make a folder a git repository whose branch is main, with a committer."""
+    checked_git(root, "init", "--quiet", "--initial-branch=main")
+    checked_git(root, "config", "user.name", "test")
+    checked_git(root, "config", "user.email", "test@localhost")
 
 
 def run_and_measure(code: str, path: Path) -> tuple[str, float]:
@@ -93,6 +106,18 @@ def read(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+def logged_model(run_id: str) -> Any:
+    """Return MLflow's entity of the one model that a run logged."""
+    import mlflow
+
+    (model,) = mlflow.search_logged_models(
+        [mlflow.get_run(run_id).info.experiment_id],
+        f"source_run_id = '{run_id}'",
+        output_format="list",
+    )
+    return model
 
 
 def free_port() -> int:

@@ -47,7 +47,6 @@ def prepare(source: str, output: str, *, model: str, abstain_below: float, part_
         source: folder of images, Parquet file or folder of them, local or in object storage.
         output: folder, new or from a run that was interrupted, local or in object storage.
         model: address of the model; with its version if it is a registered one.
-        abstain_below: same as in `predictor.label_of`.
         part_images: images per file.
 
     Raises:
@@ -67,7 +66,7 @@ def prepare(source: str, output: str, *, model: str, abstain_below: float, part_
         ]
         if differences:
             raise UserError(
-                f"OUTPUT exists: {output} is of another job ({'; '.join(differences)}). Name "
+                f"OUTPUT exists: {output} belongs to another job ({'; '.join(differences)}). Name "
                 "another OUTPUT, or repeat what that job was given to resume it."
             )
         return known

@@ -37,11 +37,7 @@ def score(
     """Score the parts of a job whose files are missing.
 
     Args:
-        job: return value of `plan.prepare`.
-        source: same as for `plan.prepare`.
-        output: same as for `plan.prepare`.
         model: folder of the model, as MLflow logged it.
-        master: address of the Spark master.
         conf: Spark settings that override those made here.
 
     Raises:

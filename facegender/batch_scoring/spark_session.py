@@ -44,11 +44,7 @@ def check_spark() -> None:
 
 @contextmanager
 def spark_session(master: str, conf: Mapping[str, str]) -> Iterator["SparkSession"]:
-    """Yield a session. Its log is a temporary file, kept if Spark fails.
-
-    Args:
-        master: address of the Spark master.
-        conf: Spark settings that override those made here.
+    """Yield a session; `conf` overrides settings made here. Its log is kept only if Spark fails.
 
     Raises:
         UserError: Spark does not start, or does not finish.

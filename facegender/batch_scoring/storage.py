@@ -46,7 +46,6 @@ class Storage:
 
     Attributes:
         written: the address as the user wrote it, without a trailing slash.
-        protocol: fsspec's name of the file system.
         root: absolute path, or bucket and prefix.
     """
 
@@ -65,10 +64,12 @@ class Storage:
         return self.root if self.is_local else f"{self.protocol}://{self.root}"
 
     def photos(self) -> Iterator[str]:
-        """Yield the names of all photos below, then log what lies beside them.
+        """Yield the names of all photos below, then log what else is there.
 
         Objects are photos by their names alone, local files by their content, too.
         """
+        if self.is_local and Path(self.root).is_file():
+            return  # a Parquet file, or nothing that can be read
         passed_over, found = PassedOver(), False
         names = self._photo_objects(passed_over)
         if self.is_local:
@@ -96,15 +97,14 @@ class Storage:
         if _filesystem(self.protocol).isfile(self.root):
             yield self.root if self.is_local else self.written
             return
-        base = Path(self.root) if self.is_local else None
-        names = (
-            (path.relative_to(base).as_posix() for path in base.rglob("*.parquet"))
-            if base
-            else (name for name in self._walk() if name.endswith(".parquet"))
-        )
-        for name in sorted(names):
+        names = self._walk()
+        if self.is_local:
+            # Spark writes folders with this ending.
+            found = (path for path in Path(self.root).rglob("*.parquet") if path.is_file())
+            names = (path.relative_to(self.root).as_posix() for path in found)
+        for name in sorted(name for name in names if name.endswith(".parquet")):
             if not any(part.startswith(("_", ".")) for part in name.split("/")):
-                yield str(base / name) if base else self.address(name)
+                yield str(Path(self.root, name)) if self.is_local else self.address(name)
 
     def photo(self, name: str) -> bytes | Path:
         """Return a photo's path if it is local, else its bytes.

@@ -48,12 +48,7 @@ def scored_parts(
     """Return a row of counts for each part in `todo`; collecting the rows scores the parts.
 
     Args:
-        session: Spark session.
-        job: job of the output.
-        source: folder of the images.
-        target: folder of the output.
         todo: numbers of the parts to score.
-        model: folder of the logged model.
         size: side, in pixels, of the images that the model takes.
         crop: how faces are cut out of images; None scores whole images.
     """

@@ -6,7 +6,13 @@ import math
 
 def probability(text: str) -> float:
     """Return a probability from 0 to 1."""
-    return _number(text, 0, 1)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 def whole_number(text: str) -> int:
@@ -29,13 +35,3 @@ def setting(text: str) -> tuple[str, str]:
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text} is not KEY=VALUE")
     return key, value
-
-
-def _number(text: str, least: float, most: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not least <= value <= most:
-        raise argparse.ArgumentTypeError(f"{text} is not between {least:g} and {most:g}")
-    return value

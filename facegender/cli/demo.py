@@ -96,10 +96,6 @@ def create_app(predictor: Predictor, threshold: float) -> Flask:
 
     `POST /predict` takes the bytes of a picture, and `POST /map` those of a crop that `/predict`
     returned. Both answer with JSON; an error has one key, `error`.
-
-    Args:
-        predictor: model to try.
-        threshold: lowest P(male) that is labelled `male`.
     """
     from flask import Flask, jsonify, request
     from werkzeug.exceptions import Forbidden, HTTPException
@@ -163,11 +159,6 @@ def create_app(predictor: Predictor, threshold: float) -> Flask:
 def judge(content: bytes, predictor: Predictor, threshold: float) -> dict[str, Any]:
     """Return a picture's faces, the largest first, and the picture itself, ready for JSON.
 
-    Args:
-        content: bytes of an image file.
-        predictor: model that judges them.
-        threshold: lowest P(male) that is labelled `male`.
-
     Returns:
         `picture`, a data address of the upright picture; its `width` and `height`, in whose
         pixels boxes are; `threshold`; `faces`; `left_out`, the number of faces beyond MAX_FACES.
@@ -207,7 +198,6 @@ def occlusion_map(crop: np.ndarray, predictor: Predictor) -> np.ndarray:
 
     Args:
         crop: uint8 array of shape (size, size, 3).
-        predictor: model that looks at it.
 
     Returns:
         float64 array of shape (MAP_CELLS, MAP_CELLS): P(male) less P(male) without that part.

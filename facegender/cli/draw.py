@@ -34,7 +34,6 @@ def draw_predictions(
     Args:
         predictions: predictions, those of an image together, in the order of `sources`.
         sources: names, each with the bytes or the path of an image.
-        folder: folder to make, or to write into.
 
     Raises:
         UserError: the folder cannot be written.

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -75,6 +74,8 @@ def seeds(args: argparse.Namespace) -> int:
 
 def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[str, float]:
     """Print the spread of the test metrics and of the gate's verdict; return it as metrics."""
+    from dvc.utils.flatten import flatten
+
     from facegender.runtime.git import committed_text
 
     commits = [one.commit for one in ended if one.commit is not None]
@@ -82,10 +83,14 @@ def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[st
     results = [
         json.loads(committed_text(root, paths["test_metrics"], commit)) for commit in commits
     ]
-    different = _differences(
-        yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8")),
-        yaml.safe_load(committed_text(root, "params.yaml", commits[0])),
+    here, there = (
+        flatten(yaml.safe_load(text))
+        for text in (
+            (root / "params.yaml").read_text(encoding="utf-8"),
+            committed_text(root, "params.yaml", commits[0]),
+        )
     )
+    different = {key for key in {*here, *there} if here.get(key) != there.get(key)}
     if unexpected := sorted(different - fixed - {SEED}):
         print(
             f"not the parameters of params.yaml: {', '.join(unexpected)}. Experiments start from "
@@ -111,25 +116,18 @@ def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[st
     return logged | {f"gate_{key.replace(' ', '_')}": count for key, count in verdicts.items()}
 
 
-def spread_of(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def spread_of(results: Sequence[Mapping[str, Any]]) -> dict[Any, dict[str, float]]:
     """Return mean, standard deviation (n - 1), least and most of each test metric.
 
     Args:
         results: metrics of each run; a metric that one of them lacks is left out. The standard
             deviation of a single run is NaN.
     """
-    found = {}
-    for metric in _METRICS:
-        values = [result.get(metric) for result in results]
-        numbers = [value for value in values if value is not None]
-        if len(numbers) == len(results):
-            found[metric] = {
-                "mean": statistics.fmean(numbers),
-                "sd": statistics.stdev(numbers) if len(numbers) > 1 else float("nan"),
-                "least": min(numbers),
-                "most": max(numbers),
-            }
-    return found
+    import pandas as pd
+
+    table = pd.DataFrame([{name: result.get(name) for name in _METRICS} for result in results])
+    spread = table.dropna(axis="columns").agg(["mean", "std", "min", "max"])
+    return spread.set_axis(["mean", "sd", "least", "most"]).to_dict()
 
 
 def why_undecided(judgement: str) -> str:
@@ -138,15 +136,3 @@ def why_undecided(judgement: str) -> str:
         return "; ".join(json.loads(judgement)["undecided"])
     except ValueError:
         return (judgement.strip().splitlines() or ["the gate printed nothing"])[-1]
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Return the dotted names of the parameters in which two files differ."""
-    found: set[str] = set()
-    for key in {*first, *second}:
-        one, other = first.get(key), second.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found |= _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.add(prefix + key)
-    return found

@@ -6,7 +6,7 @@ import re
 import secrets
 from pathlib import Path
 
-from facegender.errors import UserError
+from facegender.cli.arguments import whole_number
 from facegender.runtime.dvc_context import project_root, tracking_uri
 
 
@@ -21,7 +21,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         "grid", nargs="?", type=Path, help="YAML file (default: conf/sweep.yaml)", metavar="GRID"
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, help="experiments to run at the same time (default: 1)"
+        "--jobs", type=whole_number, default=1, help="experiments at the same time (default: 1)"
     )
     add_name(parser, "sweep")
     parser.set_defaults(run=sweep)
@@ -52,8 +52,6 @@ def sweep(args: argparse.Namespace) -> int:
     from facegender.tracking import connection
 
     root, environment = project_root(), dict(os.environ)
-    if args.jobs < 1:
-        raise UserError("--jobs must be 1 or more.")
     grid = read_grid(args.grid or root / "conf" / "sweep.yaml")
     connection.connect(root, tracking_uri())
     failed = run_sweep(root, grid, name=args.name, jobs=args.jobs, environment=environment)

@@ -41,7 +41,7 @@ _INNER = (np.abs(GRID) <= 1 - 2 * _MARGIN / SIZE).all(0)
 def same_picture(
     moved: np.ndarray, fixed: np.ndarray, matrix: np.ndarray, shift: np.ndarray
 ) -> np.ndarray:
-    """Tell of each pair of pictures whether one is a copy of the other.
+    """Return whether one picture of each pair is a copy of the other.
 
     Args:
         moved: uint8 of shape (n, 32, 32, 3).
@@ -198,7 +198,7 @@ def _unexplained(source: np.ndarray, target: np.ndarray, seen: np.ndarray) -> np
 
     Args:
         source: shape (n, pixels, 3).
-        target: likewise.
+        target: pictures of the same shape.
         seen: bool (n, pixels): where both pictures are.
 
     Returns:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from facegender.data.engine import Where
 from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.splits import (
@@ -68,11 +69,7 @@ class Findings:
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
-        """Note what a check found.
-
-        Raises:
-            UserError: it found something, and its policy is to fail.
-        """
+        """Record and log what a check found. Raises UserError if its policy is to fail."""
         if not reasons:
             return
         shown = listed(reasons)
@@ -140,9 +137,6 @@ def clean(
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
-        raw: directory of the raw data.
-        data: the checks' limits and policies.
-        split: how the images are divided.
         faces: return value of `face_table.find_all_faces`, or None to judge whole images.
         compute: where images are decoded; by default on all cores of this machine.
         scratch: directory for what memory need not hold, as in `fingerprint_images`.
@@ -160,9 +154,7 @@ def clean(
     elif "bad_box" not in faces:
         del policies["bad_box"]
     findings = Findings(policies)
-    where: dict[str, Any] = (
-        {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
-    )
+    where: Where = {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
     total = len(manifest)
     manifest, fingerprints = check_images(
         manifest,
@@ -213,7 +205,6 @@ def check_images(
     Args:
         manifest: column `path` and any others.
         fingerprints: fingerprints of its rows, from `fingerprint_images`.
-        findings: where to note what is found.
         min_side: pixels of the shorter side.
         max_aspect_ratio: longest side over shortest that passes.
 
@@ -252,7 +243,6 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
     Args:
         manifest: column `path` and any others.
         faces: return value of `face_table.find_all_faces`.
-        findings: where to note what is found.
 
     Returns:
         By row of the manifest, whether its image stays.
@@ -274,9 +264,7 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
 
 
 def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: Fingerprints) -> pd.Series:
-    """Tell which files show the same picture, byte for byte or nearly.
-
-    Neither file names nor their order make a difference.
+    """Find the files that show the same picture, byte for byte or nearly, whatever their names.
 
     Returns:
         By path, the least SHA-256 of the group that the file belongs to.
@@ -303,8 +291,6 @@ def check_labels(
 
     Args:
         manifest: columns `path`, `label` and any others.
-        duplicate_groups: result of `find_duplicate_groups`.
-        findings: where to note what is found.
         min_per_class: images of each label that must be left.
 
     Raises:
@@ -348,9 +334,7 @@ def drop_duplicates(
 
     Args:
         splits: manifests, with each duplicate group in one of them.
-        duplicate_groups: result of `find_duplicate_groups`.
         sizes: pixels of each image, by path.
-        findings: where to note what is found.
 
     Raises:
         UserError: duplicates are found and the policy is to fail.
@@ -390,12 +374,10 @@ def drop_duplicates(
 def check_dropped(
     splits: Mapping[str, pd.DataFrame], total: int, findings: Findings, *, max_fraction: float
 ) -> None:
-    """Refuse to go on when the checks leave out too much.
+    """Fail if the checks leave out too much.
 
     Args:
-        splits: manifests of what is left.
-        total: images there were.
-        findings: findings of the checks.
+        total: number of images before the checks.
         max_fraction: share of the images that may be left out.
 
     Raises:
@@ -421,7 +403,9 @@ def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, flo
             "images": len(images),
             "female": round(float((images["label"] == LABELS["female"]).mean()), 4),
             "study_images": sum(STUDY_COUNTS[name].values()),
-            "study_female": round(_female(STUDY_COUNTS[name]), 4),
+            "study_female": round(
+                STUDY_COUNTS[name]["female"] / sum(STUDY_COUNTS[name].values()), 4
+            ),
         }
         for name, images in ours.items()
     }
@@ -435,7 +419,3 @@ def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, flo
             100 * row["study_female"],
         )
     return balance
-
-
-def _female(counts: Mapping[str, int]) -> float:
-    return counts["female"] / sum(counts.values())

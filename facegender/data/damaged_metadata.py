@@ -10,19 +10,19 @@ from PIL import ExifTags, Image
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _EOI = b"\xff\xd9"
-# A decoder passes over it behind the last pixel, and takes it for pixels if some are missing.
+# Decoders ignore it after the last pixel, and read it as pixels if some are missing.
 _FILLER = b"\xa9\x5c\x37" * 700
 
 
 def without_metadata(content: bytes) -> tuple[bytes, int] | None:
-    """Return a PNG or JPEG without all that is not needed to show it, and its orientation.
+    """Strip a PNG or JPEG to what is needed to show it.
 
     The pixels' own bytes and checksums stay as they are. A JPEG of one scan may lack its last two
     bytes (FF D9), but none of its pixels.
 
     Returns:
-        The shorter file and the orientation that its EXIF tells (1 if it cannot be read); None for
-        other formats, and for files whose structure is damaged.
+        The shorter file and its EXIF orientation (1 if it cannot be read); None for other formats,
+        and for files whose structure is damaged.
     """
     with suppress(struct.error, IndexError):
         if content.startswith(_PNG):
@@ -53,7 +53,7 @@ def _shorter_jpeg(content: bytes) -> tuple[bytes, int] | None:
         progressive |= marker == 0xC2
         if marker == 0xE1 and segment[4:10] == b"Exif\0\0":
             exif = segment[10:]
-        # All applications' segments but Adobe's, which tells the colours, and comments.
+        # Drop comments and applications' segments, except Adobe's, which defines the colours.
         if marker == 0xEE or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(segment)
         position += len(segment)

@@ -1,7 +1,7 @@
 """Tasks on a Dask cluster, by a backend of joblib's.
 
-joblib's own backend for Dask is not used: it does not hear of a task that the cluster has given up,
-and then waits for ever; and it fetches results whether or not the last ones are written.
+joblib's own Dask backend waits forever for a task that the cluster gave up, and fetches results
+before the last ones are written.
 """
 
 import asyncio
@@ -55,12 +55,11 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
     Args:
         tasks: functions of this package, with arguments that can be pickled.
         scheduler: its address, such as tcp://10.0.0.1:8786.
-        patience: seconds in which the scheduler must answer, the first worker be there, and, as
-            long as tasks run, another of them end.
+        patience: seconds until the scheduler must answer, a worker must join and a task must end.
 
     Raises:
-        UserError: nobody was there in time, the cluster gave a task up, or one of the workers has
-            another version of the code or of what it decodes with.
+        UserError: that took too long, the cluster gave a task up, or a worker has another version
+            of the code or of a decoder.
     """
     client = _connect(scheduler, patience)
     try:
@@ -95,34 +94,27 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
             client.close(timeout=_ANSWER_SECONDS)
 
 
+@functools.cache
 def environment() -> dict[str, str]:
-    """Return what decides, beside its input, the bytes that a process makes, by name.
+    """Return what decides, besides its input, the bytes that a process makes, by name.
 
     The machine's type is among it, as in all that is promised to be the same bit for bit.
     """
-    return dict(_environment())
-
-
-@functools.cache
-def _environment() -> tuple[tuple[str, str], ...]:
-    here = Path(__file__).parent
-    return (
-        ("machine", platform.machine()),
-        ("Python", ".".join(platform.python_version_tuple()[:2])),
-        ("NumPy", np.__version__),
-        ("Pillow", PIL.__version__),
-        ("libjpeg", str(features.version("jpg"))),
-        ("pillow-heif", version("pillow-heif")),
-        ("LiteRT", version("ai-edge-litert")),
-        *((f"facegender/{name}", file_sha256(here.parent / name)[:12]) for name in _DECODING),
-    )
+    package = Path(__file__).parents[1]
+    return {
+        "machine": platform.machine(),
+        "Python": ".".join(platform.python_version_tuple()[:2]),
+        "NumPy": np.__version__,
+        "Pillow": PIL.__version__,
+        "libjpeg": str(features.version("jpg")),
+        "pillow-heif": version("pillow-heif"),
+        "LiteRT": version("ai-edge-litert"),
+        **{f"facegender/{name}": file_sha256(package / name)[:12] for name in _DECODING},
+    }
 
 
 def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    """Run a task on a worker, if that is like the process that sent it.
-
-    With each task, for workers may join or be replaced at any time.
-    """
+    """Run a task if this worker's environment is the sender's: workers may join at any time."""
     if (found := environment()) != expected:
         differences = ", ".join(
             f"{name} {found.get(name)} instead of {value}"
@@ -138,11 +130,11 @@ def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kw
 
 
 def _connect(scheduler: str, patience: float) -> Client:
-    # Of a connection that is lost it prints pages of tracebacks; what is raised says all.
+    # It prints pages of tracebacks when a connection is lost; the error that it raises says enough.
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        # First, because a client waits for ever for a scheduler that accepts it and stays silent.
+        # First, because a client waits forever for a scheduler that accepts it and stays silent.
         asyncio.run(asyncio.wait_for(_greet(scheduler), patience))
         client = Client(scheduler, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -164,9 +156,9 @@ def _connect(scheduler: str, patience: float) -> Client:
 
 
 def _check_workers(client: Client) -> None:
-    """Ask those workers that are there whether they have this module.
+    """Check that the workers have this module, by a function of Python's own.
 
-    The function is Python's own, because a worker dies if it cannot import what a message names.
+    A worker dies if it cannot import what a message names.
     """
     asked = [
         client.submit(
@@ -229,8 +221,8 @@ class _Backend(ParallelBackendBase):
         return future
 
     def _hand_over(self, callback: Callable[[Future], None], future: Future) -> None:
-        # In the one thread in which Dask calls back: what comes later waits as well, and joblib
-        # sends the next task when it has the result of one. The worker keeps it until then.
+        # In Dask's only callback thread, so later results wait, too, on their workers: joblib sends
+        # the next task when it has the result of one.
         self._room.acquire()
         if self._over:
             self._room.release()

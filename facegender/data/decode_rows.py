@@ -38,7 +38,6 @@ def write_rows(
     """Decode images into consecutive rows of an array on disk.
 
     Args:
-        paths: images.
         array: file to write into; it has all its rows already.
         offset: bytes before its first row.
         first_row: row of the first of the images.
@@ -81,16 +80,10 @@ def decode_rows(
     faces: Sequence[Face | None] = (),
     border: int = 0,
 ) -> tuple[int, np.ndarray, dict[int, str]]:
-    """Decode images on another machine, which must see the files that this pipeline is about.
+    """Decode images on another machine, which must see the same files.
 
     Args:
-        paths: images.
-        digests: SHA-256 of each file.
-        first_row: row of the first of the images.
-        size: pixels a side, without the border.
-        crop: how faces are cut out; None takes whole images.
-        faces: the face of each image, with `crop`.
-        border: same as in `crop.cut_out`.
+        digests: SHA-256 of each file. Other arguments are those of `write_rows`.
 
     Returns:
         `first_row`, the images as uint8 of shape (n, side, side, 3), and by row the reasons why
@@ -123,9 +116,6 @@ def locate_faces(
     """Find the faces of each image.
 
     Args:
-        paths: images.
-        crop: how faces are found.
-        first_row: row of the first of the images.
         digests: SHA-256 of each file, empty where unknown, to check on another machine.
         boxes: left, top, width and height of the faces of each image, to take if they are usable.
 
@@ -186,11 +176,7 @@ def _with_faces(
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Refuse a file that is not the one with this SHA-256.
-
-    Raises:
-        UserError: the file is not there, or another one is.
-    """
+    """Raise UserError unless the file is there and has this SHA-256."""
     try:
         problem = None if file_sha256(path) == digest else "another file is there"
     except OSError as error:

@@ -1,7 +1,7 @@
 """Where tasks run: in processes of this machine (loky), or on a Dask cluster."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import joblib
 from joblib.externals import loky
@@ -10,12 +10,16 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from facegender.errors import UserError
 
 
+class Where(TypedDict, total=False):
+    """Keyword arguments of `run_tasks`."""
+
+    jobs: int
+    scheduler: str | None
+    patience: float
+
+
 def run_tasks(
-    tasks: Iterable[Any],
-    *,
-    jobs: int = -1,
-    scheduler: str | None = None,
-    patience: float = 300,
+    tasks: Iterable[Any], *, jobs: int = -1, scheduler: str | None = None, patience: float = 300
 ) -> Iterator[Any]:
     """Run tasks and yield their results as they end.
 

@@ -16,11 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_exclusions(source: Path) -> list[str]:
-    """Return the entries of a list: one a line, without empty lines and those that start with #.
-
-    Raises:
-        UserError: the list cannot be read.
-    """
+    """Return the lines of a list, without empty ones and comments. Raises UserError without it."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -71,11 +67,7 @@ def digest_if_readable(path: Path) -> str:
 
 
 def refuse_unmatched(entries: Sequence[str], notes: Notes) -> None:
-    """Log what is excluded, and the digests that match no image: they may name one of other data.
-
-    Raises:
-        UserError: a path matches no image.
-    """
+    """Log what is excluded and unknown digests. Raises UserError if a path matches no image."""
     lost = [e for e in entries if e not in notes.excluded and not _DIGEST.fullmatch(e)]
     if lost:
         raise UserError(

@@ -5,14 +5,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import joblib
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from facegender.data.engine import run_tasks
+from facegender.data.engine import Where, run_tasks
 from facegender.data.fingerprints import THUMBNAIL_SIZE, take_fingerprints
 
 _CHUNK = 64  # images a task
@@ -64,20 +64,15 @@ def fingerprint_images(
     raw: Path,
     *,
     scratch: Path | None = None,
-    jobs: int = -1,
-    scheduler: str | None = None,
-    patience: float = 300,
+    **where: Unpack[Where],
 ) -> Fingerprints:
     """Decode every image once, small, on all cores of this machine or of a Dask cluster.
 
     Args:
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
-        raw: directory of the raw data.
         scratch: directory on whose disk the thumbnails lie, 3 KB an image, in a file without a
             name; by default that of temporary files.
-        jobs: processes; -1 for one a core.
-        scheduler: address of a Dask cluster that does it instead.
-        patience: seconds without sign of life after which a cluster is given up.
+        where: arguments of `engine.run_tasks`.
 
     Raises:
         UserError: a process is killed; the cluster does not answer, is lost, sees other files or
@@ -89,7 +84,7 @@ def fingerprint_images(
     tasks = (
         joblib.delayed(take_fingerprints)(
             [folder / path for path in paths.iloc[start : start + _CHUNK]],
-            None if scheduler is None else list(digests.iloc[start : start + _CHUNK]),
+            list(digests.iloc[start : start + _CHUNK]) if where.get("scheduler") else None,
             first_row=start,
         )
         for start in range(0, n, _CHUNK)
@@ -99,9 +94,7 @@ def fingerprint_images(
     measures = np.zeros((n, 3), np.int32)
     reasons: dict[int, str] = {}
     with tqdm(total=n, desc="check", unit="image", mininterval=1) as bar:
-        for first, measured, thumbnails, failed in run_tasks(
-            tasks, jobs=jobs, scheduler=scheduler, patience=patience
-        ):
+        for first, measured, thumbnails, failed in run_tasks(tasks, **where):
             measures[first : first + len(measured)] = measured
             file.seek(first * int(np.prod(_SHAPE)))
             file.write(thumbnails.data)

@@ -23,9 +23,7 @@ def take_fingerprints(
     """Decode images once, small.
 
     Args:
-        paths: image files.
-        digests: SHA-256 of each file, empty where unknown, on another machine, which must see the
-            files that this pipeline is about.
+        digests: SHA-256 of each file, empty where unknown, to check on another machine.
         first_row: row of the first of the images.
 
     Returns:

@@ -24,9 +24,7 @@ def read_boxes(
     A row names its image as in `label_sources.label_by_table`. An image may have several rows.
 
     Args:
-        directory: raw data.
         paths: images to read them for, relative to `directory`.
-        boxes: the CSVs and columns to read.
         notes: where to note rows that match no image, or several.
 
     Returns:

@@ -28,12 +28,7 @@ _NAMED = 5
 
 @dataclass
 class PassedOver:
-    """What a search passes over, apart from hidden files: other kinds of files, links to folders.
-
-    Attributes:
-        count: how many there are.
-        first: the first of them.
-    """
+    """Number and first names of files that are not images and of links to folders, in a search."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -45,11 +40,11 @@ class PassedOver:
             self.first.append(str(path))
 
     def text(self, folder: str) -> str:
-        """Return a sentence about them; empty if there is none."""
+        """Return a line about them; empty without any."""
         if not self.count:
             return ""
         names = ", ".join(map(repr, self.first)) + (", ..." if self.count > _NAMED else "")
-        return f"{self.count:,} in {folder} passed over, as no image files: {names}"
+        return f"skipped {self.count:,} in {folder}, not image files: {names}"
 
 
 def find_images(
@@ -62,7 +57,6 @@ def find_images(
     Hidden files and the litter of operating systems (`__MACOSX`) are passed over.
 
     Args:
-        directory: where to look.
         unreadable: called with each error of a folder that cannot be listed; None logs them.
         passed_over: counts the rest, except hidden files; folders that are links are not followed.
     """

@@ -41,10 +41,10 @@ class ImageFinder:
     def find(self, folder: PurePosixPath, name: str) -> list[str]:
         """Return the images that a name may mean: one if it is clear.
 
-        A name is a path from its table or from the raw data, or how one ends. If that fits no
+        A name is a path from its table or from the raw data, or the end of one. If that fits no
         image, case, Unicode form, the leading folders of an absolute path and a missing ending
         (`000001` for 000001.jpg) do not count; a leading folder that the data have, too, at that
-        height, does. Only images beside or below the table are meant, unless there are none.
+        height, does. Images in or below the table's folder take precedence.
 
         Args:
             folder: folder of the table, relative to the raw data.

@@ -44,9 +44,9 @@ _PAUSES = (0.1, 1.0, 3.0)
 _LARGE_PIXELS = 16_000_000
 # Pictures past this are halved before faces are looked for in them.
 _FULL_PIXELS = 50_000_000
-# Named, for Pillow tries all that it knows: EPS would start Ghostscript, a program of its own.
+# Named, because Pillow would try all that it knows, and EPS starts Ghostscript.
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-# How files begin that people take for photos, and that are not read.
+# Offset and first bytes of files that people take for photos, and that are not read.
 _UNSUPPORTED = (
     (0, b"<svg", "SVG"),
     (0, b"<?xml", "SVG or XML"),
@@ -68,7 +68,7 @@ def verdict(error: InvalidImage, path: Path) -> str:
     """Return why a file is not an image, as its decoder says.
 
     Raises:
-        UserError: nobody knows, because the file was not read or the memory did not suffice.
+        UserError: the file was not read or memory ran out, so the image may be sound.
     """
     if isinstance(error, UnreadableImage):
         raise UserError(
@@ -95,7 +95,7 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
 
     Raises:
         InvalidImage: the bytes are not an image that can be decoded, or it is too large.
-        UnreadableImage: the file was not read whole, or the memory did not suffice, several times.
+        UnreadableImage: the file was not read whole, or memory ran out, several times.
     """
     return measure_image(source, size)[0]
 

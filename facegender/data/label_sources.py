@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Container, Sequence
 from pathlib import Path, PurePosixPath
+from posixpath import commonpath
 
 import pandas as pd
 
@@ -63,8 +64,6 @@ def label_images(
 
     Args:
         paths: images, relative to the raw data.
-        female: folder names that mean female.
-        male: folder names that mean male.
         ignore: folder names whose images are left out, unless a nearer folder names a class.
 
     Returns:
@@ -134,18 +133,8 @@ def label_images(
 
 def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
     """Return the number of leading folders that all paths share."""
-    parents = [path.parent.parts for path in paths]
-    if not parents:
-        return 0
-    first, last = min(parents), max(parents)
-    return next(
-        (
-            index
-            for index, names in enumerate(zip(first, last, strict=False))
-            if len(set(names)) > 1
-        ),
-        min(len(first), len(last)),
-    )
+    shared = commonpath([path.parent for path in paths]) if paths else ""
+    return len(PurePosixPath(shared).parts)
 
 
 def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
@@ -173,9 +162,7 @@ def label_by_table(
     `ImageFinder` says which image a row means. CSVs without the columns may be metadata.
 
     Args:
-        directory: raw data.
         images: images, relative to `directory`.
-        labels: the CSVs and columns to read, and the meaning of their values.
         notes: where to note images without row, and rows without image.
         excluded: other images, which are left out with their rows.
 
@@ -251,7 +238,6 @@ def label_by_name(
 
     Args:
         images: images, relative to the raw data, sorted.
-        labels: the pattern, and what the values of its group mean.
         notes: where to note images whose names do not match.
 
     Returns:
@@ -280,11 +266,7 @@ def label_by_name(
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:
-    """Return the labels that values mean, missing where they are to be left out.
-
-    Raises:
-        UserError: a value has no meaning.
-    """
+    """Return the labels of values, missing if ignored. Raises UserError if one has no meaning."""
     meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
     keys = values.map(_spelt)
     unknown = Counter(values[~keys.isin(set(meaning))])

@@ -38,7 +38,6 @@ def read_metadata(
     several, are counted. A column named like one of ours gets the prefix `metadata_`.
 
     Args:
-        directory: the raw data.
         images: all images, relative to `directory`.
         notes: where to note CSVs that are skipped, and rows that match no image.
         skip: CSVs that give labels.
@@ -78,7 +77,6 @@ def rows_by_image(
         table: other columns of the CSV `source`.
         files: name in each of its rows.
         source: path of the CSV, relative to the raw data.
-        finder: finder of all images.
         notes: where to note rows that match no image or several.
     """
     names = files.tolist()

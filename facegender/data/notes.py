@@ -49,7 +49,6 @@ class Notes:
         """Note which rows of a table match no image, several, or one with another name.
 
         Args:
-            table: path of the CSV.
             files: name in each row.
             found: the images that fit, by row.
             image: an example of an image.
@@ -103,11 +102,7 @@ class Notes:
             )
 
     def limit_unlabelled(self, fraction: float, total: int) -> None:
-        """Log the images without label.
-
-        Raises:
-            UserError: they are more than `fraction` of `total`.
-        """
+        """Log images without label. Raises UserError if they exceed a `fraction` of `total`."""
         if not self.unlabelled:
             return
         shown = listed(self.unlabelled)

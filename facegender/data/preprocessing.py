@@ -5,7 +5,7 @@ Or on all cores of a Dask cluster, which makes the same bytes.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import joblib
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from facegender.data.decode_rows import decode_rows, write_rows
-from facegender.data.engine import run_tasks
+from facegender.data.engine import Where, run_tasks
 from facegender.data.manifest import write_table
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
@@ -32,12 +32,10 @@ def write_split(
     *,
     size: int,
     name: str,
-    jobs: int = -1,
-    scheduler: str | None = None,
-    patience: float = 300,
     crop: FaceCrop | None = None,
     faces: Mapping[str, Face | None] | None = None,
     border: int = 0,
+    **where: Unpack[Where],
 ) -> list[dict[str, str]]:
     """Decode and resize the images of a manifest into the new directory `target`.
 
@@ -48,16 +46,12 @@ def write_split(
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
-        raw: directory of the raw data.
-        target: directory to make.
         size: pixels a side.
         name: name of the split in the progress bar.
-        jobs: processes; -1 for one a core.
-        scheduler: address of a Dask cluster that does it, instead of processes of this machine.
-        patience: seconds without sign of life after which a cluster is given up.
         crop: how faces are cut out; None takes whole images.
         faces: the face of each image by its path, with `crop`.
         border: same as in `crop.cut_out`, for images to cut at random while training; 0 for none.
+        where: arguments of `engine.run_tasks`.
 
     Returns:
         For each image that could not be decoded, its `path` and the `reason`, in order.
@@ -68,11 +62,11 @@ def write_split(
     """
     target.mkdir(parents=True)
     cuts = [faces[path] for path in manifest["path"]] if faces and crop else []
-    options: dict[str, Any] = {"size": size, "crop": crop, "faces": cuts}
-    where: dict[str, Any] = {"jobs": jobs, "scheduler": scheduler, "patience": patience}
-    reasons = _write_array(manifest, raw, target / "images.npy", name, 0, options, **where)
+    options: dict[str, Any] = {"size": size, "crop": crop, "faces": cuts, "border": 0}
+    reasons = _write_array(manifest, raw, target / "images.npy", name, options, where)
     if border:
-        _write_array(manifest, raw, target / "wide.npy", f"{name}, wide", border, options, **where)
+        options["border"] = border
+        _write_array(manifest, raw, target / "wide.npy", f"{name}, wide", options, where)
 
     index = manifest.assign(row=np.arange(len(manifest))).drop(index=list(reasons))
     write_table(index, target / "index.csv")
@@ -82,34 +76,21 @@ def write_split(
 
 
 def _write_array(
-    manifest: pd.DataFrame,
-    raw: Path,
-    path: Path,
-    name: str,
-    border: int,
-    options: dict[str, Any],
-    *,
-    jobs: int,
-    scheduler: str | None,
-    patience: float,
+    manifest: pd.DataFrame, raw: Path, path: Path, name: str, options: dict[str, Any], where: Where
 ) -> dict[int, str]:
-    """Write the images as an array, and return by row why some could not be decoded."""
-    side = options["size"] + 2 * border
+    """Write the images as an array, and return by row why some could not be decoded.
+
+    `options` are those of `write_rows`, with `faces` for all images.
+    """
+    side = options["size"] + 2 * options["border"]
     shape = (len(manifest), side, side, 3)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     offset = array.offset
     del array
-    options = {**options, "border": border}
-    progress = (
-        _on_this_machine(manifest, raw, path, offset=offset, jobs=jobs, **options)
-        if scheduler is None
-        else _on_cluster(
-            manifest, raw, path, offset=offset, scheduler=scheduler, patience=patience, **options
-        )
-    )
+    write = _on_cluster if where.get("scheduler") else _on_this_machine
     reasons: dict[int, str] = {}
     with tqdm(total=len(manifest), desc=f"preprocess {name}", unit="image", mininterval=1) as bar:
-        for done, failed in progress:
+        for done, failed in write(manifest, raw, path, offset, options, where):
             reasons |= failed
             bar.update(done)
     return reasons
@@ -119,13 +100,9 @@ def _on_this_machine(
     manifest: pd.DataFrame,
     raw: Path,
     array: Path,
-    *,
     offset: int,
-    size: int,
-    jobs: int,
-    crop: FaceCrop | None,
-    faces: list[Face | None],
-    border: int,
+    options: dict[str, Any],
+    where: Where,
 ) -> _Progress:
     """Have processes write rows of the array straight to disk."""
     tasks = (
@@ -134,28 +111,20 @@ def _on_this_machine(
             array,
             offset=offset,
             first_row=start,
-            size=size,
-            crop=crop,
-            faces=faces[start : start + _CHUNK],
-            border=border,
+            **{**options, "faces": options["faces"][start : start + _CHUNK]},
         )
         for start in range(0, len(manifest), _CHUNK)
     )
-    yield from run_tasks(tasks, jobs=jobs)
+    yield from run_tasks(tasks, **where)
 
 
 def _on_cluster(
     manifest: pd.DataFrame,
     raw: Path,
     array: Path,
-    *,
     offset: int,
-    size: int,
-    scheduler: str,
-    patience: float,
-    crop: FaceCrop | None,
-    faces: list[Face | None],
-    border: int,
+    options: dict[str, Any],
+    where: Where,
 ) -> _Progress:
     """Write rows that workers on other machines return.
 
@@ -163,7 +132,7 @@ def _on_cluster(
     with it what it holds of a neighbour's rows; and one that was taken for dead might write into
     the data of a later run.
     """
-    row_bytes = (size + 2 * border) ** 2 * 3
+    row_bytes = (options["size"] + 2 * options["border"]) ** 2 * 3
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // row_bytes))
     folder = raw.absolute()
     tasks = (
@@ -171,15 +140,12 @@ def _on_cluster(
             [folder / path for path in manifest["path"].iloc[start : start + chunk]],
             list(manifest["sha256"].iloc[start : start + chunk]),
             first_row=start,
-            size=size,
-            crop=crop,
-            faces=faces[start : start + chunk],
-            border=border,
+            **{**options, "faces": options["faces"][start : start + chunk]},
         )
         for start in range(0, len(manifest), chunk)
     )
     with array.open("r+b") as file:
-        for first_row, pixels, reasons in run_tasks(tasks, scheduler=scheduler, patience=patience):
+        for first_row, pixels, reasons in run_tasks(tasks, **where):
             file.seek(offset + first_row * row_bytes)
             file.write(pixels.data)
             yield len(pixels), reasons

@@ -25,18 +25,13 @@ class ProcessedSplit:
     """A split of the processed data, open for reading.
 
     Attributes:
-        directory: where the split is.
         images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
             `batches` are for passes over the set.
         index: the manifest's rows, with `row`, the position in `images`.
     """
 
     def __init__(self, directory: Path, array: str = "images.npy") -> None:
-        """Open the split that `preprocessing.write_split` wrote to `directory`.
-
-        Args:
-            directory: where the split is.
-            array: file of the images.
+        """Open the split that `preprocessing.write_split` wrote, with the images of `array`.
 
         Raises:
             UserError: the directory holds no processed split.

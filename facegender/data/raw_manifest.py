@@ -37,14 +37,9 @@ def build_manifest(
     The digest of a file that cannot be read is empty; the data checks name it with the reason.
 
     Args:
-        directory: raw data.
-        female: folder names that mean female.
-        male: folder names that mean male.
-        ignore: folder names whose images are left out.
         labels: where labels come from; None for folders.
         exclude: paths below `directory`, or SHA-256 digests, of images to leave out.
         max_unlabelled: share of the images that may be without label, by table or file name.
-        notes: where to note what is left out.
 
     Raises:
         UserError: no image, or none of a class, is left; an excluded path does not exist; or as

@@ -40,7 +40,6 @@ def split_at_random(
         manifest: columns `path`, `label`, `sha256` and any others.
         test_fraction: share of the distinct pictures that becomes the test split.
         validation_fraction: share of the rest that becomes the validation split.
-        seed: source of chance.
         duplicate_groups: the group of files that show the same picture, by path
             (`checks.find_duplicate_groups`); without it, files with the same bytes form a group.
         subjects: the group of files that must stay together, by path (`group_by_subject`); without
@@ -70,14 +69,10 @@ def split_by_folder(
 
     `split_of_folder` says which folders these are. Without a test folder, the validation folder is
     the test split. Without a validation folder, the validation split is carved from the training
-    folder. What `find_leaks` names is left out.
+    folder. What `find_leaks` names is left out. Groups are those of `split_at_random`.
 
     Args:
-        manifest: columns `path`, `label`, `sha256` and any others.
         validation_fraction: share of the training pictures, if there is no validation folder.
-        seed: source of chance.
-        duplicate_groups: groups by path, as for `split_at_random`.
-        subjects: groups by path, as for `split_at_random`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
@@ -107,12 +102,11 @@ def find_leaks(
 ) -> dict[str, str]:
     """Name the images that also occur in a later split of the dataset's own division.
 
-    Train comes before validation, and that before test: what is judged on is kept.
+    Train comes before validation, and that before test: what is judged on is kept. Groups are those
+    of `split_at_random`.
 
     Args:
         manifest: columns `path` and `sha256`, and any others.
-        duplicate_groups: groups by path, as for `split_at_random`.
-        subjects: groups by path, as for `split_at_random`.
 
     Returns:
         By path, in order, the later image that shows the same picture or subject.
@@ -143,7 +137,6 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
 
     Args:
         manifest: columns `path`, `column` and any others.
-        duplicate_groups: groups by path, as for `split_at_random`.
         column: column of the metadata that names the subject; files whose cell is empty are only
             joined with their duplicates.
 
@@ -192,13 +185,7 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
 def write_shared_groups(
     folder: Path, splits: Mapping[str, pd.DataFrame], groups: pd.Series
 ) -> None:
-    """Write the images that share their picture or subject with another, and their group.
-
-    Args:
-        folder: directory of the manifests.
-        splits: manifests of the images that are left.
-        groups: group of each image by its path.
-    """
+    """Write the images that share their picture or subject with another, and their group."""
     left = groups[[path for images in splits.values() for path in images["path"]]]
     shared = left[left.duplicated(keep=False)]
     table = pd.DataFrame({"path": shared.index, "group": shared.to_numpy()})
@@ -206,11 +193,7 @@ def write_shared_groups(
 
 
 def read_shared_groups(folder: Path) -> dict[str, str]:
-    """Return what `write_shared_groups` wrote, as groups by path.
-
-    Raises:
-        UserError: the file is missing, as in splits of an earlier version.
-    """
+    """Return what `write_shared_groups` wrote, as groups by path. Raises UserError without it."""
     if not (folder / _SHARED_GROUPS).is_file():
         raise UserError(
             f"{folder.name}/{_SHARED_GROUPS} is missing, so labels cannot be judged without the "

@@ -24,13 +24,10 @@ def draw(
     """Write the tables as CSV and the figures as PNG.
 
     Args:
-        folder: existing directory to write to.
-        test: the test split.
         probabilities: P(male), float (n,).
         history: training history, one row per epoch.
         groups: table of `group_metrics`.
         metrics: result of `classification_metrics`.
-        threshold: P(male) from which the prediction is male.
     """
     labels = test.labels
     roc = evaluation.roc_table(labels, probabilities)

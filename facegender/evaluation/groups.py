@@ -100,7 +100,6 @@ def group_names(values: pd.Series, minimum: int = 1) -> pd.Series:
 
     Args:
         values: column of text or numbers.
-        minimum: images below which a value of a column with many is put into OTHER.
 
     Returns:
         A name or NA for each value, indexed like `values`.
@@ -146,9 +145,7 @@ def group_metrics(
 
     Args:
         predictions: columns `label` and `probability`; metadata in all outside NO_METADATA.
-        threshold: P(male) from which the prediction is male.
         minimum: images below which a group is marked `small`.
-        chosen: argument of `find_groups`.
 
     Returns:
         One row per group: `column`, `group`, `n`, then `accuracy`, `recall_female` and

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.ndimage import laplace
 
 from facegender.data.processed import ProcessedSplit
 from facegender.evaluation.plots import face_grid
@@ -42,7 +43,6 @@ class Audit:
     Attributes:
         issues: columns COLUMNS: suspect labels, the worst first, and then pictures that show
             little; an image with two issues is there twice.
-        images: number of images.
         accuracy: share of labels that the classifier gives out of fold; None if it judged none.
         not_judged: why labels were not judged; None if they were.
     """
@@ -76,8 +76,6 @@ def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[
     """Judge all labels and pictures.
 
     Args:
-        splits: processed images.
-        params: parameters that name the weights and the image's size.
         groups: the group of images that show one picture or person, by path, from
             `splits.read_shared_groups`; other images are alone.
 
@@ -130,14 +128,7 @@ def find_issues(
     *,
     seed: int,
 ) -> Audit:
-    """Judge labels by features, and pictures by themselves.
-
-    Args:
-        splits: processed images.
-        features: result of `extract_features`; None to judge pictures only.
-        groups: group of each image by its path, as for `audit`.
-        seed: source of chance of the folds.
-    """
+    """Judge labels by what `extract_features` returns, unless it is None, and judge pictures."""
     images = pd.concat(
         # Without metadata, which may have columns of the names below.
         [split.index[_INDEX].assign(split=name) for name, split in splits.items()],
@@ -210,19 +201,18 @@ def judge_labels(
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    male = np.empty(len(labels))
-    for rest, fold in folds.split(features, labels, groups):
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000))
-        # One thread: more wait for one another on a busy machine, and may add in another order.
-        with threadpool_limits(1):
-            classifier.fit(features[rest], labels[rest])
-        male[fold] = classifier.predict_proba(features[fold])[:, 1]
+    # One thread: more wait for one another on a busy machine, and may add in another order.
+    with threadpool_limits(1):
+        male = cross_val_predict(
+            classifier, features, labels, groups=groups, cv=folds, method="predict_proba"
+        )[:, 1]
     both = np.stack([1 - male, male], axis=1)
     return pd.DataFrame(
         {
@@ -234,26 +224,17 @@ def judge_labels(
 
 
 def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
-    """Return what is wrong with each picture: dark, bright, low_information, blurred or nothing.
-
-    Args:
-        batches: uint8 RGB (n, height, width, 3).
-    """
+    """Return the fault of each uint8 RGB picture: dark, bright, low_information, blurred or ""."""
     return [_picture_issue(image) for batch in batches for image in batch]
 
 
 def _picture_issue(image: np.ndarray) -> str:
-    grey = np.asarray(Image.fromarray(image).convert("L"))
-    counts = np.bincount(grey.ravel(), minlength=256)
-    share = counts[counts > 0] / grey.size
-    grey = grey.astype(np.int16)
-    sharpness = (
-        4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    ).std()
+    picture = Image.fromarray(image).convert("L")
+    grey = np.asarray(picture).astype(np.int16)
     faults = {
         "dark": np.percentile(grey, 99) < MAX_DARK,
         "bright": np.percentile(grey, 5) > MIN_BRIGHT,
-        "low_information": -(share * np.log2(share)).sum() < MIN_ENTROPY,
-        "blurred": sharpness < MIN_SHARPNESS,
+        "low_information": picture.entropy() < MIN_ENTROPY,
+        "blurred": laplace(grey)[1:-1, 1:-1].std() < MIN_SHARPNESS,
     }
     return next((name for name, found in faults.items() if found), "")

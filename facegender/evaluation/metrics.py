@@ -74,11 +74,12 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     Binning, AAAI 2015, in its binary form.
     """
     # A bin's gap times its size is the sum of P - label in it: fast, because the gate resamples it.
-    gaps = np.bincount(_bins(probabilities), weights=probabilities - labels)
+    gaps = np.bincount(bins_of(probabilities), weights=probabilities - labels)
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _bins(probabilities: np.ndarray) -> np.ndarray:
+def bins_of(probabilities: np.ndarray) -> np.ndarray:
+    """Return the index of the bin, of BINS equal ones, of each probability: int (n,)."""
     return np.minimum((probabilities * BINS).astype(int), BINS - 1)
 
 
@@ -186,8 +187,6 @@ def classification_metrics(
     """Return every metric of a split, ready for JSON.
 
     Args:
-        labels: int (n,).
-        probabilities: float (n,).
         threshold: P(male) from which the prediction is male.
 
     Returns:
@@ -251,7 +250,6 @@ def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
     Args:
         gained: images that only the new predictions get right.
         lost: images that only the old predictions get right.
-        n: all images.
     """
     observed = (gained - lost) / n
 
@@ -306,7 +304,7 @@ def reliability_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataF
         Columns `probability` (mean in the bin), `fraction_male` and `count`.
     """
     frame = pd.DataFrame(
-        {"bin": _bins(probabilities), "probability": probabilities, "fraction_male": labels}
+        {"bin": bins_of(probabilities), "probability": probabilities, "fraction_male": labels}
     )
     table = frame.groupby("bin").agg(
         probability=("probability", "mean"),

@@ -36,7 +36,6 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
     Args:
         history: one row per epoch, with `epoch`, `kept`, `metric` and `val_{metric}`.
         metric: `loss` or `accuracy`.
-        path: PNG to write.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -176,9 +175,6 @@ def face_grid(
         images: uint8 (n, height, width, 3).
         labels: int (n,).
         probabilities: float (n,) of the label male.
-        title: title of the figure.
-        path: PNG to write.
-        threshold: P(male) from which the prediction is male.
     """
     columns = 5
     rows = max(1, -(-len(images) // columns))

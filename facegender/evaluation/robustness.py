@@ -88,11 +88,8 @@ def robustness_table(
     """Compare the accuracy on changed test pictures with that on the pictures as they are.
 
     Args:
-        test: the test split.
         predict: function from uint8 RGB (n, size, size, 3) to P(male), float (n,).
         probabilities: P(male) of the pictures as they are, float (n,).
-        threshold: P(male) from which the prediction is male.
-        batch_size: images predicted at a time.
         seed: source of chance of the noise.
 
     Returns:

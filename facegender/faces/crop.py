@@ -30,7 +30,6 @@ def cut_out(
 
     Args:
         picture: upright RGB picture that the face was found in.
-        face: the face.
         crop: margin and alignment.
         size: side, in pixels, of what the model sees.
         border: pixels on each side that show what surrounds it, at the same scale.

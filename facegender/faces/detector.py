@@ -48,10 +48,6 @@ class Face:
     """A face in a picture, in pixels of the picture; a box may reach beyond its edge.
 
     Attributes:
-        left: left edge of the box.
-        top: upper edge of the box.
-        width: width of the box.
-        height: height of the box.
         score: the detector's confidence, from 0 to 1.
         eye_left: x of the eye that the picture shows on the left of an upright face.
         eye_top: y of that eye.

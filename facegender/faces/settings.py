@@ -36,11 +36,7 @@ class FaceCrop:
 
     @classmethod
     def from_json(cls, text: str) -> FaceCrop:
-        """Return what `to_json` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
+        """Return what `to_json` wrote. Raises ValueError if the text is something else."""
         values = json.loads(text)
         if isinstance(values, dict):
             values.setdefault("whole_from", cls.whole_from)  # which the first models do not name

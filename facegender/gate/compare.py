@@ -48,8 +48,6 @@ def judge_work_tree(
     """Judge the results in the work tree against those of a commit.
 
     Args:
-        root: the repository.
-        params: parameters in the work tree.
         revision: the baseline, or None for the default.
         accept_data_change: argument of `judge`.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
@@ -112,15 +110,12 @@ def judge_on_the_same_images(
     """Judge by `judge`; score the baseline's model again if the test sets differ.
 
     Args:
-        candidate: results to judge.
         baseline: results of the model before, or None.
-        settings: rules that apply.
         rescored: function that scores the baseline's model on the candidate's images, or raises
             UserError.
         accept_data_change: whether somebody answers for the new test set; it is compared unpaired
             if the model cannot be scored.
         undecided: reasons why no comparison is possible.
-        notes: warnings to include.
         options: other arguments of `judge`.
     """
     compared = None
@@ -205,10 +200,9 @@ def add_reference(
     """Return a report with the comparison with the fixed reference, if there is one.
 
     Args:
-        report: the candidate beside its baseline.
-        root: the repository.
+        report: verdict on the candidate against its baseline.
         settings: the rules that apply, with the reference.
-        judged: function that judges the candidate beside results, by rules, undecided for reasons.
+        judged: function of results to compare with, rules, and reasons for no verdict.
     """
     reference = settings.reference
     if reference is None:
@@ -250,7 +244,6 @@ def read_results(root: Path, revision: str | None = None) -> Results:
     """Read the pipeline's metrics from the paths that dvc.yaml names.
 
     Args:
-        root: the repository.
         revision: a commit, branch, tag or DVC experiment; None for the work tree.
 
     Raises:
@@ -261,22 +254,16 @@ def read_results(root: Path, revision: str | None = None) -> Results:
         commit = resolve(root, revision)
         name = revision[:10] if commit.startswith(revision) else f"{revision} ({commit[:10]})"
     paths = _result_paths(root, commit, name)
-    texts = {key: read_text(root, paths[key], commit) if key in paths else None for key in _RESULTS}
-    if texts["test_metrics"] is None:
+    texts = {key: read_text(root, path, commit) for key, path in paths.items()}
+    test_metrics = texts.pop("test_metrics", None)
+    if test_metrics is None:
         advice = (
             "commit the results of `dvc repro` there, or choose another baseline"
             if revision
             else "run `dvc repro` first"
         )
         raise UserError(f"There are no test metrics in {name}: {advice}.")
-    results = parse_results(
-        name,
-        test_metrics=texts["test_metrics"],
-        predictions=texts["predictions"],
-        export_metrics=texts["export_metrics"],
-        speed=texts["speed"],
-    )
-    return replace(results, commit=commit)
+    return replace(parse_results(name, test_metrics, **texts), commit=commit)
 
 
 def _result_paths(root: Path, commit: str | None, name: str) -> dict[str, str]:
@@ -315,17 +302,13 @@ def _edited(root: Path, revision: str, name: str) -> list[str]:
 
 def parse_results(
     name: str,
-    *,
     test_metrics: str,
-    predictions: str | None,
-    export_metrics: str | None,
-    speed: str | None,
+    *,
+    predictions: str | None = None,
+    export_metrics: str | None = None,
+    speed: str | None = None,
 ) -> Results:
-    """Parse the contents of the files that evaluate, export and train write.
-
-    Raises:
-        UserError: a file is not what its stage writes.
-    """
+    """Parse what evaluate, export and train write. Raises UserError if a file is not that."""
     costs: dict[str, float] = {}
     try:
         metrics = json.loads(test_metrics)
@@ -394,8 +377,7 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
     Raises:
         UserError: there is no main, or nothing before the first commit.
     """
-    branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
-    base = branches and git(root, "merge-base", "HEAD", *branches)
+    base = merge_base(root)
     if not base:
         raise UserError(
             "Cannot find the merge base of HEAD and main. Fetch main with its history (`git fetch "
@@ -422,6 +404,12 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
             "compare with. Name a commit or an experiment with --baseline REV."
         )
     return before, "the commit before HEAD"
+
+
+def merge_base(root: Path) -> str:
+    """Return the merge base of HEAD and main, local or fetched; nothing if there is none."""
+    branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
+    return git(root, "merge-base", "HEAD", *branches) if branches else ""
 
 
 def _same_predictions(one: Results, other: Results) -> bool:

@@ -1,4 +1,8 @@
-"""The evidence of a test set: the smallest drop that the gate would find significant."""
+"""The evidence of a test set: the smallest drop that the gate would find significant.
+
+Throughout, `gained` is the share of images that only the candidate gets right, `n` the number of
+images in the test set, and `significance` the level of McNemar's test, two-sided.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,14 +21,7 @@ _MAX_IMAGES = 2**24
 
 
 def power(drop: float, gained: float, n: int, significance: float) -> float:
-    """Return the probability that the exact McNemar test finds a drop significant.
-
-    Args:
-        drop: true drop of the share of images that are right.
-        gained: share of images that only the candidate gets right.
-        n: images in the test set.
-        significance: level of the test, two-sided.
-    """
+    """Return the probability that the test finds a true drop of the accuracy significant."""
     differing = min(1.0, 2 * gained + drop)
     if differing == 0:
         return 0.0
@@ -38,13 +35,7 @@ def power(drop: float, gained: float, n: int, significance: float) -> float:
 
 
 def smallest_drop(gained: float, n: int, significance: float) -> float | None:
-    """Return the smallest drop found with probability POWER; None if no drop is.
-
-    Args:
-        gained: share of images that only the candidate gets right.
-        n: images in the test set.
-        significance: level of the test, two-sided.
-    """
+    """Return the smallest drop found with probability POWER; None if no drop is."""
 
     def lacking(drop: float) -> float:
         return power(drop, gained, n, significance) - POWER
@@ -56,13 +47,7 @@ def smallest_drop(gained: float, n: int, significance: float) -> float | None:
 
 
 def images_needed(drop: float, gained: float, significance: float) -> int | None:
-    """Return about how many images show a drop with probability POWER; None if too many.
-
-    Args:
-        drop: true drop, above 0.
-        gained: share of images that only the candidate gets right.
-        significance: level of the test, two-sided.
-    """
+    """Return about how many images show a true drop, above 0, with POWER; None if too many."""
     n = 1
     while power(drop, gained, n, significance) < POWER:
         n *= 2
@@ -96,10 +81,8 @@ class Evidence:
     """What drop of the accuracy a test set can show; computed when it is asked for.
 
     Attributes:
-        n: images compared.
         gained: share of images that only the candidate gets right, apart from a drop.
         differing: share of images that exactly one of the models gets right.
-        significance: level of the test, two-sided.
         tolerance: drop that the gate tolerates.
     """
 

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from facegender.evaluation.groups import Chosen, holm
-from facegender.evaluation.metrics import BINS
+from facegender.evaluation.metrics import BINS, bins_of
 from facegender.gate.costs import finite
 from facegender.gate.pairing import find_known_groups
 from facegender.gate.significance import Resampling
@@ -36,7 +36,6 @@ def judge_floors(
         predictions: predictions with metadata, or None if missing.
         settings: floors, and seed and number of resamples.
         min_group_size: images below which a group is not judged.
-        chosen: argument of `find_groups`.
     """
     rows = []
     for name, floor in settings.floors.items():
@@ -103,7 +102,7 @@ def _ece_noise(predictions: pd.DataFrame, resampling: Resampling) -> float:
     Diagrams, Weather and Forecasting 22, 2007).
     """
     probabilities = predictions["probability"].to_numpy(dtype=float)
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    bins = bins_of(probabilities)
     sizes = np.bincount(bins, minlength=BINS)
     males = np.bincount(bins, weights=predictions["label"].to_numpy(dtype=float), minlength=BINS)
     shares = (males + 0.5) / (sizes + 1)

@@ -1,4 +1,4 @@
-"""Whether results are those of the code, data and parameters beside them, as dvc.lock records."""
+"""Whether results belong to the code, data and parameters of a tree, as dvc.lock records."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from facegender.errors import UserError, reason_of
 from facegender.runtime.git import read_bytes, read_yaml
-from facegender.runtime.integrity import dvc_md5
+from facegender.runtime.integrity import dvc_md5, recorded_outs
 
 _LISTED = 5
 
@@ -18,25 +18,19 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
     """Return the results whose bytes are not those that dvc.lock records.
 
     Args:
-        root: the repository.
         paths: results to check; None for every one that is a file there.
         commit: the commit whose dvc.lock and results are read; None for the work tree.
 
     Raises:
         UserError: dvc.lock is unreadable.
     """
-    recorded = {
-        out["path"]: out["md5"]
-        for stage in _read_lock(root, commit).values()
-        for out in stage.get("outs", [])
-        if paths is None or out["path"] in paths
-    }
-    contents = {path: read_bytes(root, path, commit) for path in recorded}
-    return [
-        path
-        for path, content in contents.items()
-        if content is not None and _md5(content) != recorded[path]
-    ]
+    edited = []
+    for path, recorded in recorded_outs(_read_lock(root, commit)).items():
+        if paths is None or path in paths:
+            content = read_bytes(root, path, commit)
+            md5 = hashlib.md5(content or b"", usedforsecurity=False).hexdigest()
+            edited += [path] * (content is not None and md5 != recorded)
+    return edited
 
 
 def why_stale(root: Path, results: Collection[str]) -> list[str]:
@@ -45,10 +39,6 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
     Compared with dvc.lock: the results, and parameters, code and command of every stage that they
     depend on. Data are compared by what dvc.lock records of them, so that the clone need not hold
     them.
-
-    Args:
-        root: the repository.
-        results: paths of the results.
 
     Raises:
         UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.
@@ -163,7 +153,3 @@ def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:
         return dict(content["stages"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError("dvc.lock is missing or has no stages: run `dvc repro`.") from error
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -55,8 +55,6 @@ def judge(
     """Judge a model by its floors and against a baseline.
 
     Args:
-        candidate: results to judge.
-        baseline: results of the model before, or None.
         settings: floors, tolerances, and seed of the intervals.
         min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.
@@ -82,15 +80,10 @@ def judge(
         min_group_size=min_group_size,
         chosen=chosen,
     )
+    report = Report(candidate.name, baseline.name if baseline else None, floors, notes=notes)
     inconsistent = _inconsistencies(candidate, METRICS)
     if baseline is None:
-        return Report(
-            candidate=candidate.name,
-            baseline=None,
-            floors=floors,
-            undecided=[*inconsistent, *undecided],
-            notes=notes,
-        )
+        return replace(report, undecided=[*inconsistent, *undecided])
     # An older commit may have computed its other metrics otherwise.
     inconsistent += undecided
     inconsistent += _inconsistencies(baseline, ["accuracy"])
@@ -100,13 +93,7 @@ def judge(
             "the metrics have no confusion matrix: an unpaired comparison is impossible"
         )
     if inconsistent or (differences and not accept_data_change):
-        return Report(
-            candidate=candidate.name,
-            baseline=baseline.name,
-            floors=floors,
-            undecided=[*inconsistent, *differences],
-            notes=notes,
-        )
+        return replace(report, undecided=[*inconsistent, *differences])
     flips, evidence = NO_FLIPS, None
     left_out: Sequence[str] = ()
     if pairs is not None:
@@ -139,10 +126,8 @@ def judge(
             unproven.append(f"accuracy fell by more than the tolerance, and {lacking}")
     if settings.test == "noninferiority":
         unproven += _not_shown(comparisons, settings, evidence)
-    return Report(
-        candidate=candidate.name,
-        baseline=baseline.name,
-        floors=floors,
+    return replace(
+        report,
         unproven=unproven,
         evidence=evidence,
         paired=not differences,
@@ -340,14 +325,17 @@ def _judge_drops(
         for row, p in zip(rows, holm([row.p or 0.0 for row in rows]), strict=True)
     ]
     by_group = iter(judged[1 + len(classes) :])
-    small = f"fewer than {min_group_size} images: not judged"
-    return judged[: 1 + len(classes)], [
+    rows = []
+    for row in groups:
+        if row.n < min_group_size:
+            note = f"fewer than {min_group_size} images: not judged"
+            rows.append(replace(row, p=None, note=note))
+            continue
+        one = next(by_group)
         # Some of many groups drop by chance: warn only of drops significant on their own.
-        _drop_chance_warnings(next(by_group), row.p or 0.0, settings.significance)
-        if row.n >= min_group_size
-        else replace(row, p=None, note=small)
-        for row in groups
-    ]
+        chance = one.verdict == "warn" and (row.p or 0.0) >= settings.significance
+        rows.append(replace(one, verdict="pass") if chance else one)
+    return judged[: 1 + len(classes)], rows
 
 
 def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float) -> Comparison:
@@ -358,11 +346,6 @@ def _judge_drop(row: Comparison, p: float, tolerance: float, significance: float
     if beyond:
         verdict = "fail" if p < significance else "warn"
     return replace(row, p=min(1.0, p), verdict=verdict)
-
-
-def _drop_chance_warnings(row: Comparison, unadjusted: float, significance: float) -> Comparison:
-    chance = row.verdict == "warn" and unadjusted >= significance
-    return replace(row, verdict="pass") if chance else row
 
 
 def _informational(candidate: Results, baseline: Results) -> list[Comparison]:

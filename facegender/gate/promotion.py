@@ -1,4 +1,4 @@
-"""May a run's model become the champion? Its results beside the champion's, by committed rules."""
+"""Whether a run's model may become the champion: its results against the champion's."""
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from tempfile import TemporaryDirectory
 
 from facegender.errors import UserError
 from facegender.gate.compare import (
-    MAIN,
     add_reference,
     judge_on_the_same_images,
+    merge_base,
     parse_results,
     paths_of,
     read_params,
@@ -20,7 +20,7 @@ from facegender.gate.rescoring import Rescored, StoredModel, images_seen
 from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report
 from facegender.params import Gate, Params
-from facegender.runtime.git import git, resolve
+from facegender.runtime.git import resolve
 
 NO_CHAMPION = "there is no champion to compare with"
 
@@ -37,16 +37,14 @@ def judge_promotion(
     manifests: Collection[str] = (),
     accept_rule_change: bool = False,
 ) -> Report:
-    """Judge a run's results beside the champion's.
+    """Judge a run's results against the champion's.
 
     The strictest rules apply of the work tree, HEAD, the merge base with main and the commit that
     made the champion.
 
     Args:
-        root: the repository.
         candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.
         champion: the same for the champion; None if the floors alone count.
-        params: parameters in the work tree.
         champion_commit: commit that the champion's run records, or None.
         champion_model: function that fetches the champion's `.tflite` file into a folder.
         champion_manifests: beginnings of the SHA-256 of the manifests that its run records.
@@ -61,9 +59,7 @@ def judge_promotion(
     undecided = [NO_CHAMPION] if champion is None else []
     try:
         sources = {resolve(root, "HEAD"): "HEAD"}
-        branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
-        base = branches and git(root, "merge-base", "HEAD", *branches)
-        if base:
+        if base := merge_base(root):
             sources.setdefault(base, "the merge base with main")
         if champion is not None:
             try:
@@ -77,7 +73,7 @@ def judge_promotion(
             rules, changes = combine_rules(
                 rules, read_params(root, commit), accept_change=accept_rule_change
             )
-            notes += [f"beside the rules of {name} ({commit[:10]}): {one}" for one in changes]
+            notes += [f"against the rules of {name} ({commit[:10]}): {one}" for one in changes]
     except UserError as error:
         undecided.append(f"the committed rules cannot be read: {error}")
     results = _read_folder(candidate, "the run")
@@ -118,7 +114,7 @@ def may_be_champion(report: Report) -> bool:
     """Return whether a report of `judge_promotion` allows promotion.
 
     The first champion has no other to be compared with; nothing else that is undecided, or that is
-    not shown beside the reference, is excused.
+    not shown against the reference, is excused.
     """
     others = report.failures or report.not_shown
     alone = list(report.undecided) == [NO_CHAMPION] and not others
@@ -129,8 +125,7 @@ def _read_folder(folder: Path, name: str) -> Results:
     predictions, export = folder / "predictions.csv", folder / "export.json"
     return parse_results(
         name,
-        test_metrics=(folder / "test.json").read_text(encoding="utf-8"),
+        (folder / "test.json").read_text(encoding="utf-8"),
         predictions=predictions.read_text(encoding="utf-8") if predictions.is_file() else None,
         export_metrics=export.read_text(encoding="utf-8") if export.is_file() else None,
-        speed=None,
     )

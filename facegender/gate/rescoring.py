@@ -29,6 +29,7 @@ from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
 from facegender.params import Gate
 from facegender.runtime.git import read_yaml
+from facegender.runtime.integrity import recorded_outs
 from facegender.runtime.stored_objects import stored_directory, stored_file
 
 _CHUNK = 64  # images a task
@@ -77,8 +78,6 @@ def model_of_commit(root: Path, commit: str, paths: Mapping[str, str]) -> Stored
     """Return the model that dvc.lock of a commit records.
 
     Args:
-        root: the repository.
-        commit: the commit.
         paths: paths of the pipeline's files in dvc.yaml of the commit.
 
     Raises:
@@ -91,7 +90,7 @@ def model_of_commit(root: Path, commit: str, paths: Mapping[str, str]) -> Stored
         path = stored_file(root, md5)
     except UserError as error:
         raise UserError(
-            f"its model cannot be had: {error}. `dvc push` where it was made sends it to a remote"
+            f"its model is unavailable: {error}. `dvc push` where it was made sends it to a remote"
         ) from error
     evaluate = (read_yaml(root, "params.yaml", commit) or {}).get("evaluate", {})
     try:
@@ -110,13 +109,11 @@ def images_seen(
     """Return the SHA-256 of the images in the training and validation splits.
 
     Args:
-        root: the repository.
         commit: commit whose dvc.lock records the manifests; None for the work tree.
-        paths: paths of the pipeline's files in dvc.yaml of the commit.
         digests: beginnings of the manifests' SHA-256, to check that they are the right ones.
 
     Raises:
-        UserError: the manifests cannot be had, or are others.
+        UserError: the manifests are unavailable, or those of another run.
     """
     splits = paths.get("splits", "")
     md5 = _recorded(root, commit).get(splits)
@@ -134,9 +131,7 @@ def images_seen(
 
 
 def _recorded(root: Path, commit: str | None) -> dict[str, str]:
-    content = read_yaml(root, "dvc.lock", commit) or {}
-    stages = content.get("stages", {}).values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", [])}
+    return recorded_outs((read_yaml(root, "dvc.lock", commit) or {}).get("stages", {}))
 
 
 def rescore(
@@ -155,7 +150,6 @@ def rescore(
         candidate: results with predictions.
         baseline: results on another test set, perhaps without predictions.
         stored: the baseline's model.
-        raw: directory of the raw images.
         settings: significance level, and resamples and seed of the intervals.
         seen: SHA-256 of the images that the candidate was trained or validated on; None if unknown.
         unknown: why they are unknown.
@@ -221,9 +215,7 @@ def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored |
     """Compare two models by the candidate's labels, without the baseline's model.
 
     Args:
-        candidate: results with predictions.
         baseline: results on the same images; they have its model's probabilities.
-        settings: argument of `rescore`.
 
     Returns:
         The comparison, or None if the baseline has no predictions or other images.

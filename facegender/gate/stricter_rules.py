@@ -4,7 +4,7 @@ A candidate that brought its own rules could pass by loosening them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,27 +63,7 @@ def combine_rules(
         if path not in new:
             # A floor of the other direction replaces one as little as none at all.
             applied = {key: kept for key, kept in applied.items() if key[:3] != path[:3]}
-        if path == _REFERENCE and value is None:
-            stricter.append(_change(path, value, new[path]))
-            continue
-        if path in (_GROUPS, _REFERENCE):
-            # More groups would each be judged less sharply, so that neither choice is stricter.
-            # A later reference would forget the drops before it.
-            looser.append(_change(path, value, new[path]))
-            applied[path] = value
-            continue
-        if path in _WORDS:
-            if value not in _WORDS[path]:
-                raise _invalid(f"{'.'.join(path)} is unknown: {value}")
-            if _WORDS[path].index(new[path]) > _WORDS[path].index(value):
-                stricter.append(_change(path, value, new[path]))
-            else:
-                looser.append(_change(path, value, new[path]))
-                applied[path] = value
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value):
-            raise _invalid(f"{'.'.join(path)} is not a number: {value}")
-        if _strictest(path)(new.get(path, value), value) == new.get(path):
+        if _is_stricter(path, new.get(path), value):
             stricter.append(_change(path, value, new[path]))
         else:
             looser.append(_change(path, value, new.get(path)))
@@ -106,16 +86,30 @@ def combine_rules(
     return _unflatten(applied), notes
 
 
-def _strictest(path: _Path) -> Callable[[float, float], float]:
-    """Return the function that picks the stricter of the candidate's and the baseline's value."""
-    name = path[-1]
-    if name in ("at_least", "significance", "min_speed_ratio"):
-        return max
-    if name in ("at_most", "max_size_ratio", "max_time_ratio") or path[:2] == ("gate", "max_drop"):
-        return min
-    # min_group_size, bootstrap_samples and seed have no stricter direction: smaller groups, say,
-    # are more groups, each judged less sharply.
-    return lambda _, baseline: baseline
+def _is_stricter(path: _Path, own: Any, baseline: Any) -> bool:
+    """Return whether the candidate's value of a rule, None if it is gone, is the stricter one.
+
+    Raises:
+        UserError: the baseline's value is invalid.
+    """
+    if path == _REFERENCE:
+        return baseline is None  # a later reference would forget the drops before it
+    if path == _GROUPS:
+        return False  # more groups would each be judged less sharply: neither choice is stricter
+    if path in _WORDS:
+        if baseline not in _WORDS[path]:
+            raise _invalid(f"{'.'.join(path)} is unknown: {baseline}")
+        return _WORDS[path].index(own) > _WORDS[path].index(baseline)
+    if not isinstance(baseline, int | float) or isinstance(baseline, bool) or math.isnan(baseline):
+        raise _invalid(f"{'.'.join(path)} is not a number: {baseline}")
+    if own is None:
+        return False
+    if path[-1] in ("at_least", "significance", "min_speed_ratio"):
+        return own > baseline
+    if path[:2] == ("gate", "max_drop"):
+        return own < baseline
+    # min_group_size, bootstrap_samples and seed have no stricter direction.
+    return path[-1] in ("at_most", "max_size_ratio", "max_time_ratio") and own < baseline
 
 
 def _change(path: _Path, old: object, new: object) -> str:

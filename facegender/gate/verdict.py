@@ -38,8 +38,6 @@ class Comparison:
     Attributes:
         metric: name of the metric, or `column=group`.
         n: number of the candidate's images.
-        old: value of the baseline.
-        new: value of the candidate.
         difference: new minus old.
         low: lower end of the difference's 95 % interval; None where no interval is fair.
         high: upper end.
@@ -84,10 +82,8 @@ class Report:
         undecided: reasons why the two were not compared.
         unproven: what the rules want shown and the test set does not show.
         paired: whether the comparison is image by image.
-        comparisons: metrics overall and by class.
         groups: accuracy by group of the metadata.
         left_out: images and metadata that belong to no group.
-        costs: cost ratios.
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
             `new_probability`, `right` (whether the candidate is right).
         notes: further warnings, one sentence each.
@@ -168,6 +164,17 @@ class Report:
         return "pass with warnings" if self.warnings else "pass"
 
     @property
+    def findings(self) -> list[tuple[str, list[str]]]:
+        """The titles that have sentences, with them."""
+        found = [
+            ("Refused", self.failures),
+            ("Cannot tell" if self.comparisons else "Cannot be compared", list(self.undecided)),
+            ("Not enough evidence", self.not_shown),
+            ("Warnings", self.warnings),
+        ]
+        return [(title, sentences) for title, sentences in found if sentences]
+
+    @property
     def exit_code(self) -> int:
         """0 pass, 1 fail, 2 cannot tell, 3 not enough evidence."""
         return {"fail": 1, "cannot tell": 2, "not enough evidence": 3}.get(self.verdict, 0)
@@ -210,7 +217,7 @@ def _cost_sentence(row: CostRatio) -> str:
 def as_text(report: Report) -> str:
     """Return the report for a terminal."""
     parts = [f"gate: {report.verdict}", _about(report)]
-    for title, sentences in _findings(report):
+    for title, sentences in report.findings:
         parts.append("\n".join([f"{title}:", *(f"  - {one}" for one in sentences)]))
     if report.left_out and report.comparisons:
         parts.append("\n".join(["Not in groups:", *(f"  - {one}" for one in report.left_out)]))
@@ -223,7 +230,7 @@ def as_text(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """Return the report for a pull request; names from the data are escaped."""
     parts = [f"## Gate: {report.verdict}", _escaped(_about(report))]
-    for title, sentences in _findings(report):
+    for title, sentences in report.findings:
         parts.append(f"**{title}**")
         parts.append("\n".join(f"- {_escaped(one)}" for one in sentences))
     if report.left_out and report.comparisons:
@@ -245,8 +252,9 @@ _METRICS, _FLOORS = "Metrics", "Floors"
 
 def _about(report: Report) -> str:
     if report.reference:
-        reference = _about(replace(report.reference, candidate="Beside the reference"))
-        return f"{_about(replace(report, reference=None))}. {reference}"
+        name = f"the reference {report.reference.baseline}"
+        same = replace(report.reference, candidate="The same results", baseline=name)
+        return f"{_about(replace(report, reference=None))}. {_about(same)}"
     if report.baseline is None:
         return f"{report.candidate}, with no baseline"
     if not report.comparisons:
@@ -256,27 +264,11 @@ def _about(report: Report) -> str:
     return f"{report.candidate}, compared with {report.baseline} {how}{evidence}"
 
 
-def _findings(report: Report) -> list[tuple[str, list[str]]]:
-    """Return the titles that have sentences, with them."""
-    found = [
-        ("Refused", report.failures),
-        ("Cannot tell" if report.comparisons else "Cannot be compared", list(report.undecided)),
-        ("Not enough evidence", report.not_shown),
-        ("Warnings", report.warnings),
-    ]
-    return [(title, sentences) for title, sentences in found if sentences]
-
-
 _Table = tuple[str, list[str], list[list[str]], int]
 
 
 def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
-    """Return title, headers, rows and number of omitted rows of each table.
-
-    Args:
-        report: the report to show.
-        name: function that escapes text from the data.
-    """
+    """Return title, headers, rows and number of omitted rows of each table; `name` escapes text."""
     headers = ["metric", "images", "old", "new", "difference", "95 % interval", "p", "verdict"]
     groups = sorted((row for row in report.groups if row.difference), key=_importance)
     small = sum(bool(row.note) for row in report.groups)

@@ -16,11 +16,7 @@ def write_crop(path: Path, crop: FaceCrop | None) -> None:
 
 
 def read_crop(path: Path) -> FaceCrop | None:
-    """Return the crop of a model's file, or None if it judges whole pictures.
-
-    Raises:
-        UserError: the crop is damaged.
-    """
+    """Return a model file's crop, None for whole pictures. Raises UserError if it is damaged."""
     try:
         text = attached(path, _NAME)
         return None if text is None else FaceCrop.from_json(text)

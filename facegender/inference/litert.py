@@ -24,7 +24,6 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
     """Load a `.tflite` file that takes uint8 (n, size, size, 3) and gives P(male), float32 (n, 1).
 
     Args:
-        path: file written by `export`.
         threads: number of threads of the computation. Several predictors with one thread each are
             faster than one with several, whose threads wait for each other after every layer.
 
@@ -118,10 +117,6 @@ def probe_litert(path: Path) -> None:
         )
 
 
-def _probe(path: Path) -> None:
-    predictor = load_litert(path)
-    predictor.predict(np.zeros((1, predictor.size, predictor.size, 3), np.uint8))
-
-
 if __name__ == "__main__":
-    _probe(Path(sys.argv[1]))
+    probed = load_litert(Path(sys.argv[1]))
+    probed.predict(np.zeros((1, probed.size, probed.size, 3), np.uint8))

@@ -35,7 +35,6 @@ def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor
 
     Args:
         path: .tflite or .keras file.
-        images: number of images to predict.
         trusted: whether the file is the repository's own. Any other .tflite file is first run in a
             child process, because it can crash the process that loads it.
 

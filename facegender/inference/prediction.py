@@ -28,9 +28,6 @@ class Prediction:
     Attributes:
         left: left edge of the face's box, in pixels of the upright image; None if it was judged
             whole, as `top`, `width`, `height` and `score` are.
-        top: upper edge of the box.
-        width: width of the box.
-        height: height of the box.
         score: confidence of the face detector, from 0 to 1.
     """
 
@@ -62,9 +59,6 @@ def predict_images(
     Args:
         predictors: the same model, once for each thread.
         sources: names, each with the bytes or the path of an image.
-        threshold: same as in `label_of`.
-        abstain_below: same as in `label_of`.
-        batch_size: images in a batch.
         faces: the faces of an image to judge, the largest first; or the whole image instead.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
@@ -113,16 +107,9 @@ def _predict_batch(
             pixels.append(image)
     # As few at a time as usual, because an image may have hundreds of faces.
     probabilities = predictor.predict_all(pixels, len(batch))
-    return [
-        item
-        if item.error is not None or item.label == NO_FACE
-        else _labelled(item, next(probabilities), threshold, abstain_below)
-        for item in predictions
-    ]
-
-
-def _labelled(
-    item: Prediction, probability: float, threshold: float, abstain_below: float
-) -> Prediction:
-    label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
-    return replace(item, label=label, probability=probability)
+    for index, item in enumerate(predictions):
+        if item.error is None and item.label is None:
+            probability = next(probabilities)
+            label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
+            predictions[index] = replace(item, label=label, probability=probability)
+    return predictions

@@ -61,7 +61,6 @@ def label_of(probability: float, *, threshold: float, abstain_below: float) -> s
     """Return the label of an image.
 
     Args:
-        probability: P(male).
         threshold: lowest P(male) that is labelled `male`.
         abstain_below: lowest probability of the label given that is not `uncertain`; 0 never
             abstains.

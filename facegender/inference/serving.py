@@ -72,7 +72,6 @@ class FaceGender(PythonModel):
         """Return label and probability for each image.
 
         Args:
-            context: MLflow's context, unused.
             model_input: images in any form that the module's docstring lists.
             params: `abstain_below`, same as in `predictor.label_of`; `whole`, whether to judge
                 whole pictures, as if they were cut out already.

@@ -15,11 +15,7 @@ def write_threshold(path: Path, threshold: float) -> None:
 
 
 def read_threshold(path: Path) -> float | None:
-    """Return the threshold in a model's file; None if it has none, as `.keras` files do not.
-
-    Raises:
-        UserError: what the file has there is not a probability between 0 and 1.
-    """
+    """Return a model file's threshold, or None. Raises UserError if it is not in (0, 1)."""
     try:
         content = attached(path, _NAME)
         if content is None:

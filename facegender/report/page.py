@@ -64,7 +64,6 @@ class Provenance:
     Attributes:
         code: result of `code_digest`.
         lock: SHA-256 of requirements.lock.
-        versions: package versions by name.
         commit: commit of the repository; None in a committed page, which cannot contain the
             commit that it is part of.
     """
@@ -81,9 +80,6 @@ def render_page(
     """Return the page: one HTML document without scripts, other files or network access.
 
     Args:
-        sources: the pipeline's results.
-        params: parameters of the pipeline.
-        provenance: code and packages of the pipeline.
         gate: comparison with another commit, shown in a section of its own.
 
     Raises:
@@ -197,21 +193,13 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     shares["precision"] = (cells["male_as_male"], called_male)
     rows = []
     for metric in shown_metrics():
-        low, high, method = None, None, ""
+        low, high = None, None
         if interval := metrics.get(f"{metric.name}_ci"):
             low, high = interval["low"], interval["high"]
-            method = "Wilson"
         elif metric.name in shares and shares[metric.name][1]:
-            (low, high), method = wilson_interval(*shares[metric.name]), "Wilson"
-        rows.append(
-            {
-                "metric": metric,
-                "value": metrics[metric.name],
-                "low": low,
-                "high": high,
-                "method": method,
-            }
-        )
+            low, high = wilson_interval(*shares[metric.name])
+        value = metrics[metric.name]
+        rows.append({"metric": metric, "value": value, "low": low, "high": high})
     return rows
 
 
@@ -350,18 +338,14 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def _missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _number(value: float | None, digits: int = 4) -> str:
     if value == math.inf:
         return "\N{INFINITY}"
-    return "\N{EN DASH}" if _missing(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _signed(value: float | None, digits: int = 4) -> str:
-    if _missing(value) or value == 0:
+    if pd.isna(value) or value == 0:
         return _number(value, digits)
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 

@@ -86,11 +86,7 @@ def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
 
     `dvc.data` is the digest of the raw images in dvc.lock. `dvc.lock` is one SHA-256 of the
     commands, inputs and parameters in dvc.lock. It leaves out outputs, because some differ from run
-    to run, and other stages, whose entries change while the pipeline runs.
-
-    Args:
-        lock: path of dvc.lock.
-        stages: finished stages: DVC writes a stage's entry when the stage ends.
+    to run, and stages other than `stages`, because DVC writes an entry when a stage ends.
     """
     import yaml  # here, like other imports in this module, so that quick commands start fast
 
@@ -118,10 +114,6 @@ def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
     """In a stage that DVC runs, refuse inputs that differ from dvc.lock.
 
     A stage run by hand accepts any input.
-
-    Args:
-        lock: path of dvc.lock.
-        inputs: files and directories.
 
     Raises:
         UserError: an input differs; the message names the files.

@@ -3,7 +3,8 @@
 Of two `dvc exp run --temp` in one clone, one may run what the other has queued: parameters and name
 stay together, but the process, its output, exit code and environment are the other experiment's.
 Clones share git's objects and DVC's cache with the repository, so that making one is cheap, and an
-experiment that has finished is fetched as DVC does it, by its ref.
+experiment that has finished is fetched as DVC does it, by its ref. Functions raise UserError if git
+refuses.
 """
 
 import shutil
@@ -17,27 +18,16 @@ _NOBODY = ("-c", "user.name=facegender", "-c", "user.email=facegender@localhost"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a repository from which experiments start.
-
-    Attributes:
-        root: the repository.
-        head: the commit.
-        changed: commit whose tree has the uncommitted changes of tracked files, or `head`.
-        cache: DVC's cache.
-    """
+    """The state of a repository from which experiments start."""
 
     root: Path
     head: str
-    changed: str
+    changed: str  # commit whose tree has the uncommitted changes of tracked files, or `head`
     cache: Path
 
 
 def take_snapshot(root: Path) -> Snapshot:
-    """Return the present state of a repository, and change nothing in it.
-
-    Raises:
-        UserError: git refused.
-    """
+    """Return the present state of a repository, and change nothing in it."""
     from dvc.repo import Repo
 
     # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
@@ -50,15 +40,7 @@ def take_snapshot(root: Path) -> Snapshot:
 
 
 def make_clone(snapshot: Snapshot, target: Path) -> None:
-    """Clone a repository with its uncommitted changes, sharing DVC's cache and settings.
-
-    Args:
-        snapshot: the state to clone.
-        target: the new folder.
-
-    Raises:
-        UserError: git refused.
-    """
+    """Clone a repository with its uncommitted changes, sharing DVC's cache and settings."""
     from dvc.config import Config, merge
 
     root = snapshot.root
@@ -85,11 +67,6 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
 
 def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:
     """Fetch an experiment from a clone into the repository.
-
-    Args:
-        root: the repository.
-        clone: the clone in which the experiment ran.
-        name: name of the experiment.
 
     Returns:
         The experiment's commit, or None if the clone does not have it.

@@ -1,4 +1,7 @@
-"""Git, run as a program: its libraries cannot fetch what a partial clone lacks."""
+"""Git, run as a program: its libraries cannot fetch what a partial clone lacks.
+
+Functions raise UserError if git fails, in its words, or is slow, and if a file is unreadable.
+"""
 
 import os
 import subprocess
@@ -26,11 +29,7 @@ _PLACES = {
 
 
 def read_text(root: Path, path: str, commit: str | None) -> str | None:
-    """Return the text of a file of a commit or, without one, of the work tree; None if missing.
-
-    Raises:
-        UserError: the file is not UTF-8, or cannot be read.
-    """
+    """Return the text of a file of a commit or, without one, of the work tree; None if missing."""
     try:
         content = read_bytes(root, path, commit)
         return None if content is None else content.decode("utf-8")
@@ -39,11 +38,7 @@ def read_text(root: Path, path: str, commit: str | None) -> str | None:
 
 
 def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
-    """Return the bytes of a file of a commit or, without one, of the work tree; None if missing.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """Return the bytes of a file of a commit or, without one, of the work tree; None if missing."""
     try:
         if commit is None:
             file = root / path
@@ -55,11 +50,7 @@ def read_bytes(root: Path, path: str, commit: str | None) -> bytes | None:
 
 
 def committed_text(root: Path, path: str, commit: str) -> str:
-    """Return the text of a file that a commit must have.
-
-    Raises:
-        UserError: the commit lacks it, or it cannot be read.
-    """
+    """Return the text of a file that a commit must have."""
     text = read_text(root, path, commit)
     if text is None:
         raise UserError(
@@ -69,11 +60,7 @@ def committed_text(root: Path, path: str, commit: str) -> str:
 
 
 def read_yaml(root: Path, path: str, commit: str | None) -> Any:
-    """Return the content of a YAML file, as `read_text` reads it; None if missing or empty.
-
-    Raises:
-        UserError: the file is not YAML, or cannot be read.
-    """
+    """Return the content of a YAML file, as `read_text` reads it; None if missing or empty."""
     try:
         return yaml.safe_load(read_text(root, path, commit) or "")
     except yaml.YAMLError as error:
@@ -88,11 +75,7 @@ def _unreadable(path: str, commit: str | None, error: Exception) -> UserError:
 
 
 def resolve(root: Path, revision: str) -> str:
-    """Return the commit of a branch, tag, commit or DVC experiment.
-
-    Raises:
-        UserError: it does not exist, or several experiments have the name.
-    """
+    """Return the commit of a branch, tag, commit or DVC experiment whose name is unique."""
     commit = git(
         root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"
     )
@@ -121,20 +104,12 @@ def shallow_hint(root: Path) -> str:
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Return what git prints; nothing if it exits with 1 in silence, as queries do.
-
-    Raises:
-        UserError: git failed, in its own words, or took too long.
-    """
+    """Return what git prints; nothing if it exits with 1 in silence, as queries do."""
     return _run(root, *arguments).decode("utf-8", "replace").strip()
 
 
 def checked_git(root: Path, *arguments: str) -> str:
-    """Return what git prints, for commands that must succeed and may take long.
-
-    Raises:
-        UserError: git failed, in silence or in its own words.
-    """
+    """Return what git prints, for commands that must succeed and may take long."""
     return _run(root, *arguments, query=False).decode("utf-8", "replace").strip()
 
 

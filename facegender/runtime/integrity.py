@@ -101,7 +101,6 @@ def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
     again.
 
     Args:
-        root: the repository.
         remote: name of the remote; the empty string means the default one.
 
     Returns:
@@ -190,7 +189,11 @@ def _recorded(lock: Path) -> dict[str, str]:
     """Return DVC's MD5 of each output that dvc.lock records, by its path."""
     if not lock.is_file():
         return {}
-    stages: dict[str, Any] = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    return recorded_outs(yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"])
+
+
+def recorded_outs(stages: Mapping[str, Any]) -> dict[str, str]:
+    """Return DVC's MD5 of each output of the stages in a dvc.lock, by its path."""
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
 

@@ -11,7 +11,6 @@ def stored_file(root: Path, md5: str) -> Path:
     """Return the path of an object in DVC's cache, fetched from the default remote if it lacks it.
 
     Args:
-        root: the repository.
         md5: DVC's MD5 of a file, or of a directory, whose object is a listing.
 
     Raises:

@@ -68,11 +68,7 @@ class Point:
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
-    """Read a YAML file with a list of values for each parameter; a single value counts as a list.
-
-    Raises:
-        UserError: the file cannot be read or has another form.
-    """
+    """Read a YAML file of a value, or a list, for each parameter. Raises UserError if it is not."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -111,7 +107,6 @@ class Ended:
     """An experiment that has ended.
 
     Attributes:
-        point: the experiment.
         code: exit code of DVC.
         output: text that DVC and the stages printed.
         commit: the experiment's commit, or None if it failed.
@@ -144,8 +139,6 @@ def run_sweep(
     experiment. Call `connection.connect` first.
 
     Args:
-        root: the repository.
-        grid: values of each parameter.
         name: name of the sweep; its experiments add their number.
         jobs: number of experiments at the same time.
         environment: variables for the experiments, copied before connecting, because MLflow then

@@ -75,12 +75,7 @@ def restart_without_early_settings() -> None:
 
 
 def without_early_settings(environment: Mapping[str, str], encoding: str) -> dict[str, str] | None:
-    """Return the environment to start again with, or None if nothing in it decides.
-
-    Args:
-        environment: variables of the process.
-        encoding: name of the locale's encoding.
-    """
+    """Return the environment to start again with; None if neither it nor the encoding decides."""
     kept = {
         name: value
         for name, value in environment.items()

@@ -133,17 +133,13 @@ def _make_database(home: Path) -> None:
 
 
 def _check_database(database: Path) -> None:
-    """Refuse a local store that MLflow would answer with a traceback, or wait for without end.
-
-    Raises:
-        UserError: it is damaged, read-only or another version's.
-    """
+    """Raise UserError if the store is damaged, read-only or of another version of MLflow."""
     remedy = f"Move {database} away, or put a copy back; without one, the next stage makes it."
     if not database.is_file():
-        # As Docker makes one for a bind mount of a file that does not exist.
+        # Docker makes a folder for a bind mount of a missing file.
         raise UserError(f"MLflow's store mlflow.db is not a file. {remedy}")
     if not os.access(database, os.W_OK):
-        raise UserError(f"MLflow's store {database} may not be written to: change its permissions.")
+        raise UserError(f"MLflow's store {database} is not writable: change its permissions.")
     try:
         mlflow.set_tracking_uri(f"sqlite:///{database}")
         mlflow.get_experiment_by_name(EXPERIMENT)

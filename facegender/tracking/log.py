@@ -74,7 +74,6 @@ def log_epoch(epoch: int, metrics: Mapping[str, float], ended: int | None = None
 
     Args:
         epoch: number of the epoch, from 1.
-        metrics: values by name.
         ended: end of the epoch in milliseconds since 1970; None is now. MLflow drops a metric that
             equals another in everything, so an epoch logged again with its time appears once.
     """
@@ -119,13 +118,7 @@ def log_evaluation(
 
 @skip_if_server_failed
 def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
-    """Log the model files, and the export's metrics under `export_` and their names.
-
-    Args:
-        report: metrics of the export.
-        models: trained and exported model files, logged under `export`.
-        metrics_file: file with the report.
-    """
+    """Log the model files under `export`, and the metrics under `export_` and their names."""
     log_numbers("export", report)
     for path in models:
         mlflow.log_artifact(str(path), "export")
@@ -136,8 +129,6 @@ def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str |
     """Log pages about a run to it, and change nothing else.
 
     Args:
-        run_id: id of the run that holds the evaluation.
-        files: paths of the pages.
         loss: test loss that the pages report; shows that they are about this run.
         folder: artifact folder for the pages, or None for the top.
 
@@ -183,9 +174,7 @@ def log_model(
     pickle. Nothing is logged if the run already has the same model.
 
     Args:
-        model: `.tflite` file.
         code: directory of the package.
-        threshold: P(male) from which the label is `male`.
         input_example: input that `serving` accepts, shown with the model.
         packages: packages that it needs beyond those of every model.
 

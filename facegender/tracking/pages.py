@@ -31,12 +31,7 @@ def share_view() -> None:
 
 
 def runs_page(server: str, *, shared: bool) -> str:
-    """Return the address of the list of runs.
-
-    Args:
-        server: address of the MLflow server.
-        shared: whether `share_view` saved the view in its store.
-    """
+    """Return the address of the list of runs; `shared` if the store has that of `share_view`."""
     view = f"&viewStateShareKey={_VIEW}" if shared else ""
     return f"{server}/#/experiments/{_experiment_id()}/runs?{_QUERY}{view}"
 

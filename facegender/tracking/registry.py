@@ -84,11 +84,7 @@ class Version:
 
 
 def find_run(wanted: str) -> Run:
-    """Return the run that has an id, a prefix of it, or a name.
-
-    Raises:
-        UserError: no run matches, or several do.
-    """
+    """Return the run of an id, a prefix of one, or a name. Raises UserError if none or several."""
     runs: Sequence[Run] = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
     found = [run for run in runs if wanted and run.info.run_id == wanted] or [
         run
@@ -125,8 +121,6 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
     description; a version that becomes champion loses that alias.
 
     Args:
-        run: evaluated run.
-        judge: the gate's function.
         lock: file that serializes promotions on this machine. Those of other machines are noticed.
         force_reason: recorded reason to promote a version that fails, or None.
 
@@ -189,11 +183,7 @@ def champion_commit() -> str | None:
 
 
 def fetch_champion_model(folder: Path) -> Path:
-    """Download the champion's `.tflite` file into a folder, and return its path.
-
-    Raises:
-        UserError: the store lacks it.
-    """
+    """Download the champion's `.tflite` file into a folder. Raises UserError if it is lost."""
     uri = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
     try:
         fetched = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
@@ -206,11 +196,7 @@ def fetch_champion_model(folder: Path) -> Path:
 
 
 def manifest_digests(run_id: str | None = None) -> list[str]:
-    """Return the beginnings of the SHA-256 of the manifests that a run logged.
-
-    Args:
-        run_id: id of the run; None for the champion's.
-    """
+    """Return the start of each SHA-256 of the manifests that a run, or the champion's, logged."""
     client = MlflowClient()
     if run_id is None:
         champion = _champion(client)
@@ -221,9 +207,6 @@ def manifest_digests(run_id: str | None = None) -> list[str]:
 
 def rollback(*, lock: Path) -> tuple[int, int]:
     """Restore the former champion; a second call restores the one before it.
-
-    Args:
-        lock: lock file, as in `promote`.
 
     Returns:
         The version that was the champion, and the one that is now.

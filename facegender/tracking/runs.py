@@ -69,7 +69,6 @@ def training_run(
     """Open a run for a training; it ends FINISHED, or FAILED if the body raises.
 
     Args:
-        name: name in the list of runs.
         params: every parameter by its dotted name.
         tags: tags that identify the run; package versions are added.
         manifests: CSV of each split, logged as the run's datasets with their digests.
@@ -153,18 +152,14 @@ def evaluation_run(
 
     That is the run that trained the model, unless this store does not have it (a fresh clone, a
     model from DVC's cache), it already holds another evaluation, or it holds other parameters (the
-    model was reused with changed ones). Then it is a separate run, which copies parameters and
-    history; a repeated evaluation finds it again, so nothing is lost or logged twice.
+    model was reused with changed ones). Then it is a separate run with `name` and `tags`, which
+    copies parameters and history; a repeated evaluation finds it again, so nothing is lost or
+    logged twice. What an outage kept from the run that trained the model is logged now.
 
     Args:
         trained_by: id of the run that trained the model.
-        model: file of the model.
         evaluation: digest of everything that decides the evaluation's result.
-        params: parameters as in `training_run`; logged where they are missing.
-        manifests: manifests as in `training_run`; logged where they are missing.
-        history: metrics, one row per epoch; logged where they are missing.
-        name: name of a separate run, as in `training_run`.
-        tags: tags of a separate run, as in `training_run`.
+        history: metrics, one row per epoch.
         inputs: tags that identify the inputs, as known after training; for either run.
 
     Yields:
@@ -228,17 +223,10 @@ def _complete(
 def log_failure(
     log: str, *, stage: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
 ) -> str:
-    """Log the output of a failed stage as `log/<stage>.txt`, and mark its run FAILED.
+    """Log the output of a failed stage as `log/<stage>.txt`, mark its run FAILED, return its id.
 
-    Args:
-        log: output, without credentials.
-        stage: name of the stage.
-        name: name of the run, if the stage has not opened one.
-        params: parameters of the run, if the stage has not opened one.
-        tags: tags of the run, if the stage has not opened one.
-
-    Returns:
-        The run's id.
+    The output must be without credentials. A stage that has not opened a run gets one of `name`,
+    `params` and `tags`.
     """
     run = mlflow.last_active_run()
     if run is None:

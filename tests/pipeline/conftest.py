@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, sync_playwright
 from facegender.files import file_sha256
 from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.local_store import relocate
-from tests.conftest import free_port, tracked
+from tests.conftest import free_port, init_repository, run_command, tracked
 from tools.compose_params import ROOT
 from tools.ui import HOST, answers
 
@@ -56,17 +56,8 @@ class Clone:
 
     def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess:
         """Run a command there, as a user in the environment would."""
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.environment(**env),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if check and done.returncode:
-            raise AssertionError(f"{command} exits {done.returncode}\n{done.stdout}{done.stderr}")
-        return done
+        environment = self.environment(**env)
+        return run_command(*command, check=check, cwd=self.root, env=environment)
 
     def experiment(
         self,
@@ -83,9 +74,7 @@ class Clone:
         self.run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides)
 
     def init(self) -> None:
-        self.run("git", "init", "--quiet", "--initial-branch=main")
-        self.run("git", "config", "user.name", "test")
-        self.run("git", "config", "user.email", "test@localhost")
+        init_repository(self.root)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
@@ -117,6 +106,41 @@ def copy_of(clone: Clone, tmp_path: Path) -> Clone:
 
 
 @contextmanager
+def running(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    log: Path,
+    ready: Callable[[], bool],
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen]:
+    """Run a server until the block ends; then SIGTERM, as a service manager sends it."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=dict(environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # It starts child processes; a process group can be stopped as a whole.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not ready():
+            assert process.poll() is None, f"it ended\n{log.read_text()}"
+            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
+            time.sleep(0.2)
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        with suppress(ProcessLookupError):  # what did not end with it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+@contextmanager
 def served(
     clone: Clone,
     command: Sequence[str],
@@ -125,35 +149,15 @@ def served(
 ) -> Iterator[int]:
     """Run an MLflow server on a free port until the block ends; yield the port."""
     port = free_port()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, *options, "--port", str(port)],
-            cwd=clone.root,
-            env=clone.environment(
-                MLFLOW_DISABLE_TELEMETRY="true",
-                DO_NOT_TRACK="true",
-                # Its job workers are not needed here, and are slow to start.
-                MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
-            ),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # It starts child processes; a process group can be stopped as a whole.
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not answers(port):
-            assert process.poll() is None, f"it ended\n{log.read_text()}"
-            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
-            time.sleep(0.2)
+    environment = clone.environment(
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DO_NOT_TRACK="true",
+        # Its job workers are not needed here, and are slow to start.
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
+    words = [*command, *options, "--port", str(port)]
+    with running(words, environment, log, lambda: answers(port), clone.root):
         yield port
-    finally:
-        # SIGTERM, then SIGKILL: some of its processes survive the first.
-        for way in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, way)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from mlflow.entities import Run
 
 from facegender.params import Params, flatten
 from facegender.runtime.dvc_context import input_tags
+from tests.conftest import logged_model
 from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, copy_of, served, write_grid
 
 pytestmark = pytest.mark.slow
@@ -80,12 +81,8 @@ def test_experiments_at_the_same_time_log_all_they_have(swept: Clone, name: str)
     assert run.info.artifact_uri == folder.as_uri()
     for path in ("metrics/test.json", "metrics/test/roc.png", "export/model.tflite"):
         assert (folder / path).is_file()
-    (model,) = mlflow.search_logged_models(
-        [run.info.experiment_id],
-        filter_string=f"source_run_id = '{run.info.run_id}'",
-        output_format="list",
-    )
-    assert model.artifact_location.startswith((swept.root / "mlruns").as_uri())
+    location = logged_model(run.info.run_id).artifact_location
+    assert location.startswith((swept.root / "mlruns").as_uri())
 
 
 def ref(clone: Clone, name: str) -> str:
@@ -249,11 +246,7 @@ def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) ->
     (clone.root / path).write_text("at the new place")
     assert "addresses rewritten" in clone.run("facegender", "relocate").stdout
     assert "nothing to do" in clone.run("facegender", "relocate").stdout
-    (model,) = mlflow.search_logged_models(
-        [run.info.experiment_id],
-        filter_string=f"source_run_id = '{run.info.run_id}'",
-        output_format="list",
-    )
+    model = logged_model(run.info.run_id)
     with served(clone, ("mlflow", "ui"), tmp_path / "ui.log") as port:
         address = f"http://{HOST}:{port}"
         content = get(address, "/get-artifact", path="metrics/test.json", run_uuid=run.info.run_id)

@@ -1,19 +1,16 @@
 """Real servers for the tests, on 127.0.0.1, each in a process group that is stopped by its id."""
 
 import os
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import free_port
-from tests.pipeline.conftest import HOST, START_SECONDS
+from tests.pipeline.conftest import HOST, running
 
 BUCKET = "bucket"
 
@@ -22,35 +19,6 @@ def listens(port: int) -> bool:
     with suppress(OSError), socket.create_connection((HOST, port), timeout=5):
         return True
     return False
-
-
-@contextmanager
-def running(
-    command: Sequence[str], environment: Mapping[str, str], log: Path, ready: Callable[[], bool]
-) -> Iterator[subprocess.Popen]:
-    """Run a server until the block ends; then SIGTERM, as a service manager sends it."""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not ready():
-            assert process.poll() is None, f"it ended\n{log.read_text()}"
-            assert time.monotonic() < end, f"it does not answer\n{log.read_text()}"
-            time.sleep(0.2)
-        yield process
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(60)
-        with suppress(ProcessLookupError):  # what did not end with it
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from facegender.runtime.integrity import dvc_md5
+from tests.conftest import run_command
 from tests.leaks import holding
 from tests.pipeline.conftest import Clone, copy_of
 from tests.scale.servers import BUCKET, s3_server, stored
@@ -267,22 +268,13 @@ def test_users_of_a_group_write_to_the_same_cache() -> None:
             as_user = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", python]
 
             def run(*words: str, as_user: list[str] = as_user, work: Path = work) -> str:
-                done = subprocess.run(
-                    [*as_user, *words],
-                    cwd=work,
-                    env={
-                        "PATH": "/usr/bin:/bin",
-                        "HOME": str(work),
-                        "PYTHONPATH": str(packages),
-                        "DVC_SITE_CACHE_DIR": str(work / "site"),
-                    },
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    umask=0o022,
-                )
-                assert done.returncode == 0, done.stdout + done.stderr
-                return done.stdout
+                env = {
+                    "PATH": "/usr/bin:/bin",
+                    "HOME": str(work),
+                    "PYTHONPATH": str(packages),
+                    "DVC_SITE_CACHE_DIR": str(work / "site"),
+                }
+                return run_command(*as_user, *words, cwd=work, env=env, umask=0o022).stdout
 
             dvc = ("-m", "dvc")
             run(*dvc, "init", "--no-scm")

@@ -15,9 +15,8 @@ import pandas as pd
 import pytest
 
 from facegender.data.processed import ProcessedSplit
-from tests.conftest import write_images
+from tests.conftest import run_command, write_images
 from tests.pipeline.conftest import HOST, SMALL, Clone
-from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.scale
 
@@ -213,14 +212,8 @@ def test_a_chief_that_is_killed_stops_the_worker(alone: Alone, tmp_path: Path) -
 def on_two_devices(part: ProcessedSplit, recipe: dict) -> tuple[dict, dict]:
     """Train on one device and on two, in a process of its own."""
     weights = part.directory.with_name("start.weights.h5")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.scale.mirrored", part.directory, json.dumps(recipe), weights],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ("tests.scale.mirrored", part.directory, json.dumps(recipe), weights)
+    done = run_command(sys.executable, "-m", *words)
     one, two = json.loads(done.stdout.splitlines()[-1])
     return one, two
 

@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ import facegender
 from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
 from facegender.evaluation.metrics import classification_metrics
+from facegender.runtime.git import checked_git
 from facegender.tracking import connection, log, runs
-from tests.conftest import Exported
+from tests.conftest import Exported, init_repository
 from tools.compose_params import ROOT
 
 # Whether each of 40 test images is predicted rightly, the first 20 of them female.
@@ -96,18 +96,11 @@ def log_run(
 
 
 def commit_params(root: Path, *before: str) -> str:
-    """Commit params.yaml, after another command of git; return the commit."""
-    who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-    for words in (
-        before,
-        ("add", "params.yaml"),
-        (*who, "commit", "--quiet", "--allow-empty", "--message", "rules"),
-    ):
-        subprocess.run(["git", *words], cwd=root, check=True)
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(
-        command, cwd=root, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    """Commit params.yaml, after another command of git, if any; return the commit."""
+    commit = ("commit", "--quiet", "--allow-empty", "--message", "rules")
+    for words in filter(None, (before, ("add", "params.yaml"), commit)):
+        checked_git(root, *words)
+    return checked_git(root, "rev-parse", "HEAD")
 
 
 @pytest.fixture
@@ -120,7 +113,8 @@ def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
     settings["gate"]["floors"] = {"accuracy": {"at_least": 0.5}}
     settings["evaluate"]["groups"] = None  # these runs have no metadata
     (root / "params.yaml").write_text(yaml.safe_dump(settings))
-    commit_params(root, "init", "--quiet", "--initial-branch=main")
+    init_repository(root)
+    commit_params(root)
     # MLflow remembers where a run's artifacts are by its id, which all copies of the store share.
     _artifact_repos_cache.clear()
     connection.connect(root)

@@ -16,7 +16,7 @@ from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.inference.litert import probe_litert
 from facegender.inference.threshold import read_threshold, write_threshold
-from tests.conftest import FACEGENDER, WITH_PERMISSIONS, Exported, run_python
+from tests.conftest import FACEGENDER, WITH_PERMISSIONS, Exported, run_command, run_python
 from tools.compose_params import ROOT
 
 
@@ -109,9 +109,7 @@ def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProces
     predict = f"{sys.executable} -c '{FACEGENDER}' predict --model {model}"
     script = f"set -o pipefail; cd {folder}; {line.replace('PREDICT', predict)}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=False
-    )
+    return run_command("bash", "-c", script, env=environment, check=False)
 
 
 def test_streams_may_be_closed(exported: Exported, folder: Path) -> None:
@@ -165,12 +163,12 @@ def test_what_a_folder_has_besides_images_is_counted(
     assert predict(exported.float32, folder) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 64
-    assert captured.err.startswith(f"5 in {folder} passed over, as no image files: 'faces.csv', ")
+    assert captured.err.startswith(f"skipped 5 in {folder}, not image files: 'faces.csv', ")
     for name in ("film.mov", "linked", "lost.jpg", "raw.cr2"):
         assert f"'{name}'" in captured.err
     (folder.parent / "more" / "notes.txt").touch()
     monkeypatch.chdir(folder.parent / "more")
-    with pytest.raises(UserError, match=r"no image in the folder \. \(1 in \. passed"):
+    with pytest.raises(UserError, match=r"no image in the folder \. \(skipped 1 in \., not"):
         predict(exported.float32, ".")
 
 
@@ -181,16 +179,8 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_answered(
         (folder / name).mkdir()
         shutil.copy(folder / "00.png", folder / name / "00.png")
         (folder / name).chmod(mode)
-    code = "from facegender.cli.main import main; main()"
-    command = [*WITH_PERMISSIONS, sys.executable, "-c", code, "predict", "--json", "--model"]
-    done = subprocess.run(
-        [*command, exported.float32, folder, folder / "closed" / "00.png"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ["predict", "--json", "--model", exported.float32, folder, folder / "closed" / "00.png"]
+    done = run_python(FACEGENDER, *words, prefix=WITH_PERMISSIONS, check=False)
     for name in ("closed", "listed"):
         (folder / name).chmod(0o755)
     assert (done.returncode, done.stderr) == (1, f"{folder / 'closed'}: Permission denied\n")
@@ -269,16 +259,10 @@ def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, fo
     name = os.fsencode(folder) + b"/\xff.png"
     (folder / "00.png").rename(os.fsdecode(name))
     flags = [] if form == "text" else [f"--{form}"]
-    code = "from facegender.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "predict", "--model", exported.float32, *flags, name],
-        cwd=ROOT,
-        # As in a locale like en_US.UTF-8.
-        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    # As in a locale like en_US.UTF-8.
+    env = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    words = ["predict", "--model", exported.float32, *flags, name]
+    done = run_python(FACEGENDER, *words, env=env, text=False)
     written = {"text": rb"\udcff.png", "json": rb"\udcff.png", "csv": b"\xff.png"}[form]
     assert written in done.stdout
 

@@ -102,7 +102,7 @@ def sample() -> Results:
     folder = ROOT / "metrics"
     return parse_results(
         "sample",
-        test_metrics=(folder / "test.json").read_text(),
+        (folder / "test.json").read_text(),
         predictions=(folder / "predictions.csv").read_text(),
         export_metrics=(folder / "export.json").read_text(),
         speed=(folder / "speed.csv").read_text(),

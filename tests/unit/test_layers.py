@@ -1,21 +1,18 @@
 """The rules of CONTRIBUTING.md on imports, which keep commands fast and small changes small."""
 
 import ast
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_python
+from tests.conftest import run_command, run_python
 from tools.compose_params import ROOT
 
 PACKAGES = sorted((ROOT / "facegender").rglob("__init__.py"))
 
 
 def test_a_folder_imports_only_what_is_below_it() -> None:
-    command = ["lint-imports", "--no-cache", "--no-logo"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_command("lint-imports", "--no-cache", "--no-logo")
 
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)

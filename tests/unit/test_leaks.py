@@ -2,13 +2,14 @@
 
 import io
 import pickle
-import subprocess
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from facegender.runtime.git import checked_git
+from tests.conftest import init_repository
 from tests.leaks import contents, holding, is_pickle
 
 
@@ -24,12 +25,12 @@ def test_words_are_found_wherever_they_are(tmp_path: Path) -> None:
     (tmp_path / "canary" / "empty").touch()
     (tmp_path / "clean").write_text("nothing")
     (tmp_path / "link").symlink_to("/nowhere/canary")
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     repository = tmp_path / "repository"
-    subprocess.run(["git", "init", "--quiet", repository], check=True)
+    repository.mkdir()
+    init_repository(repository)
     (repository / "file").write_text("canary")
-    subprocess.run(["git", "add", "file"], cwd=repository, check=True)
-    subprocess.run([*git, "commit", "--quiet", "--message", "x"], cwd=repository, check=True)
+    checked_git(repository, "add", "file")
+    checked_git(repository, "commit", "--quiet", "--message", "x")
     (repository / "file").unlink()
     assert holding(tmp_path, ["absent", "canary"]) == [
         ".hidden",

@@ -20,7 +20,7 @@ from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.tracking import pages, registry
 from facegender.tracking.registry import Promotion, Verdict, find_run
-from tests.conftest import Exported
+from tests.conftest import Exported, logged_model
 from tests.unit.conftest import Store, commit_params, log_run
 from tools.compose_params import ROOT
 
@@ -65,10 +65,8 @@ def test_a_run_that_passes_is_the_champion_with_its_report(store: Store) -> None
 
 def test_the_test_metrics_are_linked_to_the_logged_model(store: Store) -> None:
     run = mlflow.get_run(store.runs["good"])
-    (model,) = mlflow.search_logged_models(
-        [run.info.experiment_id], f"source_run_id = '{run.info.run_id}'", output_format="list"
-    )
-    linked = {metric.key: metric.value for metric in model.metrics}
+    metrics = logged_model(run.info.run_id).metrics
+    linked = {metric.key: metric.value for metric in metrics}
     assert linked == {key: run.data.metrics[key] for key in linked}
     assert {"test_accuracy", "test_f1", "test_ece"} <= set(linked)
 
@@ -291,11 +289,8 @@ def test_a_run_that_did_not_finish_is_refused(store: Store, status: str) -> None
 
 
 def test_a_model_whose_logging_broke_off_is_refused(store: Store) -> None:
-    run = mlflow.get_run(store.runs["good"])
-    (model,) = mlflow.search_logged_models(
-        filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
-    )
-    MlflowClient().finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+    model_id = logged_model(store.runs["good"]).model_id
+    MlflowClient().finalize_logged_model(model_id, LoggedModelStatus.FAILED)
     with pytest.raises(UserError, match="has logged no model"):
         promote(store, "good")
     assert registry.list_versions() == []
@@ -396,7 +391,7 @@ def test_looser_rules_of_the_work_tree_promote_nothing(
     with pytest.raises(UserError, match="version 1 stays"):
         _run(["promote", "worse"])
     out = capsys.readouterr().out
-    assert f"beside the rules of {whose} (" in out
+    assert f"against the rules of {whose} (" in out
     assert "loosens the gate's rules: gate.max&#95;drop.accuracy from 0.01 to 0.9" in out
     assert ("the champion's commit, not recorded, is not in this clone" in out) == (
         whose != "the champion"

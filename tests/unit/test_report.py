@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from facegender.report.page import (
     render_card,
     render_page,
 )
+from facegender.runtime.git import checked_git
+from tests.conftest import fill, init_repository, run_command
 from tests.results import committed_sources
 from tools.compose_params import ROOT
 
@@ -279,24 +280,16 @@ def test_every_parameter_is_on_the_page_and_in_the_stage(
 
 
 def test_the_digest_of_the_code_is_what_the_page_says(tmp_path: Path) -> None:
-    for name in (
-        "stages/a.py",
-        "facegender/b.py",
-        "facegender/report/templates/c.j2",
-        "facegender/_d.py",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    for command in ("git init --quiet", "git add --all"):
-        subprocess.run(command.split(), cwd=tmp_path, check=True)
+    code = ("stages/a.py", "facegender/b.py", "facegender/_d.py")
+    fill(tmp_path, {name: name for name in (*code, "facegender/report/templates/c.j2")})
+    init_repository(tmp_path)
+    checked_git(tmp_path, "add", "--all")
     digest = code_digest(tmp_path, ["facegender", "stages"])
     (tmp_path / "facegender" / "__pycache__").mkdir()
     (tmp_path / "facegender" / "__pycache__" / "b.pyc").write_bytes(b"?")
     assert code_digest(tmp_path, ["facegender", "stages"]) == digest
     command = "git ls-files facegender stages | xargs sha256sum | sha256sum"
-    printed = subprocess.run(
-        command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
+    printed = run_command("bash", "-c", command, cwd=tmp_path).stdout
     assert printed.split()[0] == digest
     (tmp_path / "stages" / "a.py").write_text("other")
     assert code_digest(tmp_path, ["facegender", "stages"]) != digest

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
 from facegender.evaluation.metrics import classification_metrics
 from facegender.files import file_sha256
+from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import Exported
+from tests.conftest import Exported, fill, init_repository
 from tools.compose_params import ROOT
 
 RESULTS = ("metrics/predictions.csv", "metrics/test.json")
@@ -33,9 +33,8 @@ class Project:
 
     def __init__(self, root: Path, exported: Exported) -> None:
         self.root, self.model = root, exported.float32
-        for name in (".dvc/.gitignore", ".dvc/config", "dvc.yaml", "params.yaml"):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+        files = (".dvc/.gitignore", ".dvc/config", "dvc.yaml", "params.yaml")
+        fill(root, {name: (ROOT / name).read_bytes() for name in files})
         self.set("gate", "floors", {})
         self.set("evaluate", "groups", None)
         (root / "data/raw").mkdir(parents=True)
@@ -56,15 +55,13 @@ class Project:
         )
         self.write(self.table[:40])
         self.lock()
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.git("config", "user.name", "test")
-        self.git("config", "user.email", "test@localhost")
+        init_repository(root)
         (root / ".gitignore").write_text("/data\n/.dvc/cache\n")
         self.git("add", "--all")
         self.git("commit", "--quiet", "--message", "baseline")
 
     def git(self, *words: str) -> None:
-        subprocess.run(["git", *words], cwd=self.root, check=True, capture_output=True)
+        checked_git(self.root, *words)
 
     def set(self, group: str, name: str, value: object) -> None:
         path = self.root / "params.yaml"

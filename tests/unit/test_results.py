@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from facegender.gate.compare import commit_of, default_baseline, parse_results, 
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import FACEGENDER
+from tests.conftest import FACEGENDER, fill, init_repository, run_command
 from tools.compose_params import ROOT
 
 FILES = (
@@ -38,19 +37,13 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in FILES:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
+        fill(root, {name: (ROOT / name).read_bytes() for name in FILES})
         self.lock()
-        self.git("init", "--quiet", "--initial-branch=main")
-        self.git("config", "user.name", "test")
-        self.git("config", "user.email", "test@localhost")
+        init_repository(root)
         self.first = self.commit("first")
 
     def git(self, *arguments: str) -> str:
-        command = ["git", *arguments]
-        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return checked_git(self.root, *arguments)
 
     def commit(self, message: str) -> str:
         self.git("add", "--all")
@@ -153,7 +146,7 @@ def test_a_merge_never_mixes_two_results(project: Project) -> None:
         project.lock()
         project.commit(branch)
         kept = {name: (project.root / name).read_bytes() for name in ("dvc.lock", *FILES)}
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(UserError):
         project.git("merge", "one")
     assert {name: (project.root / name).read_bytes() for name in kept} == kept
     unmerged = project.git("diff", "--name-only", "--diff-filter=U").splitlines()
@@ -165,7 +158,7 @@ def test_the_advice_restores_a_file_in_the_middle_of_a_merge(project: Project) -
         project.git("switch", "--quiet", "--create", branch, "main")
         (project.root / "dvc.lock").write_text(f"stages: {line}]\n")
         project.commit(branch)
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(UserError):
         project.git("merge", "one")
     with pytest.raises(UserError, match=r"Cannot read dvc\.lock") as caught:
         edited_results(project.root, None, None)
@@ -317,7 +310,7 @@ def test_small_drops_that_pass_one_by_one_fail_as_a_sum(
     for form in ("text", "markdown"):
         assert gate("--baseline", "HEAD~1", "--format", form) == 1
         out = capsys.readouterr().out
-        assert f"Beside the reference, compared with {name} image by image" in out
+        assert f"The same results, compared with the reference {name} image by image" in out
         assert out.count("-0.0333") == out.count("-0.0083") == 1
 
 
@@ -561,8 +554,7 @@ def clone_of(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Call
 
     def clone(*options: str) -> Path:
         root = tmp_path_factory.mktemp("clone") / "clone"
-        command = ["git", "clone", "--quiet", *options, project.root.as_uri(), str(root)]
-        subprocess.run(command, check=True)
+        run_command("git", "clone", "--quiet", *options, project.root.as_uri(), root)
         os.chdir(root)
         return root
 
@@ -639,14 +631,8 @@ def test_an_output_that_fails_is_no_regression(
     command = (
         f"{sys.executable} -c '{FACEGENDER}' gate --baseline HEAD {output}; exit ${{PIPESTATUS[0]}}"
     )
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=project.root,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = run_command("bash", "-c", command, cwd=project.root, env=env, check=False)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith(says)
     assert len(done.stderr.splitlines()) == (1 if says else 0)
@@ -717,23 +703,11 @@ def test_predictions_that_are_none_are_refused(change: dict) -> None:
     for column, value in change.items():
         table.loc[3, column] = value
     with pytest.raises(UserError, match="the predictions have"):
-        parse_results(
-            "x",
-            test_metrics="{}",
-            predictions=table.to_csv(index=False),
-            export_metrics=None,
-            speed=None,
-        )
+        parse_results("x", "{}", predictions=table.to_csv(index=False))
 
 
 def test_a_training_of_no_epochs_has_no_speed() -> None:
-    results = parse_results(
-        "x",
-        test_metrics="{}",
-        predictions=None,
-        export_metrics=None,
-        speed="epoch,seconds,images_per_second\n",
-    )
+    results = parse_results("x", "{}", speed="epoch,seconds,images_per_second\n")
     assert results.costs["training_seconds"] == 0
     assert pd.isna(results.costs["training_images_per_second"])
 
@@ -745,9 +719,7 @@ def test_text_of_the_metadata_stays_text() -> None:
         "b.jpg,1,0.9,1,bb,None,7\n"
         "c.jpg,1,0.9,1,cc,,7\n"
     )
-    found = parse_results(
-        "x", test_metrics="{}", predictions=text, export_metrics=None, speed=None
-    ).predictions
+    found = parse_results("x", "{}", predictions=text).predictions
     assert found is not None
     assert found["country"].dropna().tolist() == ["NA", "None"]
     assert found["code"].tolist() == ["007", "7", "7"]

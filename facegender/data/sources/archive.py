@@ -113,7 +113,6 @@ def extract_archive(
     Args:
         archive: the file to unpack; its first bytes tell its kind.
         target: an empty directory, made if it is missing.
-        limits: limits on the unpacked archive.
         keep: whether to write a file, given its path and first 512 bytes; all are checked.
 
     Raises:

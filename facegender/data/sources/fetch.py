@@ -20,9 +20,6 @@ def fetch_dataset(
     """Fill the directory `target` with a dataset's images; on failure it stays as it was.
 
     Args:
-        dataset: the parameters of one source.
-        target: directory to make or replace.
-        limits: limits on an archive or folder.
         cache: directory for partial downloads.
         known: result of an earlier call, or None: the same version of a Kaggle dataset
             must then have the same bytes.
@@ -32,7 +29,7 @@ def fetch_dataset(
         what was `left_out` and which `other_files` there are, if any.
 
     Raises:
-        UserError: the source cannot be had, or is not what it was.
+        UserError: the source is unavailable, or has changed.
     """
     with replace_directory(target) as temporary:
         facts = _fill(dataset, temporary, limits, cache, known or {})

@@ -48,7 +48,6 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
     Args:
         source: a directory, or a zip or tar archive.
         target: an empty directory, made if it is missing; empty again on failure.
-        limits: limits on the archive or directory.
 
     Returns:
         The reason for each thing left out, by its path in `source`.
@@ -90,13 +89,10 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
 def list_folder(
     source: Path, target: Path, limits: ArchiveLimits, digest: Callable[[Path], str]
 ) -> dict[str, str]:
-    """Return what tells one content of a directory or archive from another.
+    """Return what identifies the content of a directory or archive.
 
     Args:
-        source: a directory, or an archive.
         target: the directory that `copy_folder` will fill.
-        limits: limits on the directory.
-        digest: the digest of a file.
 
     Returns:
         By its path in `source`, the digest of each file that `copy_folder` copies, and why it

@@ -1,9 +1,8 @@
 """The source `kaggle`: a dataset of class folders, fetched with the official client.
 
-The client signs in, downloads and resumes. What it leaves undone is done here. Of itself it
-waits for ever on a silent server, gives up at the first HTTP error, takes a damaged archive for
-a good one, prints signed URLs (and tokens, if VERBOSE is set), and signs in when it is imported,
-which is why it is imported in a function.
+The client signs in, downloads and resumes. By itself it waits forever for a silent server, gives up
+at the first HTTP error, accepts a damaged archive, prints signed URLs (and tokens, if VERBOSE is
+set), and signs in on import, so it is imported in a function.
 """
 
 import io
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3
+from filelock import FileLock, Timeout
 
 from facegender.data.sources.archive import ArchiveLimits, DamagedArchive, extract_archive
 from facegender.data.sources.raw_directory import clear_directory
@@ -31,11 +31,6 @@ from facegender.files import file_sha256, write_atomically
 
 if TYPE_CHECKING:
     from kaggle.api.kaggle_api_extended import KaggleApi
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +56,8 @@ class KaggleDownload:
     """A finished download.
 
     Attributes:
-        slug: `owner/name`.
-        version: its number, or None when none was asked for and Kaggle did not tell.
-        archive_sha256: of the archive as it came.
+        version: number, or None if none was asked for and Kaggle named none.
+        archive_sha256: SHA-256 of the archive as it came.
     """
 
     slug: str
@@ -78,7 +72,7 @@ class _Failure:
     problem: str
     advice: str
     transient: bool = False
-    wait: float | None = None  # seconds until then, if the server told
+    wait: float | None = None  # seconds until then, if the server said
 
 
 def download_kaggle(
@@ -103,17 +97,15 @@ def download_kaggle(
         slug: `owner/name` of the dataset, the end of its address.
         version: number of a version; None for the newest.
         target: an empty directory, made if it is missing; empty again on failure.
-        limits: limits on the unpacked archive.
         cache: directory where an unfinished download stays for the next call to resume.
         expected_sha256: `archive_sha256` of an earlier download.
-        expected_version: the version which that was. When another one is got now, as may be
-            with `version` None, the digests are not compared.
+        expected_version: version of that download; another version may have other bytes.
         attempts: number of tries, the first one included, while failures may be transient.
         delay: seconds before the second attempt, doubled for each later one.
         timeout: seconds without a byte after which a connection counts as broken.
 
     Raises:
-        UserError: the dataset cannot be had, or is not what it was; says what to do.
+        UserError: the dataset is unavailable, or has changed; says what to do.
         ValueError: the target is not empty.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+", slug):
@@ -294,10 +286,7 @@ def _no_requests() -> Iterator[None]:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Let nobody else read files that are made meanwhile.
-
-    The client makes ~/.kaggle and credentials.json open to all and restricts the latter afterwards.
-    """
+    """Make new files the user's alone: the client restricts its credentials only afterwards."""
     umask = os.umask(0o077)
     try:
         yield
@@ -321,7 +310,7 @@ def _silence(*, stderr: bool = True) -> Iterator[None]:
 
 
 def _explain(error: Exception, slug: str, version: int | None) -> _Failure:
-    """Put an exception of the client in words, none of them the exception's own."""
+    """Describe an exception of the client without its own words, which may hold secrets."""
     kind = type(error).__name__
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _explain_answer(error.response, slug, version)
@@ -362,7 +351,7 @@ def _explain(error: Exception, slug: str, version: int | None) -> _Failure:
 def _explain_answer(response: requests.Response, slug: str, version: int | None) -> _Failure:
     status = response.status_code
     if status < 400:
-        status = response.json()["code"]  # for which the client raised
+        status = response.json()["code"]  # what the client raised for
     title = _title(slug, version)
     page = f"{_SITE}/datasets/{slug}"
     wait = _retry_after(response)
@@ -422,24 +411,18 @@ def _locked(directory: Path) -> Iterator[None]:
     The log says which process it waits for.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    owner = directory / "owner"
-    descriptor = os.open(directory, os.O_RDONLY)
+    owner, lock = directory / "owner", FileLock(directory.with_name(f"{directory.name}.lock"))
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = "another process"
-            with suppress(FileNotFoundError):  # it has just ended
-                who = owner.read_text(encoding="utf-8")
-            _log.info("waiting for %s, which downloads to %s", who, directory)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = "another process"
+        with suppress(FileNotFoundError):  # it has just ended
+            who = owner.read_text(encoding="utf-8")
+        _log.info("waiting for %s, which downloads to %s", who, directory)
+        lock.acquire()
+    try:
         write_atomically(owner, f"process {os.getpid()} on {socket.gethostname()}")
-        try:
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
+        yield
     finally:
-        os.close(descriptor)  # which unlocks
+        owner.unlink(missing_ok=True)
+        lock.release()

@@ -167,11 +167,7 @@ def check_variants(choices: Mapping[str, Collection[str]]) -> None:
 
 
 def check_probabilities(signal: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
-    """Check that no probability is negative and that each class's add up to 100 percent.
-
-    Raises:
-        ValueError: they do not.
-    """
+    """Raise ValueError unless each class's probabilities, none negative, add up to 100 percent."""
     for attribute, values in signal.items():
         for column, label in enumerate(CLASSES):
             percents = [pair[column] for pair in values.values()]
@@ -254,8 +250,6 @@ def draw_sample(
     to `target`, and its attributes. A larger sample holds the smaller one of the same seed.
 
     Args:
-        target: existing directory.
-        per_class: pictures of each class.
         image_size: pixels a side.
         seed: source of chance, from 0 up.
         jobs: processes; None for one a core. Their number changes no byte.
@@ -344,15 +338,9 @@ def describe() -> str:
     return "\n".join(lines)
 
 
-def contact_sheet(path: Path, *, columns: int = 12, size: int = 80, seed: int = 42) -> None:
-    """Write a PNG of the first pictures: two rows of female, then two of male.
-
-    Args:
-        path: file to write.
-        columns: pictures in a row.
-        size: pixels a side of each.
-        seed: source of chance.
-    """
+def contact_sheet(path: Path) -> None:
+    """Write a PNG of the first pictures: two rows of female, then two of male."""
+    columns, size, seed = 12, 80, 42
     sheet = Image.new("RGB", (columns * size, 4 * size))
     for row in range(4):
         for column in range(columns):
