@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # most, because a test may take a gigabyte of memory.
 WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := pytest -n $(WORKERS) --maxprocesses 5
-# Tests that share a clone or a server run on one worker; the slowest files come first.
+# Tests that share a clone or a server run on one worker, in the order of tests/conftest.py.
 PIPELINES := $(PYTEST) --dist loadgroup --no-loadscope-reorder
 # Stages run `python`. Make sure that it is .venv's, whatever environment is active.
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)

@@ -72,6 +72,9 @@ def repository(tmp_path: Path) -> Clone:
         (clone.root / "files" / name).touch()
     clone.init()
     clone.run("dvc", "init", "--quiet")
+    # Else each command of DVC starts two processes, one of which reports to its makers.
+    quiet = "[core]\n    analytics = false\n    check_update = false\n"
+    (clone.root / ".dvc" / "config").write_text(quiet)
     clone.run("dvc", "repro")
     clone.commit("start")
     (clone.root / "params.yaml").write_text("changed: true\nx: 0\n")
