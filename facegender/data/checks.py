@@ -103,8 +103,9 @@ class Findings:
         return {
             **subjects,
             "checks": self.report(),
-            "duplicates": sum(
-                len(found.get(f"{kind}_duplicates", ())) for kind in ("exact", "near")
+            # A copy that is kept can be both.
+            "duplicates": len(
+                {path for kind in ("exact", "near") for path in found.get(f"{kind}_duplicates", ())}
             ),
             "under_both_labels": list(found.get("both_labels", ())),
             "invalid": [

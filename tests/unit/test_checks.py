@@ -255,6 +255,8 @@ def test_a_byte_copy_of_what_is_dropped_is_dropped(run: Callable[..., Result], r
         assert result.why(path) == ("near_duplicates", "shows nearly what 'male/03.png' shows")
     assert result.summary["checks"]["exact_duplicates"]["images"] == ["male/04.png"]
     assert {"male/03.png", "male/04.png", "male/04-again.png"} <= result.all
+    # A copy that is exact and near counts once.
+    assert run(exact_duplicates="keep", near_duplicates="keep").summary["duplicates"] == 3
 
 
 def test_checks_that_leave_out_too_much_stop_the_stage(
