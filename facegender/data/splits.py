@@ -16,6 +16,9 @@ from facegender.errors import UserError
 from facegender.labels import LABELS
 
 _SHARED_GROUPS = "groups.csv"
+# Share of the images, if there are more than a few, from which a subject is probably none, such as
+# unknown.
+_LARGE_SUBJECT, _FEW = 0.1, 100
 _SPLIT_ENDINGS = ("", "set", "data", "images")
 _log = logging.getLogger(__name__)
 
@@ -166,9 +169,21 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
             column,
             manifest["path"][subject.isna()].iloc[0],
         )
+    # Anna and anna are one: kept apart in error, they would be trained on and tested on.
+    folded = subject.astype("string").str.casefold()
+    largest = folded.value_counts()
+    if len(manifest) >= _FEW and largest.iloc[0] > _LARGE_SUBJECT * len(manifest):
+        _log.warning(
+            "split.group_by: %d of %d image(s) have the %s %r, and all of them go to one split; if "
+            "that is not one subject, leave these cells empty",
+            largest.iloc[0],
+            len(manifest),
+            column,
+            subject[folded == largest.index[0]].iloc[0],
+        )
     pictures = _groups(manifest, duplicate_groups)
     picture, _ = pd.factorize(pictures)
-    person, _ = pd.factorize(subject)  # -1 where missing
+    person, _ = pd.factorize(folded)  # -1 where missing
     named = person >= 0
     size = picture.max() + 1
     ends = (picture[named], size + person[named])

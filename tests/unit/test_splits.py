@@ -170,6 +170,21 @@ def test_a_person_stays_in_one_split_and_sizes_count_images() -> None:
     assert len(parts["validation"]) == pytest.approx(19, abs=4)
 
 
+def test_a_subject_that_is_probably_none_is_named_and_case_makes_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    frame = persons()
+    frame.loc[0, "person"] = frame.loc[40, "person"].upper() + "A"
+    frame.loc[1, "person"] = frame.loc[40, "person"] + "a"
+    subjects = group_by_subject(frame, groups_of(frame), "person")
+    assert subjects[frame.loc[0, "path"]] == subjects[frame.loc[1, "path"]]
+    assert caplog.messages == []
+    frame.loc[frame.index[:19], "person"] = "Unknown"
+    group_by_subject(frame, groups_of(frame), "person")
+    (said,) = caplog.messages
+    assert "19 of 180 image(s) have the person 'Unknown'" in said
+
+
 def test_persons_of_both_labels_are_divided_as_well() -> None:
     frame = persons()
     frame["person"] = frame["person"].str[2:]
