@@ -196,27 +196,26 @@ def find_sources(
         UserError: no argument names an image.
     """
     sources: list[tuple[str, bytes | Path]] = []
-    nothing = []
+    nothing = []  # why an argument names no image
     for argument in arguments:
-        path = Path(argument)
+        is_folder = _is_folder(argument)
         if argument == "-":
             content = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
             if len(content) > MAX_STDIN_BYTES:
                 raise UserError(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.")
             sources.append(("-", content))
-            continue
-        is_folder = _is_folder(argument)
-        if is_folder:
+        elif is_folder:
             images, why_none = _search(argument, unreadable)
             sources += images
-            nothing += [why_none] * (not images)
-            continue
-        sources.append((argument, path))
-        if is_folder is None:
-            nothing.append(
-                f"There is no file or folder {argument or repr(argument)}. A relative path starts "
-                "at the current folder."
-            )
+            if not images:
+                nothing.append(why_none)
+        else:
+            sources.append((argument, Path(argument)))
+            if is_folder is None:
+                nothing.append(
+                    f"There is no file or folder {argument or repr(argument)}. A relative path "
+                    "starts at the current folder."
+                )
     if len(nothing) == len(arguments):
         raise UserError(nothing[0])
     return sources
