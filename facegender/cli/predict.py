@@ -198,13 +198,12 @@ def find_sources(
     sources: list[tuple[str, bytes | Path]] = []
     nothing = []  # why an argument names no image
     for argument in arguments:
-        is_folder = _is_folder(argument)
         if argument == "-":
             content = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
             if len(content) > MAX_STDIN_BYTES:
                 raise UserError(f"Standard input has more than {MAX_STDIN_BYTES:,} bytes.")
             sources.append(("-", content))
-        elif is_folder:
+        elif is_folder := _is_folder(argument):
             images, why_none = _search(argument, unreadable)
             sources += images
             if not images:

@@ -74,23 +74,16 @@ def seeds(args: argparse.Namespace) -> int:
 
 def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[str, float]:
     """Print the spread of the test metrics and of the gate's verdict; return it as metrics."""
-    from dvc.utils.flatten import flatten
-
     from facegender.runtime.git import committed_text
+    from facegender.runtime.sweep import different_params
 
     commits = [one.commit for one in ended if one.commit is not None]
     paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
     results = [
         json.loads(committed_text(root, paths["test_metrics"], commit)) for commit in commits
     ]
-    here, there = (
-        flatten(yaml.safe_load(text))
-        for text in (
-            (root / "params.yaml").read_text(encoding="utf-8"),
-            committed_text(root, "params.yaml", commits[0]),
-        )
-    )
-    different = {key for key in {*here, *there} if here.get(key) != there.get(key)}
+    here = (root / "params.yaml").read_text(encoding="utf-8")
+    different = different_params([here, committed_text(root, "params.yaml", commits[0])])
     if unexpected := sorted(different - fixed - {SEED}):
         print(
             f"not the parameters of params.yaml: {', '.join(unexpected)}. Experiments start from "

@@ -60,12 +60,14 @@ class Findings:
         policies: `drop`, `keep` or `fail`, by check.
         reasons: what is wrong, by check and path; `invalid` holds files that are not images.
         without_subject: images that `split.group_by` says nothing of; None without it.
+        largest_subject: images of the largest group that stays together; None without it.
         groups: the group of images of one picture or subject, which stay together, by path.
     """
 
     policies: Mapping[str, str]
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
     without_subject: int | None = None
+    largest_subject: int | None = None
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
@@ -99,9 +101,12 @@ class Findings:
     def summary(self) -> dict[str, Any]:
         """Return what metrics/data.json says of the checks, ready for JSON."""
         found = self.reasons
-        subjects = {} if self.without_subject is None else {"without_subject": self.without_subject}
+        subjects = {
+            "without_subject": self.without_subject,
+            "largest_subject": self.largest_subject,
+        }
         return {
-            **subjects,
+            **{name: count for name, count in subjects.items() if count is not None},
             "checks": self.report(),
             # A copy that is kept can be both.
             "duplicates": len(
@@ -171,11 +176,11 @@ def clean(
     duplicate_groups = find_duplicate_groups(manifest, fingerprints)
     sizes = pd.Series(fingerprints.measures[:, :2].prod(1, dtype=np.int64), manifest["path"])
     manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
-    subjects = (
-        group_by_subject(manifest, duplicate_groups, split.group_by) if split.group_by else None
-    )
+    subjects = None
     if split.group_by:
+        subjects = group_by_subject(manifest, duplicate_groups, split.group_by)
         findings.without_subject = int(manifest[split.group_by].isna().sum())
+        findings.largest_subject = int(subjects.value_counts().iloc[0])
     findings.groups = duplicate_groups if subjects is None else subjects
     options: dict[str, Any] = {
         "validation_fraction": split.validation_fraction,

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import platform
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from importlib.metadata import version
@@ -95,7 +95,7 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
 
 
 @functools.cache
-def environment() -> dict[str, str]:
+def environment() -> Mapping[str, str]:
     """Return what decides, besides its input, the bytes that a process makes, by name.
 
     The machine's type is among it, as in all that is promised to be the same bit for bit.
@@ -113,7 +113,9 @@ def environment() -> dict[str, str]:
     }
 
 
-def _run(expected: dict[str, str], function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+def _run(
+    expected: Mapping[str, str], function: Callable[..., Any], args: tuple, kwargs: dict
+) -> Any:
     """Run a task if this worker's environment is the sender's: workers may join at any time."""
     if (found := environment()) != expected:
         differences = ", ".join(

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_exclusions(source: Path) -> list[str]:
-    """Return the lines of a list, without empty ones and comments. Raises UserError without it."""
+    """Return the entries of a list, without comments. Raises UserError if it is unreadable."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

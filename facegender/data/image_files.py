@@ -40,7 +40,7 @@ class PassedOver:
             self.first.append(str(path))
 
     def text(self, folder: str) -> str:
-        """Return a line about them; empty without any."""
+        """Return a line about them, or an empty string if there are none."""
         if not self.count:
             return ""
         names = ", ".join(map(repr, self.first)) + (", ..." if self.count > _NAMED else "")

@@ -17,8 +17,8 @@ class ImageFinder:
     """Finds images by the paths and names that people write into tables.
 
     Args:
-        images: all images, those that are not used as well: their rows mean no other image.
-        unused: images that are left out; a name that fits another image does not mean them.
+        images: all images, including those that are left out, so that their rows match no other.
+        unused: images that are left out; if a name also fits a used image, it means that one.
     """
 
     def __init__(self, images: Sequence[str], unused: Collection[str] = ()) -> None:
@@ -43,8 +43,8 @@ class ImageFinder:
 
         A name is a path from its table or from the raw data, or the end of one. If that fits no
         image, case, Unicode form, the leading folders of an absolute path and a missing ending
-        (`000001` for 000001.jpg) do not count; a leading folder that the data have, too, at that
-        height, does. Images in or below the table's folder take precedence.
+        (`000001` for 000001.jpg) do not count. A leading folder does count if the data have one of
+        that name at the same depth. Images in or below the table's folder take precedence.
 
         Args:
             folder: folder of the table, relative to the raw data.

@@ -292,7 +292,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image, tags: Mapping[int, Any]) -> int:
-    """Return of how many bits white is, in a grey picture of more than 8 bits.
+    """Return the number of bits that white takes in a grey picture of more than 8 bits.
 
     A TIFF of 12 bits says so, or by its largest sample. Samples of a PNG fill all bits. 32 bits, or
     floating point, hold what a program had in memory: levels of 8 or 16 bits, or from 0 to 1.

@@ -4,7 +4,7 @@ import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from posixpath import commonpath
 
@@ -112,11 +112,6 @@ def label_images(
             f"{folder!r} ({count})" for folder, count in sorted(unknown.items())[:20]
         )
         letters = (
-            " Folders of one letter count only at the top level of the dataset: rename them."
-            if any(_spelt(part) in meaning for folder in unknown for part in Path(folder).parts)
-            else ""
-        )
-        letters = (
             " A name of one letter counts only at the top level of the dataset: rename the folders."
             if any(_spelt(part) in meaning for folder in unknown for part in Path(folder).parts)
             else ""
@@ -151,11 +146,7 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
 
 
 def label_by_table(
-    directory: Path,
-    images: Sequence[PurePosixPath],
-    labels: TableLabels,
-    notes: Notes,
-    excluded: Collection[str] = (),
+    directory: Path, images: Sequence[PurePosixPath], labels: TableLabels, notes: Notes
 ) -> tuple[pd.DataFrame, list[Path]]:
     """Label images by the rows of one or more CSVs.
 
@@ -163,8 +154,8 @@ def label_by_table(
 
     Args:
         images: images, relative to `directory`.
-        notes: where to note images without row, and rows without image.
-        excluded: other images, which are left out with their rows.
+        notes: where to note images without row, and rows without image; its excluded images are
+            left out with their rows.
 
     Returns:
         A frame with the columns `path`, `label` and the other columns of the CSVs, sorted by path,
@@ -184,7 +175,7 @@ def label_by_table(
             "CSV), or choose where else labels come from (docs/kaggle.md)."
         )
     paths = [str(path) for path in images]
-    finder = ImageFinder([*paths, *excluded], excluded)
+    finder = ImageFinder([*paths, *notes.excluded], notes.excluded)
     tables: dict[Path, pd.DataFrame] = {}
     without: dict[str, MissingColumnError] = {}
     for source in sources:

@@ -55,7 +55,7 @@ def build_manifest(
     paths = exclude_paths(found, exclude, notes)
     tables: list[Path] = []
     if isinstance(labels, TableLabels):
-        manifest, tables = label_by_table(directory, paths, labels, notes, notes.excluded)
+        manifest, tables = label_by_table(directory, paths, labels, notes)
     elif isinstance(labels, FilenameLabels):
         manifest = label_by_name(paths, labels, notes)
     else:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping
+from functools import cache
 from itertools import dropwhile, takewhile
 from math import floor
 from pathlib import Path, PurePosixPath
@@ -16,8 +17,8 @@ from facegender.errors import UserError
 from facegender.labels import LABELS
 
 _SHARED_GROUPS = "groups.csv"
-# Share of the images, if there are more than a few, from which a subject is probably none, such as
-# unknown.
+# A subject with a larger share than this, of more than a few images, is probably not one person but
+# a value such as `unknown`.
 _LARGE_SUBJECT, _FEW = 0.1, 100
 _SPLIT_ENDINGS = ("", "set", "data", "images")
 _log = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ def write_shared_groups(
 
 
 def read_shared_groups(folder: Path) -> dict[str, str]:
-    """Return what `write_shared_groups` wrote, as groups by path. Raises UserError without it."""
+    """Return what `write_shared_groups` wrote. Raises UserError if the file is missing."""
     if not (folder / _SHARED_GROUPS).is_file():
         raise UserError(
             f"{folder.name}/{_SHARED_GROUPS} is missing, so labels cannot be judged without the "
@@ -240,8 +241,9 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
     return split
 
 
+@cache  # many images lie in few folders
 def split_of_folder(name: str) -> str | None:
-    """Return the split that a folder's name tells, as Train, test_set or "Training data" do."""
+    """Return the split that a folder's name stands for: Train, test_set, "Training data"."""
     plain = re.sub(r"[\W_]+", "", name.casefold())
     known = (SPLIT_FOLDERS.get(plain.removesuffix(ending)) for ending in _SPLIT_ENDINGS)
     return next(filter(None, known), None)

@@ -87,7 +87,7 @@ def _worst_group(
     below = [one for one, p in zip(judged, adjusted, strict=True) if p < settings.significance]
     # The lowest may be a small group that chance explains, and another one decides.
     if below and lowest[1] not in [name for _, name, _ in below]:
-        share, name, of_group = below[0]
+        share, name, of_group = min(below, key=lambda one: one[:2])
         notes.append(f"significant is {name} with {share:.4f}, {len(of_group)} images")
     return float(lowest[0]), not below, "; ".join(notes)
 

@@ -28,8 +28,8 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
     for path, recorded in recorded_outs(_read_lock(root, commit)).items():
         if paths is None or path in paths:
             content = read_bytes(root, path, commit)
-            md5 = hashlib.md5(content or b"", usedforsecurity=False).hexdigest()
-            edited += [path] * (content is not None and md5 != recorded)
+            if content is not None and _md5(content) != recorded:
+                edited.append(path)
     return edited
 
 
@@ -153,3 +153,7 @@ def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:
         return dict(content["stages"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError("dvc.lock is missing or has no stages: run `dvc repro`.") from error
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

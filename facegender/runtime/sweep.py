@@ -204,21 +204,27 @@ def run_sweep(
 
 
 def different_losses(root: Path, commits: Sequence[str]) -> list[str]:
-    """Return the parameters that differ between experiments and make their losses different things.
+    """Return the parameters that differ between experiments and make their losses incomparable.
 
     A recipe sets some of them, so that the grid does not show them.
     """
     texts = [committed_text(root, "params.yaml", commit) for commit in commits]
-    contents = [yaml.safe_load(text) for text in texts]
-
-    def value(content: Any, name: str) -> str:
-        for key in name.split("."):
-            content = content.get(key) if isinstance(content, dict) else None
-        return json.dumps(content, sort_keys=True, default=str)
-
+    different = different_params(texts)
     return [
-        name for name in _DECIDE_LOSS if len({value(content, name) for content in contents}) > 1
+        name for name in _DECIDE_LOSS if any(f"{key}.".startswith(f"{name}.") for key in different)
     ]
+
+
+def different_params(texts: Sequence[str]) -> set[str]:
+    """Return the dotted names of the parameters that differ between contents of params.yaml."""
+    from dvc.utils.flatten import flatten
+
+    contents = [flatten(yaml.safe_load(text)) for text in texts]
+    return {
+        key
+        for key in set().union(*contents)
+        if any(content.get(key) != contents[0].get(key) for content in contents)
+    }
 
 
 def _loss_in_mlflow(

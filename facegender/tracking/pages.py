@@ -31,7 +31,7 @@ def share_view() -> None:
 
 
 def runs_page(server: str, *, shared: bool) -> str:
-    """Return the address of the list of runs; `shared` if the store has that of `share_view`."""
+    """Return the address of the list of runs; `shared`: with the view that `share_view` saved."""
     view = f"&viewStateShareKey={_VIEW}" if shared else ""
     return f"{server}/#/experiments/{_experiment_id()}/runs?{_QUERY}{view}"
 

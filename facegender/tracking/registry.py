@@ -84,7 +84,7 @@ class Version:
 
 
 def find_run(wanted: str) -> Run:
-    """Return the run of an id, a prefix of one, or a name. Raises UserError if none or several."""
+    """Return the run of this id, prefix of an id, or name. Raises UserError unless one matches."""
     runs: Sequence[Run] = mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
     found = [run for run in runs if wanted and run.info.run_id == wanted] or [
         run

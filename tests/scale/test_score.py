@@ -28,7 +28,7 @@ from tests.pipeline.conftest import HOST, START_SECONDS, Clone
 from tests.unit.conftest import RUNS, log_run
 
 pytestmark = [pytest.mark.scale, pytest.mark.skipif(not shutil.which("java"), reason="needs Java")]
-pyspark = pytest.importorskip("pyspark")
+pyspark = pytest.importorskip("pyspark", reason="needs pyspark: make install-scale")
 
 SCORE = ("facegender", "score", "--master", "local[2]")
 BUCKET = "photos"

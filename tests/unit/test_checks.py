@@ -337,6 +337,15 @@ def test_images_without_a_subject_are_counted(run: Callable[..., Result], raw: P
     assert "without_subject" not in run().summary
 
 
+def test_the_images_of_the_largest_subject_are_counted(
+    run: Callable[..., Result], raw: Path
+) -> None:
+    rows = ["file,person", *(f"female/{number:02}.png,unknown" for number in range(5))]
+    (raw / "people.csv").write_text("\n".join(rows))
+    assert run(group_by="person").summary["largest_subject"] == 5
+    assert "largest_subject" not in run().summary
+
+
 def test_the_result_is_independent_of_names(run: Callable[..., Result], raw: Path) -> None:
     for number in range(4):
         copy_nearly(raw / "male" / f"{number:02}.png", raw / "male" / f"{number:02}-copy.jpg")

@@ -252,7 +252,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("scheme", ["s3", "s3a", "s3n"])
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_all_forms_of_an_s3_address_are_one_folder(scheme: str, slash: str) -> None:
-    pytest.importorskip("s3fs")
+    pytest.importorskip("s3fs", reason="needs s3fs: make install-scale")
     storage = storage_of(f"{scheme}://bucket/photos{slash}")
     assert storage.url == "s3://bucket/photos"
     assert storage.address("a.jpg") == f"{scheme}://bucket/photos/a.jpg"
@@ -261,7 +261,7 @@ def test_all_forms_of_an_s3_address_are_one_folder(scheme: str, slash: str) -> N
 def test_parquet_on_s3_is_read_and_resumed_under_any_form_of_its_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("s3fs")
+    pytest.importorskip("s3fs", reason="needs s3fs: make install-scale")
     moto = pytest.importorskip("moto.server")
     monkeypatch.setattr(
         storage_module, "_filesystem", lru_cache(storage_module._filesystem.__wrapped__)

@@ -174,8 +174,7 @@ def test_a_subject_that_is_probably_none_is_named_and_case_makes_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     frame = persons()
-    frame.loc[0, "person"] = frame.loc[40, "person"].upper() + "A"
-    frame.loc[1, "person"] = frame.loc[40, "person"] + "a"
+    frame.loc[:1, "person"] = ["Anna", "anna"]
     subjects = group_by_subject(frame, groups_of(frame), "person")
     assert subjects[frame.loc[0, "path"]] == subjects[frame.loc[1, "path"]]
     assert caplog.messages == []

@@ -131,13 +131,12 @@ def test_losses_that_cannot_be_compared_have_no_best(
     overrides: tuple[list[str], list[str]],
     differing: list[str],
 ) -> None:
-    checked_git(tmp_path, "init", "--quiet")
+    init_repository(tmp_path)
     ends = []
     for number, words in enumerate(overrides):
         compose(tmp_path / "params.yaml", *words)
         checked_git(tmp_path, "add", "params.yaml")
-        who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
-        checked_git(tmp_path, *who, "commit", "--quiet", "--message", "point")
+        checked_git(tmp_path, "commit", "--quiet", "--message", "point")
         commit = checked_git(tmp_path, "rev-parse", "HEAD")
         ends.append(Ended(Point(f"point-{number}", {}), 0, "", commit, None))
     assert different_losses(tmp_path, [str(end.commit) for end in ends]) == differing

@@ -276,9 +276,10 @@ def _open_zip(archive: Path) -> Generator[_Member, None, None]:
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
     """Return a member's name; macOS writes it as UTF-8 without the flag that says so."""
-    name = info.orig_filename  # `filename` is cut at a NUL
+    # zipfile cuts `filename` at a NUL; from Python 3.12 on it may hold a name in Unicode.
+    name = info.orig_filename if "\0" in info.orig_filename else info.filename
     if not info.flag_bits & _UTF8:
-        with suppress(UnicodeDecodeError):
+        with suppress(UnicodeError):
             return name.encode("cp437").decode("utf-8")
     return name
 
