@@ -6,8 +6,10 @@ affine map. What differs after that, and after a fit of brightness and saturatio
 `python -m bench.duplicates` prints the distances that the limits below stand between.
 """
 
+from typing import NamedTuple
+
 import numpy as np
-from scipy.ndimage import gaussian_filter1d, maximum_filter, minimum_filter, uniform_filter
+from scipy.ndimage import gaussian_filter1d, uniform_filter
 
 from facegender.data.fingerprints import THUMBNAIL_SIZE as SIZE
 
@@ -24,16 +26,18 @@ LEAST_COMPARED = 0.05
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-_STEPS = 5  # of the alignment
+_STEPS = 2  # of the alignment; five change no verdict
 _REACH = 0.15  # by which the alignment may change a warp, of half a side
 _BLUR = 0.7  # pixels
 _MARGIN = 1.5  # pixels at the border, which a crop or a rotation spoils
 _WHITE, _BLACK = 246, 6  # from which, and up to which, a level may have been cut off
 _UNLIKE = 0.95  # correlation below which aligned pictures need no closer look
+_FAR = 2  # times the limits, beyond which a pair is not compared in the other frame
 
 SIDE = ((np.arange(SIZE) + 0.5) / SIZE * 2 - 1).astype(np.float32)
 # Coordinates x, y of each pixel, from -1 to 1: shape (2, pixels).
 GRID = np.stack([np.tile(SIDE, SIZE), np.repeat(SIDE, SIZE)])
+_KERNEL = gaussian_filter1d(np.eye(SIZE, dtype=np.float32), _BLUR, axis=0, mode="nearest")
 _CENTRE = np.outer(np.cos(SIDE * 1.4), np.cos(SIDE * 1.4)).ravel()
 _INNER = (np.abs(GRID) <= 1 - 2 * _MARGIN / SIZE).all(0)
 
@@ -63,7 +67,8 @@ def aligned_difference(
     """Lay one picture of each pair over the other, and return by how much they still differ.
 
     Each is predicted from the other, in the frame of each, and the least difference counts: only
-    the whole picture holds what a crop shows, only the coloured one the colours of a grey one.
+    the whole picture holds what a crop shows, only the coloured one the colours of a grey one. The
+    second frame is left out where the first is far from the limits.
 
     Returns:
         Shape (2, n), shares of the contrast: root mean square of the difference, and the mean of
@@ -77,41 +82,37 @@ def aligned_difference(
     near = np.flatnonzero(alike > _UNLIKE)
     if not len(near):
         return result
-    matrix, shift = matrix[near], shift[near]
-    moved, fixed = (p[near].reshape(len(near), -1, 3).astype(np.float32) for p in (moved, fixed))
-    back = np.linalg.inv(matrix)
-    frames = [
-        (*sample(moved, matrix, shift), fixed),
-        (*sample(fixed, back, -(back @ shift[:, :, None])[:, :, 0]), moved),
-    ]
-    differences = []
-    for warped, inside, target in frames:
-        seen = inside & _INNER
-        differences += [_unexplained(warped, target, seen), _unexplained(target, warped, seen)]
-    found = np.stack(differences)
-    worst = np.maximum(found[:, 0] / MAX_RMS, found[:, 1] / MAX_LOCAL).argmin(0)
-    result[:, near] = found[worst, :, np.arange(len(near))].T
+    moved, fixed, matrix, shift = moved[near], fixed[near], matrix[near], shift[near]
+    result[:, near] = first = _difference(moved, fixed, matrix, shift)
+    close = np.flatnonzero(_excess(first) <= _FAR)
+    if not len(close):
+        return result
+    back = np.linalg.inv(matrix[close])
+    shift = -(back @ shift[close, :, None])[:, :, 0]
+    second = _difference(fixed[close], moved[close], back, shift)
+    result[:, near[close]] = _least(first[:, close], second)
     return result
 
 
 def sample(
     pictures: np.ndarray, matrix: np.ndarray, shift: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolate pictures, shape (n, pixels, channels), at matrix @ p + shift for each pixel p.
+    """Interpolate pictures, shape (n, channels, pixels), at matrix @ p + shift for each pixel p.
 
     Returns:
         The pictures, and which pixels lie inside the one that was interpolated: (n, pixels).
     """
-    n, pixels, channels = pictures.shape
+    n, channels, pixels = pictures.shape
     at = matrix @ GRID + shift[:, :, None]
     inside = (np.abs(at) <= 1 - 2 * _MARGIN / SIZE).all(1)
     at = ((at + 1) * (SIZE / 2) - 0.5).clip(0, SIZE - 1.001)
     corner = at.astype(np.int32)
-    x, y = (at - corner).transpose(1, 0, 2)[..., None]
-    first = np.arange(n)[:, None] * pixels + corner[:, 1] * SIZE + corner[:, 0]
-    flat = pictures.reshape(n * pixels, channels)
-    top = flat.take(first, 0) * (1 - x) + flat.take(first + 1, 0) * x
-    bottom = flat.take(first + SIZE, 0) * (1 - x) + flat.take(first + SIZE + 1, 0) * x
+    x, y = (at - corner).transpose(1, 0, 2)[:, :, None]
+    planes = np.arange(n * channels).reshape(n, channels, 1) * pixels
+    first = planes + (corner[:, 1] * SIZE + corner[:, 0])[:, None]
+    flat = pictures.ravel()
+    top = flat.take(first) * (1 - x) + flat.take(first + 1) * x
+    bottom = flat.take(first + SIZE) * (1 - x) + flat.take(first + SIZE + 1) * x
     return top + y * (bottom - top), inside
 
 
@@ -161,12 +162,12 @@ def _align(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the warp with which the pictures in grey agree best, and their correlation then."""
     n = len(moved)
-    source, target = (_blurred((pictures @ LUMA).reshape(n, -1, 1)) for pictures in (moved, fixed))
-    target = target[..., 0]
+    source, target = (_blurred((pictures @ LUMA).reshape(n, 1, -1)) for pictures in (moved, fixed))
+    target = target[:, 0]
     start = matrix, shift
     for step in range(_STEPS + 1):
         warped, inside = sample(source, matrix, shift)
-        warped = warped[..., 0]
+        warped = warped[:, 0]
         cut_off = ((warped >= _WHITE) & (target >= _WHITE)) | (
             (warped <= _BLACK) & (target <= _BLACK)
         )
@@ -189,7 +190,50 @@ def _correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> np.n
     return product / np.sqrt(np.maximum(squares, 1e-6))
 
 
-def _unexplained(source: np.ndarray, target: np.ndarray, seen: np.ndarray) -> np.ndarray:
+def _difference(
+    moved: np.ndarray, fixed: np.ndarray, matrix: np.ndarray, shift: np.ndarray
+) -> np.ndarray:
+    """Return by how much aligned pictures differ in the frame of `fixed`, shape (2, n)."""
+    warped, inside = sample(_planes(moved), matrix, shift)
+    seen = inside & _INNER
+    one, other = _tones(warped), _tones(_planes(fixed))
+    return _least(_unexplained(one, other, seen), _unexplained(other, one, seen))
+
+
+def _least(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.where(_excess(first) <= _excess(second), first, second)
+
+
+def _excess(difference: np.ndarray) -> np.ndarray:
+    """Return the larger of both differences, as a multiple of its limit."""
+    return np.maximum(difference[0] / MAX_RMS, difference[1] / MAX_LOCAL)
+
+
+class _Tones(NamedTuple):
+    """Pictures, and what is compared of them.
+
+    Attributes:
+        levels: shape (n, 3, pixels).
+        blurred: the same, blurred.
+        grey: luma of `blurred`, shape (n, 1, pixels).
+        white: which levels of `blurred` lie at white, or beside one that does.
+        black: the same at black.
+    """
+
+    levels: np.ndarray
+    blurred: np.ndarray
+    grey: np.ndarray
+    white: np.ndarray
+    black: np.ndarray
+
+
+def _tones(pictures: np.ndarray) -> _Tones:
+    blurred = _blurred(pictures)
+    white, black = _dilated(blurred >= _WHITE), _dilated(blurred <= _BLACK)
+    return _Tones(pictures, blurred, (LUMA @ blurred)[:, None], white, black)
+
+
+def _unexplained(source: _Tones, target: _Tones, seen: np.ndarray) -> np.ndarray:
     """Return what differs between aligned pictures when one is predicted from the other.
 
     Brightness of the target is that of the source by a gain and an offset, and its colours are the
@@ -197,45 +241,35 @@ def _unexplained(source: np.ndarray, target: np.ndarray, seen: np.ndarray) -> np
     predicted, it is not compared.
 
     Args:
-        source: shape (n, pixels, 3).
+        source: n pictures.
         target: pictures of the same shape.
         seen: bool (n, pixels): where both pictures are.
 
     Returns:
         Shape (2, n), as `aligned_difference` does.
     """
-    n = len(source)
-    blurred, target = _blurred(source), _blurred(target)
-    grey, grey_target = blurred @ LUMA, target @ LUMA
-    colour, colour_target = blurred - grey[..., None], target - grey_target[..., None]
-    bright, dark = _widest(target), _narrowest(target)
-    whole = (
-        (np.maximum(_widest(blurred), bright) < _WHITE)
-        & (np.minimum(_narrowest(blurred), dark) > _BLACK)
-    ).all(-1)
-    weight = seen * (whole + np.float32(1e-3))
-
-    terms = np.stack([grey, np.full_like(grey, 128)], 1)
-    gain, offset = least_squares(terms, grey_target, weight).T[:, :, None]
-    strength = (colour * colour_target * weight[..., None]).sum((1, 2)) / np.maximum(
-        (colour**2 * weight[..., None]).sum((1, 2)), 1
+    n = len(seen)
+    cut_off = (source.white | target.white | source.black | target.black).any(1)
+    weight = seen * (~cut_off + np.float32(1e-3))
+    terms = np.concatenate([source.grey, np.full_like(source.grey, 128)], 1)
+    gain, offset = least_squares(terms, target.grey[:, 0], weight).T[:, :, None, None]
+    colour, colour_target = source.blurred - source.grey, target.blurred - target.grey
+    strength = (colour * colour_target * weight[:, None]).sum((1, 2)) / np.maximum(
+        (colour**2 * weight[:, None]).sum((1, 2)), 1
     )
-    grey = (source @ LUMA)[..., None]
-    image = (
-        gain[..., None] * grey
-        + 128 * offset[..., None]
-        + strength.clip(0, 3)[:, None, None] * (source - grey)
-    )
+    strength = strength.clip(0, 3)[:, None, None]
+    grey = (LUMA @ source.levels)[:, None]
+    image = gain * grey + 128 * offset + strength * (source.levels - grey)
     # Cut off before it is blurred, as in the picture itself.
     image, unlimited = _blurred(image.clip(0, 255)), _blurred(image)
-    clipped = ((bright >= _WHITE) & (_widest(unlimited) >= _WHITE)) | (
-        (dark <= _BLACK) & (_narrowest(unlimited) <= _BLACK)
+    clipped = (target.white & _dilated(unlimited >= _WHITE)) | (
+        target.black & _dilated(unlimited <= _BLACK)
     )
-    compared = seen & ~clipped.all(-1)
-    difference = (np.abs(image - target) * ~clipped).max(-1) * seen
+    compared = seen & ~clipped.all(1)
+    difference = (np.abs(image - target.blurred) * ~clipped).max(1) * seen
     count = np.maximum(compared.sum(1), 1)
-    mean = (target * compared[..., None]).sum(1, keepdims=True) / count[:, None, None]
-    spread = ((target - mean) ** 2).mean(-1)
+    mean = (target.blurred * compared[:, None]).sum(2, keepdims=True) / count[:, None, None]
+    spread = ((target.blurred - mean) ** 2).mean(1)
     contrast = np.sqrt((spread * compared).sum(1) / count)
     local = uniform_filter(difference.reshape(n, SIZE, SIZE), (0, 3, 3)).max((1, 2))
     result = np.stack([np.sqrt((difference**2).sum(1) / count), local])
@@ -245,19 +279,25 @@ def _unexplained(source: np.ndarray, target: np.ndarray, seen: np.ndarray) -> np
     return result
 
 
-def _square(pictures: np.ndarray) -> np.ndarray:
-    return pictures.reshape(len(pictures), SIZE, SIZE, -1)
+def _planes(pictures: np.ndarray) -> np.ndarray:
+    """Return pictures of shape (n, 32, 32, 3) as float32 (n, 3, pixels)."""
+    planes = pictures.reshape(len(pictures), SIZE * SIZE, 3).transpose(0, 2, 1)
+    return np.ascontiguousarray(planes, np.float32)
 
 
 def _blurred(pictures: np.ndarray) -> np.ndarray:
-    """Blur pictures of shape (n, pixels, channels)."""
-    pixels = gaussian_filter1d(_square(pictures), _BLUR, axis=1, mode="nearest")
-    return gaussian_filter1d(pixels, _BLUR, axis=2, mode="nearest").reshape(pictures.shape)
+    """Blur pictures of shape (n, channels, pixels)."""
+    square = pictures.reshape(*pictures.shape[:2], SIZE, SIZE)
+    return (_KERNEL @ square @ _KERNEL.T).reshape(pictures.shape)
 
 
-def _widest(pictures: np.ndarray) -> np.ndarray:
-    return maximum_filter(_square(pictures), (1, 3, 3, 1)).reshape(pictures.shape)
-
-
-def _narrowest(pictures: np.ndarray) -> np.ndarray:
-    return minimum_filter(_square(pictures), (1, 3, 3, 1)).reshape(pictures.shape)
+def _dilated(pixels: np.ndarray) -> np.ndarray:
+    """Return which pixels, shape (n, channels, pixels), are among those given or touch one."""
+    square = pixels.reshape(*pixels.shape[:2], SIZE, SIZE)
+    rows = square.copy()
+    rows[:, :, 1:] |= square[:, :, :-1]
+    rows[:, :, :-1] |= square[:, :, 1:]
+    both = rows.copy()
+    both[..., 1:] |= rows[..., :-1]
+    both[..., :-1] |= rows[..., 1:]
+    return both.reshape(pixels.shape)

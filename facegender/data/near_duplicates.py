@@ -9,12 +9,13 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from facegender.data import alignment, similar_pictures
 from facegender.data.fingerprint_store import Thumbnails
 
-_PAIRS = 128  # aligned at a time
+_PAIRS = 32  # aligned at a time; their arrays fit into a core's cache
 
 
 def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> list[list[int]]:
@@ -32,10 +33,11 @@ def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> list[list[int]]
         return []
     seen = 0
     with (
+        threadpool_limits(1),  # each thread of the pool multiplies its own matrices
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=n, desc="compare", unit="image", mininterval=1) as bar,
     ):
-        for found in similar_pictures.find_candidates(thumbnails, groups):
+        for found in similar_pictures.find_candidates(thumbnails, groups, pool.map):
             pieces = [slice(at, at + _PAIRS) for at in range(0, len(found.moved), _PAIRS)]
             compare = functools.partial(_compare, thumbnails, found)
             verdicts = list(pool.map(compare, pieces))

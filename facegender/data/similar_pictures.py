@@ -8,7 +8,7 @@ Douze and Schmid, "Product quantization for nearest neighbor search", PAMI 2011)
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,9 @@ _COLOURLESS = 150.0  # length of a description in colour below which it is noise
 _LEVELS = 200  # whole numbers, so that sums are exact in any order
 _CELL = 256  # pictures
 _PROBES = 8  # cells searched for each description
-_BLOCK = 128  # pictures described at a time
-_REFINED = 512  # pairs refined at a time
+_BLOCK = 128  # pictures searched for before the next candidates are yielded
+_TASK = 32  # pictures of a block that one thread searches for
+_WARPED = 32  # pictures warped at a time; their arrays fit into a core's cache
 _MOST = 64  # candidates of a picture at a time
 _MANY = 500_000  # pairs held before the best are chosen
 
@@ -55,7 +56,9 @@ class Candidates:
 
 
 def find_candidates(
-    thumbnails: np.ndarray | Thumbnails, groups: np.ndarray
+    thumbnails: np.ndarray | Thumbnails,
+    groups: np.ndarray,
+    run: Callable[..., Iterable[tuple[np.ndarray, ...]]] = map,
 ) -> Iterator[Candidates]:
     """Yield the candidates for some pictures at a time.
 
@@ -63,16 +66,24 @@ def find_candidates(
         thumbnails: uint8 of shape (n, 32, 32, 3); may be mapped from a file.
         groups: shape (n,): pictures with the same number are known to be one, and are no
             candidates. The caller updates it.
+        run: applies a function to each of several arguments, as `map` does; in threads, say.
     """
-    index = _Index(thumbnails)
-    for start in range(0, len(thumbnails), _BLOCK):
-        pairs = index.search(thumbnails[start : start + _BLOCK], start, groups)
-        upto = min(start + _BLOCK, len(thumbnails))
-        for first in range(0, max(1, len(pairs[0])), _REFINED):
-            moved, fixed, warp = (part[first : first + _REFINED] for part in pairs)
-            matrix, shift, alike = _refine(thumbnails[moved], index.grey[fixed], warp)
-            near = alike >= MIN_REFINED
-            yield Candidates(moved[near], fixed[near], matrix[near], shift[near], upto)
+    n = len(thumbnails)
+    search = functools.partial(_search, thumbnails, _Index(thumbnails), groups)
+    for start in range(0, n, _BLOCK):
+        upto = min(start + _BLOCK, n)
+        found = run(search, (slice(at, min(at + _TASK, upto)) for at in range(start, upto, _TASK)))
+        yield Candidates(*map(np.concatenate, zip(*found, strict=True)), upto)
+
+
+def _search(
+    thumbnails: np.ndarray | Thumbnails, index: "_Index", groups: np.ndarray, some: slice
+) -> tuple[np.ndarray, ...]:
+    """Return the candidates for some of the pictures: moved, fixed, matrix and shift."""
+    moved, fixed, warp = index.search(thumbnails[some], some.start, groups)
+    matrix, shift, alike = _refine(thumbnails, index.grey[fixed], moved, warp)
+    near = alike >= MIN_REFINED
+    return moved[near], fixed[near], matrix[near], shift[near]
 
 
 class _Index:
@@ -157,29 +168,41 @@ def _best(pairs: np.ndarray) -> np.ndarray:
 
 
 def _refine(
-    thumbnails: np.ndarray, target: np.ndarray, warp: np.ndarray
+    thumbnails: np.ndarray | Thumbnails, target: np.ndarray, moved: np.ndarray, warp: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Improve warps by one step of Gauss and Newton, on the descriptions.
 
     Args:
-        thumbnails: the pictures that are moved, shape (n, 32, 32, 3).
-        target: descriptions of the others, shape (n, k).
+        thumbnails: all pictures.
+        target: descriptions of the pictures that stay as they are, shape (n, k).
+        moved: index of the pictures that are moved, shape (n,).
         warp: index of the warp that makes them most alike, shape (n,).
 
     Returns:
-        The warps, and the correlation of the descriptions then.
+        The warps as matrices and shifts, and the correlation of the descriptions then.
     """
-    n = len(thumbnails)
-    matrix, shift, gain = (part[warp] for part in _warps())
-    light = np.minimum((thumbnails @ LUMA).reshape(n, SIZE * SIZE) * gain[:, None], 255)
-    warped = alignment.sample(light[..., None], matrix, shift)[0][..., 0]
-    terms = np.concatenate([warped[:, None], alignment.slopes(warped)], 1) @ _grey_basis().T
+    matrix, shift, _ = (part[warp] for part in _warps())
+    # Some pairs share a picture and its warp.
+    warps = len(_warps()[0])
+    views, view = np.unique(moved * warps + warp, return_inverse=True)
+    pieces = [views[at : at + _WARPED] for at in range(0, max(1, len(views)), _WARPED)]
+    terms = np.concatenate([_terms(thumbnails[piece // warps], piece % warps) for piece in pieces])
+    terms = terms[view]
     goal = target.astype(np.float32)
     fit = alignment.least_squares(terms, goal, np.ones_like(goal))
     left = ((fit[:, None] @ terms)[:, 0] - goal).astype(np.float32)
     alike = np.sqrt(np.maximum(1 - (left**2).sum(1) / np.maximum((goal**2).sum(1), 1), 0))
     matrix, shift = alignment.compose(matrix, shift, fit[:, 1:] / np.maximum(fit[:, :1], 1e-6))
     return matrix, shift, np.where(fit[:, 0] > 0, alike, 0)
+
+
+def _terms(thumbnails: np.ndarray, warp: np.ndarray) -> np.ndarray:
+    """Describe warped pictures, and by what each affine change alters that: (n, 7, k)."""
+    n = len(thumbnails)
+    matrix, shift, gain = (part[warp] for part in _warps())
+    light = np.minimum((thumbnails @ LUMA).reshape(n, SIZE * SIZE) * gain[:, None], 255)
+    warped = alignment.sample(light[:, None], matrix, shift)[0]
+    return np.concatenate([warped, alignment.slopes(warped[:, 0])], 1) @ _grey_basis().T
 
 
 def _describe(thumbnails: np.ndarray, *, plain: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -248,7 +271,7 @@ def _operators() -> tuple[np.ndarray, np.ndarray]:
     grey, colour = [], []
     for matrix, shift, _ in zip(*_warps(), strict=True):
         # Column i is what the warp makes of a picture that is 1 at pixel i.
-        warp = alignment.sample(unit, matrix[None], shift[None])[0][0]
+        warp = alignment.sample(unit, matrix[None], shift[None])[0][0].T
         grey.append(_grey_basis() @ warp)
         colour.append(_colour_basis() @ warp)
     return np.stack(grey), np.stack(colour)
