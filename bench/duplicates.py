@@ -86,10 +86,10 @@ def report_distances(folder: Path) -> None:
     thumbnails = fingerprint_images(manifest, folder).thumbnails
     rows = []
     for found in similar_pictures.find_candidates(thumbnails, np.arange(len(thumbnails))):
-        rms, local = alignment.aligned_difference(
+        difference = alignment.aligned_difference(
             thumbnails[found.moved], thumbnails[found.fixed], found.matrix, found.shift
         )
-        distance = np.maximum(rms / alignment.MAX_RMS, local / alignment.MAX_LOCAL)
+        distance = alignment.excess(difference)
         first, second = np.sort([found.moved, found.fixed], axis=0)
         rows.append(pd.DataFrame({"first": first, "second": second, "distance": distance}))
     pairs = pd.concat(rows).sort_values("distance").drop_duplicates(["first", "second"])

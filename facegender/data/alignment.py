@@ -84,7 +84,7 @@ def aligned_difference(
         return result
     moved, fixed, matrix, shift = moved[near], fixed[near], matrix[near], shift[near]
     result[:, near] = first = _difference(moved, fixed, matrix, shift)
-    close = np.flatnonzero(_excess(first) <= _FAR)
+    close = np.flatnonzero(excess(first) <= _FAR)
     if not len(close):
         return result
     back = np.linalg.inv(matrix[close])
@@ -201,11 +201,11 @@ def _difference(
 
 
 def _least(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return np.where(_excess(first) <= _excess(second), first, second)
+    return np.where(excess(first) <= excess(second), first, second)
 
 
-def _excess(difference: np.ndarray) -> np.ndarray:
-    """Return the larger of both differences, as a multiple of its limit."""
+def excess(difference: np.ndarray) -> np.ndarray:
+    """Return the larger of what `aligned_difference` returns, as a multiple of its limit: (n,)."""
     return np.maximum(difference[0] / MAX_RMS, difference[1] / MAX_LOCAL)
 
 

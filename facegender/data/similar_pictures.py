@@ -29,7 +29,7 @@ _COLOURLESS = 150.0  # length of a description in colour below which it is noise
 _LEVELS = 200  # whole numbers, so that sums are exact in any order
 _CELL = 256  # pictures
 _PROBES = 8  # cells searched for each description
-_BLOCK = 128  # pictures searched for before the next candidates are yielded
+_BLOCK = 128  # pictures described at a time, and searched for between two updates of the groups
 _TASK = 32  # pictures of a block that one thread searches for
 _WARPED = 32  # pictures warped at a time; their arrays fit into a core's cache
 _MOST = 64  # candidates of a picture at a time
@@ -66,14 +66,15 @@ def find_candidates(
         thumbnails: uint8 of shape (n, 32, 32, 3); may be mapped from a file.
         groups: shape (n,): pictures with the same number are known to be one, and are no
             candidates. The caller updates it.
-        run: applies a function to each of several arguments, as `map` does; in threads, say.
+        run: calls a function with each of several arguments: `map`, or that of a pool of threads.
     """
     n = len(thumbnails)
     search = functools.partial(_search, thumbnails, _Index(thumbnails), groups)
     for start in range(0, n, _BLOCK):
         upto = min(start + _BLOCK, n)
         found = run(search, (slice(at, min(at + _TASK, upto)) for at in range(start, upto, _TASK)))
-        yield Candidates(*map(np.concatenate, zip(*found, strict=True)), upto)
+        moved, fixed, matrix, shift = map(np.concatenate, zip(*found, strict=True))
+        yield Candidates(moved, fixed, matrix, shift, upto)
 
 
 def _search(

@@ -163,6 +163,12 @@ def test_a_pair_is_judged_alike_alone_and_in_a_batch() -> None:
     np.testing.assert_allclose(batch.T, alone, rtol=1e-3)
 
 
+def test_a_pair_is_aligned_before_it_is_judged() -> None:
+    large = np.asarray(Image.fromarray(scene()).resize((36, 36), Image.Resampling.BICUBIC))
+    assert same(large[:32, :32], large[2:34, 2:34])
+    assert not same(large[:32, :32], large[4:, :32][:, ::-1])
+
+
 def test_each_limit_keeps_different_pictures_apart() -> None:
     one = scene().astype(int)
     board = np.where((np.arange(32)[:, None] // 4 + np.arange(32) // 4) % 2, 12, -12)
