@@ -64,7 +64,7 @@ class Audit:
         """Return how many images have which issue, and why labels were not judged, if so."""
         found = ", ".join(f"{name} {count}" for name, count in self.counts.items()) or "no issue"
         not_judged = f"; labels are not judged: {self.not_judged}" if self.not_judged else ""
-        return f"{found} in {self.images} images{not_judged}"
+        return f"{found}, of {self.images} images{not_judged}"
 
 
 def worst_labels(issues: pd.DataFrame) -> pd.DataFrame:

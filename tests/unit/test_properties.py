@@ -189,7 +189,7 @@ def test_clusters_are_what_chains_of_near_pictures_link(
     order = dice.sample(range(len(places)), len(places))  # type: ignore[attr-defined]
 
     def all_pairs(
-        thumbnails: np.ndarray, groups: np.ndarray
+        thumbnails: np.ndarray, groups: np.ndarray, _: Callable[..., object]
     ) -> Iterator[similar_pictures.Candidates]:
         pairs = np.array(list(itertools.permutations(range(len(thumbnails)), 2)))
         for some in np.array_split(pairs, 3):
