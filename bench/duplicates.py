@@ -34,14 +34,18 @@ def main() -> None:
     )
     parser.add_argument("folders", nargs="*", type=Path, help="folders of pictures")
     parser.add_argument(
-        "--drawings", type=int, nargs="*", default=[1500, 6000], help="how many (1500 6000)"
+        "--drawings",
+        type=int,
+        action="append",
+        help="how many; may be given several times (1500 and 6000)",
     )
     args = parser.parse_args()
+    counts = args.drawings or [1500, 6000]
     with tempfile.TemporaryDirectory(prefix="facegender-") as name:
         drawn = Path(name) / "drawn"
         drawn.mkdir()
-        draw_sample(drawn, per_class=max(args.drawings) // 2, image_size=128, seed=0)
-        for count in args.drawings:
+        draw_sample(drawn, per_class=max(counts) // 2, image_size=128, seed=0)
+        for count in counts:
             # In a process of its own, whose memory is that of this step alone.
             step = multiprocessing.get_context("spawn").Process(
                 target=report_cost, args=[drawn, count]
@@ -71,12 +75,13 @@ def report_cost(folder: Path, count: int) -> None:
     # Otherwise this process ends only when its workers have been idle for five minutes.
     loky.get_reusable_executor().shutdown()
     start, used = time.perf_counter(), time.process_time()
-    groups = find_near_duplicates(fingerprints.thumbnails)
+    found = find_near_duplicates(fingerprints.thumbnails)
     compared, used = time.perf_counter() - start, time.process_time() - used
     print(
         f"{len(manifest):,} drawings: decoded in {decoded:.1f} s, compared in "
         f"{compared:.1f} s ({used:.1f} s of one core), {peak_memory(os.getpid()):.0f} MB, "
-        f"{sum(map(len, groups)) - len(groups)} near duplicates"
+        f"{sum(map(len, found.groups)) - len(found.groups)} near duplicates, {len(found.crowded)} "
+        "resemble more than are compared"
     )
 
 

@@ -144,7 +144,9 @@ def divide_images(folder: Path, params: Params) -> pd.DataFrame:
     splits, _ = checks.clean(manifest, folder, params.data, params.split)
     images = pd.concat([part.assign(split=name) for name, part in splits.items()])
     images = images.reset_index(drop=True)
-    groups = checks.find_duplicate_groups(images, fingerprint_images(images, folder))
+    groups = checks.find_duplicate_groups(
+        images, fingerprint_images(images, folder), checks.Findings({})
+    )
     return images.assign(group=images["path"].map(groups))
 
 

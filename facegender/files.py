@@ -1,8 +1,9 @@
-"""Files on disk: digests and atomic writes."""
+"""Files on disk: digests, atomic writes, YAML."""
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -22,3 +23,10 @@ def digest(files: Sequence[Path], text: str) -> str:
     """Return one SHA-256 for the contents of files and a text."""
     parts = [file_sha256(path) for path in files]
     return hashlib.sha256("\n".join([*parts, text]).encode()).hexdigest()
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the content of a YAML text. Raises yaml.YAMLError if it is malformed."""
+    import yaml  # here, so that quick commands start fast
+
+    return yaml.load(text, Loader=yaml.CSafeLoader)  # a tenth of the time of the one in Python

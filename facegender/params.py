@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from facegender.errors import UserError, reason_of
+from facegender.files import parse_yaml
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -391,7 +392,7 @@ def load_params(path: Path) -> Params:
         UserError: the file is missing, is not YAML, or a key is unknown, missing or out of range.
     """
     try:
-        return Params.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Params.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(
             f"Cannot read {path.name}: {reason_of(error)}. Correct it, or compose it again: "

@@ -11,6 +11,7 @@ from facegender.inference.crop_file import write_crop
 from facegender.params import load_params
 from facegender.runtime.dvc_context import check_inputs
 from facegender.runtime.entry_points import run_stage
+from facegender.runtime.optional_packages import without_packages
 from facegender.runtime.output_capture import hide_native_notes
 
 _log = logging.getLogger("facegender.stages.export")
@@ -30,7 +31,7 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [*read, args.model])
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    with hide_native_notes():
+    with hide_native_notes(), without_packages("matplotlib", "sklearn"):
         from facegender.data.processed import ProcessedSplit
         from facegender.inference import export
         from facegender.inference.litert import load_litert

@@ -17,6 +17,7 @@ from facegender.runtime.dvc_context import (
     worker_wait,
 )
 from facegender.runtime.entry_points import fit_verbosity, run_stage
+from facegender.runtime.optional_packages import without_packages
 from facegender.runtime.output_capture import hide_native_notes
 from facegender.training import rendezvous
 from facegender.training import strategy as distribution
@@ -42,7 +43,7 @@ def main() -> None:
         rendezvous.require_chief(cluster)
 
     # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
-    with hide_native_notes():
+    with hide_native_notes(), without_packages("matplotlib", "sklearn"):
         from facegender.data.processed import ProcessedSplit
         from facegender.model.saved_model import save_model
         from facegender.tracking import connection, log, runs

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from facegender.cli.arguments import setting, whole_number
 from facegender.cli.sweep import add_name
+from facegender.files import parse_yaml
 from facegender.runtime.dvc_context import pipeline_paths, project_root, tracking_uri
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def seeds(args: argparse.Namespace) -> int:
     from facegender.tracking import connection
 
     root, environment = project_root(), dict(os.environ)
-    fixed = {key: yaml.safe_load(value) for key, value in args.set}
+    fixed = {key: parse_yaml(value) for key, value in args.set}
     connection.connect(root, tracking_uri())
     failed = run_sweep(
         root,

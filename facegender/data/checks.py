@@ -17,6 +17,7 @@ import pandas as pd
 from facegender.data.engine import Where
 from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
+from facegender.data.similar_pictures import MOST
 from facegender.data.splits import (
     find_leaks,
     group_by_subject,
@@ -62,6 +63,7 @@ class Findings:
         without_subject: images that `split.group_by` says nothing of; None without it.
         largest_subject: images of the largest group that stays together; None without it.
         groups: the group of images of one picture or subject, which stay together, by path.
+        crowded: images that resemble more others than were compared with them.
     """
 
     policies: Mapping[str, str]
@@ -69,6 +71,7 @@ class Findings:
     without_subject: int | None = None
     largest_subject: int | None = None
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
+    crowded: list[str] = field(default_factory=list)
 
     def add(self, check: str, reasons: Mapping[str, str]) -> None:
         """Record and log what a check found. Raises UserError if its policy is to fail."""
@@ -112,6 +115,7 @@ class Findings:
             "duplicates": len(
                 {path for kind in ("exact", "near") for path in found.get(f"{kind}_duplicates", ())}
             ),
+            "not_all_compared": {"count": len(self.crowded), "images": self.crowded[:_SHOWN]},
             "under_both_labels": list(found.get("both_labels", ())),
             "invalid": [
                 {"path": path, "reason": reason}
@@ -173,7 +177,7 @@ def clean(
         kept = check_faces(manifest, faces, findings)
         fingerprints = fingerprints.take(np.flatnonzero(kept))
         manifest = manifest[kept].reset_index(drop=True)
-    duplicate_groups = find_duplicate_groups(manifest, fingerprints)
+    duplicate_groups = find_duplicate_groups(manifest, fingerprints, findings)
     sizes = pd.Series(fingerprints.measures[:, :2].prod(1, dtype=np.int64), manifest["path"])
     manifest = check_labels(manifest, duplicate_groups, findings, min_per_class=data.min_per_class)
     subjects = None
@@ -269,8 +273,12 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
     return ~manifest["path"].isin(gone)
 
 
-def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: Fingerprints) -> pd.Series:
+def find_duplicate_groups(
+    manifest: pd.DataFrame, fingerprints: Fingerprints, findings: Findings
+) -> pd.Series:
     """Find the files that show the same picture, byte for byte or nearly, whatever their names.
+
+    The findings get the names of images that were not compared with all that they resemble.
 
     Returns:
         By path, the least SHA-256 of the group that the file belongs to.
@@ -281,8 +289,16 @@ def find_duplicate_groups(manifest: pd.DataFrame, fingerprints: Fingerprints) ->
     distinct = order[first]
     digests = [manifest["sha256"].iloc[index] for index in distinct]
     group = {digest: digest for digest in digests}
-    for members in find_near_duplicates(fingerprints.thumbnails.take(distinct)):
+    found = find_near_duplicates(fingerprints.thumbnails.take(distinct))
+    for members in found.groups:
         group |= {digests[member]: digests[members[0]] for member in members}
+    if found.crowded:
+        findings.crowded = [manifest["path"].iloc[distinct[index]] for index in found.crowded]
+        _log.warning(
+            "%d image(s) resemble more than %d others, and only the most likely of these were "
+            "compared, so that near duplicates may be missed: %s",
+            *(len(findings.crowded), MOST, ", ".join(findings.crowded[:5])),
+        )
     return pd.Series(
         manifest["sha256"].map(group).to_numpy(), index=pd.Index(manifest["path"]), dtype=str
     )

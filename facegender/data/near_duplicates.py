@@ -7,6 +7,7 @@ by 5 degrees or cropped by 10 %. `similar_pictures` proposes pairs, and `alignme
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,19 +19,30 @@ from facegender.data.fingerprint_store import Thumbnails
 _PAIRS = 32  # aligned at a time; their arrays fit into a core's cache
 
 
-def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> list[list[int]]:
-    """Return the groups of pictures that are linked by near duplicates.
+class NearDuplicates(NamedTuple):
+    """Pictures that are linked by near duplicates, as positions.
+
+    Attributes:
+        groups: the members of each group of two or more, in order.
+        crowded: pictures that resemble more than `similar_pictures.MOST` others, in order. The most
+            likely of these were compared, so that a copy among the rest can be missed.
+    """
+
+    groups: list[list[int]]
+    crowded: list[int]
+
+
+def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> NearDuplicates:
+    """Find the pictures that are linked by near duplicates.
 
     Args:
         thumbnails: uint8 of shape (n, 32, 32, 3); may be mapped from a file.
-
-    Returns:
-        Positions of the members of each group of two or more, in order.
     """
     n = len(thumbnails)
     groups = np.arange(n)
     if n < 2:
-        return []
+        return NearDuplicates([], [])
+    crowded: list[int] = []
     seen = 0
     with (
         threadpool_limits(1),  # each thread of the pool multiplies its own matrices
@@ -48,12 +60,14 @@ def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> list[list[int]]
                     least, most = sorted((groups[one], groups[other]))
                     if least != most:
                         groups[groups == most] = least
+            crowded += found.crowded.tolist()
             bar.update(found.upto - seen)
             seen = found.upto
         bar.update(n - seen)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    return [part.tolist() for part in np.split(order, starts[1:]) if len(part) > 1]
+    parts = np.split(order, starts[1:])
+    return NearDuplicates([part.tolist() for part in parts if len(part) > 1], crowded)
 
 
 def _compare(

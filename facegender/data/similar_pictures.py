@@ -32,19 +32,20 @@ _PROBES = 8  # cells searched for each description
 _BLOCK = 128  # pictures described at a time, and searched for between two updates of the groups
 _TASK = 32  # pictures of a block that one thread searches for
 _WARPED = 32  # pictures warped at a time; their arrays fit into a core's cache
-_MOST = 64  # candidates of a picture at a time
+MOST = 64  # candidates of a picture, or of a part of the search for them
 _MANY = 500_000  # pairs held before the best are chosen
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs that may be one picture, and how.
+    """Pairs that may be one picture, and how: the MOST likely ones of each picture.
 
     Attributes:
         moved: index of the picture that is cropped, turned or mirrored, shape (n,).
         fixed: index of the other, shape (n,).
         matrix: see `alignment.same_picture`, shape (n, 2, 2).
         shift: likewise, shape (n, 2).
+        crowded: index of each picture that had more, of which the least likely are left out.
         upto: how many pictures have been searched for.
     """
 
@@ -52,6 +53,7 @@ class Candidates:
     fixed: np.ndarray
     matrix: np.ndarray
     shift: np.ndarray
+    crowded: np.ndarray
     upto: int
 
 
@@ -73,18 +75,18 @@ def find_candidates(
     for start in range(0, n, _BLOCK):
         upto = min(start + _BLOCK, n)
         found = run(search, (slice(at, min(at + _TASK, upto)) for at in range(start, upto, _TASK)))
-        moved, fixed, matrix, shift = map(np.concatenate, zip(*found, strict=True))
-        yield Candidates(moved, fixed, matrix, shift, upto)
+        moved, fixed, matrix, shift, crowded = map(np.concatenate, zip(*found, strict=True))
+        yield Candidates(moved, fixed, matrix, shift, crowded, upto)
 
 
 def _search(
     thumbnails: np.ndarray | Thumbnails, index: "_Index", groups: np.ndarray, some: slice
 ) -> tuple[np.ndarray, ...]:
-    """Return the candidates for some of the pictures: moved, fixed, matrix and shift."""
-    moved, fixed, warp = index.search(thumbnails[some], some.start, groups)
+    """Return the arrays of `Candidates` for some of the pictures."""
+    moved, fixed, warp, crowded = index.search(thumbnails[some], some.start, groups)
     matrix, shift, alike = _refine(thumbnails, index.grey[fixed], moved, warp)
     near = alike >= MIN_REFINED
-    return moved[near], fixed[near], matrix[near], shift[near]
+    return moved[near], fixed[near], matrix[near], shift[near], crowded
 
 
 class _Index:
@@ -111,8 +113,8 @@ class _Index:
 
     def search(
         self, thumbnails: np.ndarray, start: int, groups: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return pairs (moved, fixed, warp), with the best warp of each.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return pairs (moved, fixed, warp), with the best warp of each, and who had too many.
 
         Args:
             thumbnails: some of the pictures.
@@ -128,6 +130,7 @@ class _Index:
         rows_by_cell = np.argsort(nearest, kind="stable")
         bounds = np.searchsorted(nearest[rows_by_cell], np.arange(len(self.pivots) + 1))
         found: list[np.ndarray] = []
+        crowded = np.zeros(0, np.int64)
         held = 0
         for cell in np.unique(nearest):
             rows = rows_by_cell[bounds[cell] : bounds[cell + 1]] // probes
@@ -148,16 +151,21 @@ class _Index:
             )
             held += new.sum()
             if held > _MANY:
-                found = [_best(np.concatenate(found, axis=1))]
-                held = found[0].shape[1]
+                best, more = _best(np.concatenate(found, axis=1))
+                found, held = [best], best.shape[1]
+                crowded = np.union1d(crowded, more)
         if not found:
-            return (np.zeros(0, np.int64),) * 3
-        moved, other, warp, _ = _best(np.concatenate(found, axis=1))
-        return moved, other, warp
+            return (np.zeros(0, np.int64),) * 4
+        (moved, other, warp, _), more = _best(np.concatenate(found, axis=1))
+        return moved, other, warp, np.union1d(crowded, more)
 
 
-def _best(pairs: np.ndarray) -> np.ndarray:
-    """Keep of rows (moved, other, warp, likeness) the best warp, and the best others of each."""
+def _best(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keep of rows (moved, other, warp, likeness) the best warp, and the best others of each.
+
+    Returns:
+        Those rows, and which pictures had more than MOST others.
+    """
     moved, other, warp, alike = pairs
     pairs = pairs[:, np.lexsort([warp, -alike, other, moved])]
     first = np.ones(pairs.shape[1], bool)
@@ -165,7 +173,7 @@ def _best(pairs: np.ndarray) -> np.ndarray:
     pairs = pairs[:, first]
     pairs = pairs[:, np.lexsort([pairs[1], -pairs[3], pairs[0]])]
     rank = np.arange(pairs.shape[1]) - np.searchsorted(pairs[0], pairs[0])
-    return pairs[:, rank < _MOST]
+    return pairs[:, rank < MOST], np.unique(pairs[0, rank == MOST])
 
 
 def _refine(

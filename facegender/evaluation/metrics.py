@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 from sklearn import metrics as sklearn_metrics
 
 from facegender.labels import LABELS, NAMES
@@ -73,7 +73,7 @@ def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) ->
     Naeini, Cooper and Hauskrecht, Obtaining Well Calibrated Probabilities Using Bayesian
     Binning, AAAI 2015, in its binary form.
     """
-    # A bin's gap times its size is the sum of P - label in it: fast, because the gate resamples it.
+    # A bin's gap times its size is the sum of P - label in it.
     gaps = np.bincount(bins_of(probabilities), weights=probabilities - labels)
     return float(np.abs(gaps).sum() / len(labels))
 
@@ -235,8 +235,11 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return math.nan, math.nan
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    return float(low), float(high)
+    # Not SciPy's, which computes a p-value first, a thousand times the work.
+    share, z2 = right / n, _Z**2
+    centre = (2 * n * share + z2) / (2 * (n + z2))
+    reach = _Z / (2 * (n + z2)) * math.sqrt(4 * n * share * (1 - share) + z2)
+    return (0.0 if right == 0 else centre - reach, 1.0 if right == n else centre + reach)
 
 
 def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ import yaml
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError, reason_of
 from facegender.evaluation.groups import NO_METADATA
+from facegender.files import parse_yaml
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results, data_differences
@@ -358,7 +359,7 @@ def read_params(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml at a revision, unchecked; empty if missing or not a mapping."""
     text = read_text(root, "params.yaml", resolve(root, revision))
     try:
-        content = yaml.safe_load(text or "")
+        content = parse_yaml(text or "")
     except yaml.YAMLError as error:
         raise UserError(
             f"Cannot read params.yaml of {revision[:10]}: {reason_of(error)}. Choose another "

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from facegender.errors import UserError
+from facegender.files import parse_yaml
 
 # Id of a sweep's run, for the stages of its experiments.
 PARENT_RUN = "FACEGENDER_PARENT_RUN"
@@ -44,9 +45,7 @@ def pipeline_paths(dvc_yaml: str) -> dict[str, str]:
     Raises:
         LookupError, TypeError or yaml.YAMLError: the text is not this project's dvc.yaml.
     """
-    import yaml
-
-    return yaml.safe_load(dvc_yaml)["vars"][0]["path"]
+    return parse_yaml(dvc_yaml)["vars"][0]["path"]
 
 
 def tracking_uri() -> str | None:
@@ -88,11 +87,9 @@ def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
     commands, inputs and parameters in dvc.lock. It leaves out outputs, because some differ from run
     to run, and stages other than `stages`, because DVC writes an entry when a stage ends.
     """
-    import yaml  # here, like other imports in this module, so that quick commands start fast
-
     if not lock.is_file():
         return {}
-    entries = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    entries = parse_yaml(lock.read_text(encoding="utf-8"))["stages"]
     known = {stage: entries[stage] for stage in stages if stage in entries}
     inputs = {
         stage: {

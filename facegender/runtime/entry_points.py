@@ -89,6 +89,10 @@ def run_command(main: Callable[[], int | None]) -> None:
     except _Terminated:
         print(f"terminated; {_KEPT}", file=sys.stderr)
         sys.exit(143)
+    finally:
+        # Otherwise Python looks for garbage among those objects once more as it ends, which takes
+        # a second after TensorFlow.
+        gc.freeze()
 
 
 def _show_warning(

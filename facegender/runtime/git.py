@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from facegender.errors import UserError, reason_of
+from facegender.files import parse_yaml
 
 # A partial clone fetches a commit's files from its server.
 _GIT_SECONDS = 120
@@ -62,7 +63,7 @@ def committed_text(root: Path, path: str, commit: str) -> str:
 def read_yaml(root: Path, path: str, commit: str | None) -> Any:
     """Return the content of a YAML file, as `read_text` reads it; None if missing or empty."""
     try:
-        return yaml.safe_load(read_text(root, path, commit) or "")
+        return parse_yaml(read_text(root, path, commit) or "")
     except yaml.YAMLError as error:
         raise _unreadable(path, commit, error) from error
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from facegender.errors import UserError
+from facegender.files import parse_yaml
 
 WORK_TREE = "in the work tree"
 CACHE = "in DVC's cache"
@@ -189,7 +188,7 @@ def _recorded(lock: Path) -> dict[str, str]:
     """Return DVC's MD5 of each output that dvc.lock records, by its path."""
     if not lock.is_file():
         return {}
-    return recorded_outs(yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"])
+    return recorded_outs(parse_yaml(lock.read_text(encoding="utf-8"))["stages"])
 
 
 def recorded_outs(stages: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from facegender.errors import UserError
+from facegender.files import parse_yaml
 
 
 def check_packages(pinned: Path) -> None:
@@ -18,9 +19,7 @@ def check_packages(pinned: Path) -> None:
     Raises:
         UserError: a package differs; the message names all of them.
     """
-    import yaml
-
-    expected = yaml.safe_load(pinned.read_text(encoding="utf-8"))
+    expected = parse_yaml(pinned.read_text(encoding="utf-8"))
     differing = ", ".join(
         f"{name} {installed} instead of {' or '.join(versions)}"
         for name, versions in expected.items()

@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from facegender.errors import UserError, reason_of
+from facegender.files import parse_yaml
 from facegender.runtime.dvc_context import PARENT_RUN, ROOT, pipeline_paths
 from facegender.runtime.experiment_clone import (
     Snapshot,
@@ -70,7 +71,7 @@ class Point:
 def read_grid(path: Path) -> dict[str, list[Any]]:
     """Read a YAML file of a value, or a list, for each parameter. Raises UserError if it is not."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"Cannot read the grid {path}: {reason_of(error)}. Name a YAML file that is written as "
@@ -219,7 +220,7 @@ def different_params(texts: Sequence[str]) -> set[str]:
     """Return the dotted names of the parameters that differ between contents of params.yaml."""
     from dvc.utils.flatten import flatten
 
-    contents = [flatten(yaml.safe_load(text)) for text in texts]
+    contents = [flatten(parse_yaml(text)) for text in texts]
     return {
         key
         for key in set().union(*contents)
@@ -366,7 +367,7 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
 
     with runs.training_run(
         name=point.name,
-        params=flatten(Params.model_validate(yaml.safe_load(read("params.yaml")))),
+        params=flatten(Params.model_validate(parse_yaml(read("params.yaml")))),
         tags={**tags, "dvc.restored": "true"},
         manifests={},
     ) as run:

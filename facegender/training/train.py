@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from sklearn.utils.class_weight import compute_class_weight
 
 from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
@@ -442,4 +441,6 @@ def _with_class_weights(
     """Return the batches with weights by class, if the recipe wants them."""
     if recipe.class_weights == "none":
         return batches
+    from sklearn.utils.class_weight import compute_class_weight
+
     return weigh(batches, compute_class_weight("balanced", classes=np.array([0, 1]), y=part.labels))

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from PIL import Image, ImageEnhance
 
-from facegender.data import checks
+from facegender.data import checks, similar_pictures
 from facegender.data.checks import fingerprint_images
 from facegender.data.splits import read_shared_groups
 from facegender.errors import UserError
+from facegender.evaluation import plots
 from stages import split
 from tools.compose_params import ROOT
 
@@ -72,6 +73,8 @@ def run(raw: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
         monkeypatch.setattr(sys, "argv", [str(word) for word in words])
         # Processes would take longer to start than the few images take.
         monkeypatch.setattr(checks, "fingerprint_images", partial(fingerprint_images, jobs=1))
+        # A second for each run; the pipeline's tests look at the figures.
+        monkeypatch.setattr(plots, "class_distribution", lambda *_: None)
         split.main()
         return Result(raw.parent)
 
@@ -257,6 +260,22 @@ def test_a_byte_copy_of_what_is_dropped_is_dropped(run: Callable[..., Result], r
     assert {"male/03.png", "male/04.png", "male/04-again.png"} <= result.all
     # A copy that is exact and near counts once.
     assert run(exact_duplicates="keep", near_duplicates="keep").summary["duplicates"] == 3
+
+
+def test_a_picture_that_was_not_compared_with_all_is_named(
+    run: Callable[..., Result],
+    raw: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert run().summary["not_all_compared"] == {"count": 0, "images": []}
+    for size in (60, 48):
+        Image.open(raw / "male" / "03.png").resize((size, size)).save(raw / "male" / f"{size}.png")
+    monkeypatch.setattr(similar_pictures, "MOST", 1)
+    named = ["male/03.png", "male/48.png", "male/60.png"]
+    found = run().summary["not_all_compared"]
+    assert (found["count"], sorted(found["images"])) == (3, named)
+    assert "3 image(s) resemble more than" in caplog.text
 
 
 def test_checks_that_leave_out_too_much_stop_the_stage(

@@ -86,7 +86,7 @@ def check_copies(originals: list[Path], name: str, folder: Path, *, least: int) 
     both = np.concatenate(
         [thumbnails_of(tuple(originals)), thumbnails(originals, COPIES[name], folder)]
     )
-    found = find_near_duplicates(both)
+    found = find_near_duplicates(both).groups
     assert [group for group in found if len(group) != 2 or group[1] != group[0] + n] == []
     assert len(found) >= least
 
@@ -114,7 +114,8 @@ def test_different_pictures_stay_apart(shared: Path) -> None:
     counts = {}
     for kind in ("faces", "photos"):
         paths = [shared / kind / path for path in find_images(shared / kind)]
-        found = find_near_duplicates(take_fingerprints(paths)[2])
+        found, crowded = find_near_duplicates(take_fingerprints(paths)[2])
+        assert crowded == []
         counts[kind] = (len(paths), [len(group) for group in found])
     assert counts == {"faces": (120, []), "photos": (2307, [2] * 23)}
 
@@ -126,7 +127,7 @@ def test_different_cartoons_stay_apart_in_the_dark_too(
     def dark(image: Image.Image) -> Image.Image:
         return ImageEnhance.Brightness(image).enhance(brightness)
 
-    assert find_near_duplicates(thumbnails(cartoons, dark, tmp_path)) == []
+    assert find_near_duplicates(thumbnails(cartoons, dark, tmp_path)) == ([], [])
 
 
 def scene(seed: int = 0) -> np.ndarray:
@@ -220,7 +221,7 @@ def test_nothing_to_compare_is_no_duplicate() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"_BLOCK": 7}, {"_CELL": 8}, {"_CELL": 8, "_MANY": 1}, {"_MOST": 1, "_BLOCK": 3}]
+    "sizes", [{"_BLOCK": 7}, {"_CELL": 8}, {"_CELL": 8, "_MANY": 1}, {"MOST": 1, "_BLOCK": 3}]
 )
 def test_blocks_and_cells_change_nothing(
     cartoons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
@@ -236,7 +237,18 @@ def test_blocks_and_cells_change_nothing(
     for name, value in sizes.items():
         monkeypatch.setattr(similar_pictures, name, value)
     expected = [[index, index + 40, index + 80, index + 120] for index in range(40)]
-    assert find_near_duplicates(pictures) == expected
+    assert find_near_duplicates(pictures).groups == expected
+
+
+def test_a_picture_that_resembles_more_than_are_compared_is_named(
+    cartoons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [thumbnails(cartoons[:2], COPIES[name], tmp_path) for name in ("grey", "mirrored")]
+    pictures = np.concatenate([take_fingerprints(cartoons[:9])[2], *few])
+    groups = [[0, 9, 11], [1, 10, 12]]
+    assert find_near_duplicates(pictures) == (groups, [])
+    monkeypatch.setattr(similar_pictures, "MOST", 1)
+    assert find_near_duplicates(pictures) == (groups, [0, 1, 9, 10, 11, 12])
 
 
 def test_chains_are_one_group_whatever_the_order(cartoons: list[Path], tmp_path: Path) -> None:
@@ -245,8 +257,8 @@ def test_chains_are_one_group_whatever_the_order(cartoons: list[Path], tmp_path:
         for radius in map(ImageFilter.GaussianBlur, (0, 1, 2))
     ]
     pictures = np.concatenate([*steps, take_fingerprints(cartoons[1:2])[2]])
-    assert find_near_duplicates(pictures) == [[0, 1, 2]]
-    assert find_near_duplicates(pictures[::-1]) == [[1, 2, 3]]
+    assert find_near_duplicates(pictures).groups == [[0, 1, 2]]
+    assert find_near_duplicates(pictures[::-1]).groups == [[1, 2, 3]]
 
 
 def test_a_worker_that_sees_another_file_refuses_it(cartoons: list[Path]) -> None:

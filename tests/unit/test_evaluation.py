@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
 from facegender.evaluation.metrics import (
@@ -13,6 +14,7 @@ from facegender.evaluation.metrics import (
     reliability_table,
     roc_table,
     shown_metrics,
+    wilson_interval,
 )
 
 
@@ -32,6 +34,14 @@ def test_the_reliability_table_is_scikit_learns() -> None:
     gaps = (table["probability"] - table["fraction_male"]).abs() * table["count"]
     error = expected_calibration_error(labels, probabilities)
     assert error == pytest.approx(gaps.sum() / len(labels))
+
+
+@pytest.mark.parametrize(
+    ("right", "n"), [(0, 1), (1, 1), (0, 36), (12, 36), (36, 36), (1101, 1102)]
+)
+def test_wilsons_interval_is_scipys(right: int, n: int) -> None:
+    expected = binomtest(right, n).proportion_ci(method="wilson")
+    assert wilson_interval(right, n) == pytest.approx((expected.low, expected.high), abs=1e-15)
 
 
 def test_the_curves_of_four_images() -> None:

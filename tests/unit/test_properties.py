@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from facegender.data import alignment, similar_pictures
-from facegender.data.checks import find_duplicate_groups
+from facegender.data.checks import Findings, find_duplicate_groups
 from facegender.data.fingerprint_store import Fingerprints, Thumbnails
 from facegender.data.label_sources import label_images
 from facegender.data.manifest import SPLITS, read_manifest, write_table
@@ -193,7 +193,7 @@ def test_clusters_are_what_chains_of_near_pictures_link(
     ) -> Iterator[similar_pictures.Candidates]:
         pairs = np.array(list(itertools.permutations(range(len(thumbnails)), 2)))
         for some in np.array_split(pairs, 3):
-            yield similar_pictures.Candidates(*some.T, some, some, len(groups))
+            yield similar_pictures.Candidates(*some.T, some, some, some[:0, 0], len(groups))
 
     def same(one: np.ndarray, other: np.ndarray, *_: np.ndarray) -> np.ndarray:
         return np.abs(one - other) <= 1
@@ -203,7 +203,7 @@ def test_clusters_are_what_chains_of_near_pictures_link(
         patch.setattr(similar_pictures, "find_candidates", all_pairs)
         # Places stand for pictures.
         found = find_near_duplicates(places[order])
-    members = [sorted(order[place] for place in cluster) for cluster in found]
+    members = [sorted(order[place] for place in cluster) for cluster in found.groups]
     wanted = [np.flatnonzero(expected == number).tolist() for number in range(count)]
     assert sorted(members) == sorted(group for group in wanted if len(group) > 1)
 
@@ -222,5 +222,5 @@ def test_files_with_the_same_bytes_are_one_cluster_in_any_order(
         file.write(pictures.tobytes())
         file.flush()
         prints = Fingerprints(np.zeros((len(shown), 3)), Thumbnails(file, shown), {})
-        clusters = find_duplicate_groups(frame, prints)
+        clusters = find_duplicate_groups(frame, prints, Findings({}))
     assert clusters.to_dict() == dict(rows)
