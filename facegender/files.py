@@ -29,4 +29,4 @@ def parse_yaml(text: str) -> Any:
     """Return the content of a YAML text. Raises yaml.YAMLError if it is malformed."""
     import yaml  # here, so that quick commands start fast
 
-    return yaml.load(text, Loader=yaml.CSafeLoader)  # a tenth of the time of the one in Python
+    return yaml.load(text, Loader=yaml.CSafeLoader)  # an eighth of the time of the one in Python

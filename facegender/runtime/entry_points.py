@@ -90,8 +90,8 @@ def run_command(main: Callable[[], int | None]) -> None:
         print(f"terminated; {_KEPT}", file=sys.stderr)
         sys.exit(143)
     finally:
-        # Otherwise Python looks for garbage among those objects once more as it ends, which takes
-        # a second after TensorFlow.
+        # Otherwise Python looks for garbage among all objects once more as it ends, which takes a
+        # second if TensorFlow was imported.
         gc.freeze()
 
 

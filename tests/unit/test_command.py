@@ -89,6 +89,34 @@ print("after", file=sys.stderr)
     assert ("after" in printed) == (end == "pass") == (len(printed) == 1)
 
 
+def test_packages_are_hidden_in_the_body_alone_unless_imported_before() -> None:
+    code = """
+import colorsys
+from facegender.runtime.optional_packages import without_packages
+with without_packages("colorsys", "wave"):
+    import colorsys
+    try:
+        import wave
+    except ModuleNotFoundError:
+        print("hidden")
+import wave
+"""
+    assert run_python(code).stdout == "hidden\n"
+
+
+@pytest.mark.parametrize("end", ["pass", "raise RuntimeError"])
+def test_a_command_does_not_look_for_garbage_as_it_ends(end: str) -> None:
+    code = f"""
+import atexit, gc
+from facegender.runtime.entry_points import run_command
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+def main():
+    {end}
+run_command(main)
+"""
+    assert run_python(code, check=False).stdout == "True\n"
+
+
 def test_mlflows_hints_to_programmers_are_not_shown() -> None:
     code = """
 import warnings
