@@ -37,11 +37,13 @@ def test_the_reliability_table_is_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "n"), [(0, 1), (1, 1), (0, 36), (12, 36), (36, 36), (1101, 1102)]
+    ("right", "n"), [(0, 1), (1, 1), (0, 36), (12, 36), (16, 16), (1101, 1102)]
 )
 def test_wilsons_interval_is_scipys(right: int, n: int) -> None:
     expected = binomtest(right, n).proportion_ci(method="wilson")
-    assert wilson_interval(right, n) == pytest.approx((expected.low, expected.high), abs=1e-15)
+    low, high = wilson_interval(right, n)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-15)
+    assert (low == 0, high == 1) == (right == 0, right == n)
 
 
 def test_the_curves_of_four_images() -> None:
