@@ -80,9 +80,10 @@ def report_cost(folder: Path, count: int) -> None:
     print(
         f"{len(manifest):,} drawings: decoded in {decoded:.1f} s, compared in "
         f"{compared:.1f} s ({used:.1f} s of one core), {peak_memory(os.getpid()):.0f} MB, "
-        f"{sum(map(len, found.groups)) - len(found.groups)} near duplicates, {len(found.crowded)} "
-        "resemble more than are compared"
+        f"{sum(map(len, found.groups)) - len(found.groups)} near duplicates"
     )
+    if found.crowded:
+        print(f"  {len(found.crowded)} resemble more than the {similar_pictures.MOST} compared")
 
 
 def report_distances(folder: Path) -> None:

@@ -22,10 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import yaml
 
 from bench.clones import clone_head, environment, run
 from bench.outputs import differences, output_digests
+from facegender.files import parse_yaml
 from facegender.runtime.entry_points import run_command
 
 # Enough epochs that some kills fall among them: TensorFlow takes seconds before the first.
@@ -80,7 +80,7 @@ def main() -> int:
 def run_by_stages(clone: Path) -> dict[str, float]:
     """Run the pipeline, and return the seconds that each stage took, in order."""
     seconds = {}
-    for stage, entry in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"].items():
+    for stage, entry in parse_yaml((clone / "dvc.yaml").read_text())["stages"].items():
         if "foreach" in entry:  # of other sources than the sample
             continue
         dvc = start_repro(clone, "--force", "--single-item", stage)

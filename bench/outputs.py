@@ -4,10 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-import yaml
-
 from facegender.data.sources.raw_directory import content_digest
-from facegender.files import file_sha256
+from facegender.files import file_sha256, parse_yaml
 from facegender.runtime.dvc_context import pipeline_paths
 
 # By their names in dvc.yaml: ids of MLflow runs, and times.
@@ -23,7 +21,7 @@ def output_digests(clone: Path) -> dict[str, dict[str, str]]:
     """
     paths = pipeline_paths((clone / "dvc.yaml").read_text())
     varying = {paths[name] for name in VARYING}
-    lock = yaml.safe_load((clone / "dvc.lock").read_text())
+    lock = parse_yaml((clone / "dvc.lock").read_text())
     digests: dict[str, dict[str, str]] = {}
     for stage, entry in lock["stages"].items():
         digests[stage] = {

@@ -20,13 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bench.clones import clone_head, run
+from facegender.files import parse_yaml
 from facegender.runtime.entry_points import run_command
 
 IMPORT = re.compile(r"^import time: +(\d+) \|", re.MULTILINE)
-# Runs a stage that hides nothing of what it writes, because the import timer writes there, too.
+# Runs a stage without hide_native_notes, which would swallow what the import timer prints.
 SHOW_ALL = """
 import contextlib, runpy, sys
 from facegender.runtime import output_capture
@@ -44,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
         clone = clone_head(Path(folder) / "clone")
         total = seconds_of("dvc", "repro", cwd=clone)
-        lock = yaml.safe_load((clone / "dvc.lock").read_text())
+        lock = parse_yaml((clone / "dvc.lock").read_text())
         rows = [(name, *profile(stage, clone)) for name, stage in lock["stages"].items()]
     print(f"{'stage':<12} {'wall':>8} {'imports':>8} {'MLflow':>8}   seconds")
     for name, wall, imports, mlflow in rows:

@@ -29,4 +29,5 @@ def parse_yaml(text: str) -> Any:
     """Return the content of a YAML text. Raises yaml.YAMLError if it is malformed."""
     import yaml  # here, so that quick commands start fast
 
-    return yaml.load(text, Loader=yaml.CSafeLoader)  # an eighth of the time of the one in Python
+    # What yaml.safe_load does, with the parser in C, which is several times as fast.
+    return yaml.CSafeLoader(text).get_single_data()

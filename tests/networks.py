@@ -21,7 +21,7 @@ from facegender.training.checkpoints import Checkpoint
 from facegender.training.train import make_deterministic, train_network
 from tools.compose_params import ROOT
 
-# Keras collects garbage for each network. Among what TensorFlow's import made that takes a second.
+# Keras collects garbage for each network. Searching all that TensorFlow's import left is slow.
 gc.freeze()
 
 

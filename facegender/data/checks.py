@@ -296,7 +296,7 @@ def find_duplicate_groups(
         findings.crowded = [manifest["path"].iloc[distinct[index]] for index in found.crowded]
         _log.warning(
             "%d image(s) resemble more than %d others, and only the most likely of these were "
-            "compared, so that near duplicates may be missed: %s",
+            "compared, so near duplicates may be missed: %s",
             *(len(findings.crowded), MOST, ", ".join(findings.crowded[:5])),
         )
     return pd.Series(

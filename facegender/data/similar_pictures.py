@@ -32,7 +32,7 @@ _PROBES = 8  # cells searched for each description
 _BLOCK = 128  # pictures described at a time, and searched for between two updates of the groups
 _TASK = 32  # pictures of a block that one thread searches for
 _WARPED = 32  # pictures warped at a time; their arrays fit into a core's cache
-MOST = 64  # candidates of a picture, or of a part of the search for them
+MOST = 64  # candidates kept for each picture
 _MANY = 500_000  # pairs held before the best are chosen
 
 
@@ -45,7 +45,7 @@ class Candidates:
         fixed: index of the other, shape (n,).
         matrix: see `alignment.same_picture`, shape (n, 2, 2).
         shift: likewise, shape (n, 2).
-        crowded: index of each picture that had more, of which the least likely are left out.
+        crowded: index of each picture with more candidates, the least likely of which are left out.
         upto: how many pictures have been searched for.
     """
 
@@ -114,7 +114,7 @@ class _Index:
     def search(
         self, thumbnails: np.ndarray, start: int, groups: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return pairs (moved, fixed, warp), with the best warp of each, and who had too many.
+        """Return pairs (moved, fixed, warp), with the best warp of each, and the crowded pictures.
 
         Args:
             thumbnails: some of the pictures.

@@ -235,7 +235,7 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return math.nan, math.nan
-    # Not SciPy's, which computes a p-value first, a thousand times the work.
+    # SciPy's takes hundreds of times as long, because it computes a p-value first.
     share, z2 = right / n, _Z**2
     centre = (2 * n * share + z2) / (2 * (n + z2))
     reach = _Z / (2 * (n + z2)) * math.sqrt(4 * n * share * (1 - share) + z2)

@@ -168,5 +168,5 @@ def paired_ece_p(
     step = max(1, _BLOCK // n)
     for start in range(0, samples, step):
         swapped = generator.random((min(step, samples - start), n)) < 0.5
-        as_large += (np.abs(difference(swapped @ change)) >= observed).sum()
-    return float(1 + as_large) / (1 + samples)
+        as_large += int((np.abs(difference(swapped @ change)) >= observed).sum())
+    return (1 + as_large) / (1 + samples)

@@ -451,7 +451,7 @@ def test_a_floor_of_the_worst_group_names_the_group_that_decides(params: Params)
     ]
 
 
-@pytest.mark.parametrize("n", [36, 1102])
+@pytest.mark.parametrize("n", [36, 360, 1102])
 def test_a_calibrated_model_seldom_fails_the_floor_of_calibration(params: Params, n: int) -> None:
     floor = AtMost(at_most=0.02)
     settings = params.gate.model_copy(update={"floors": {"ece": floor}, "bootstrap_samples": 200})
