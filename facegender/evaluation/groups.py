@@ -85,7 +85,7 @@ def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
 def _left_out(name: str, values: pd.Series, groups: pd.Series) -> Iterator[str]:
     if missing := int(groups.isna().sum()):
         yield f"{name}: missing for {missing} images"
-    if groups.nunique() == 1:
+    if groups.nunique() == 1 and not missing:
         yield f"{name}: one group only, {groups.dropna().iloc[0]}"
     elif (rare := values[groups == OTHER].nunique()) > 1:
         yield f"{name}: {rare} rare values are one group, {OTHER}"

@@ -22,6 +22,14 @@ def test_rare_values_of_many_are_one_group() -> None:
     assert set(group_names(pd.Series(["a", "b", "b"]), minimum=20)) == {"a", "b"}
 
 
+def test_a_value_is_a_group_unless_all_images_share_it() -> None:
+    table = pd.DataFrame({"country": ["de", "de", None], "source": "web"})
+    found = find_groups(table, None, 1)
+    assert [name[:2] for name in found.members] == [("country", "de")]
+    left_out = ["country: missing for 1 images", "source: one group only, web"]
+    assert list(found.left_out) == left_out
+
+
 @pytest.mark.parametrize(
     ("values", "count", "first", "last"),
     [
