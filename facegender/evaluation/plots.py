@@ -150,7 +150,8 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
         f"{row.column}: {row.group} (n={row.n}{', small' if row.small else ''})"
         for row in groups.itertuples()
     ]
-    axes.set_yticks(positions, names, fontsize=7)
+    # Two dollar signs in a name would otherwise start a formula.
+    axes.set_yticks(positions, names, fontsize=7, parse_math=False)
     axes.set_ylim(-1, len(names))
     axes.set(
         title="Accuracy by group, test split" if names else "No group columns in the metadata",
