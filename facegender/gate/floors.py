@@ -79,6 +79,8 @@ def _worst_group(
         return None, False, "no group is large enough"
     tests = [
         binomtest(int(of_group.sum()), len(of_group), limit, alternative="less").pvalue
+        if limit <= 1
+        else 0.0  # chance does not explain what no model can reach
         for *_, of_group in judged
     ]
     lowest = min(judged, key=lambda one: one[:2])

@@ -431,10 +431,15 @@ def test_the_worst_group_has_a_floor(params: Params, wrong: int, expected: str) 
     floor = AtLeast(at_least=0.9)
     settings = params.gate.model_copy(update={"floors": {"worst_group": floor}})
     country = np.where(np.arange(400) < 50, "few", "many")
-    report = alone(results(wrong_at(*range(wrong), country=country)), settings)
+    candidate = results(wrong_at(*range(wrong), country=country))
+    report = alone(candidate, settings)
     assert report.floors[0].value == 1 - wrong / 50
     assert report.floors[0].verdict == expected
     assert "country=few, 50 images" in report.floors[0].note
+    # In percent by mistake: no group can reach it.
+    floors = {"worst_group": AtLeast(at_least=90)}
+    report = alone(candidate, settings.model_copy(update={"floors": floors}))
+    assert report.failures[0].endswith("; it must be at least 90")
     # No group: a floor that nothing can reach.
     assert alone(results(wrong_at()), settings).exit_code == 1
 
