@@ -1,6 +1,7 @@
 """The gate's report, as sentences, text, Markdown and JSON."""
 
 import html
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -180,7 +181,7 @@ class Report:
         return {"fail": 1, "cannot tell": 2, "not enough evidence": 3}.get(self.verdict, 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the whole report, ready for JSON; an undefined value is None."""
+        """Return the whole report, ready for JSON; a number that JSON lacks is None."""
         content = asdict(replace(self, flips=pd.DataFrame(), evidence=None, reference=None))
         content["flips"] = self.flips.to_dict("records")
         content["evidence"] = self.evidence.to_json() if self.evidence else None
@@ -192,7 +193,8 @@ class Report:
             "not_shown": self.not_shown,
             "warnings": self.warnings,
         }
-        return summary | content
+        # NaN and infinities, such as a limit of .inf in params.yaml.
+        return dict(json.loads(json.dumps(summary | content), parse_constant=lambda _: None))
 
 
 def _floor_sentence(row: Floor) -> str:

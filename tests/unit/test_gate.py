@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -643,15 +644,19 @@ def test_a_long_list_is_cut_and_says_so(compare: Callable) -> None:
     assert len(report.to_json()["flips"]) == 80
 
 
-def test_json_has_it_all_and_no_nan(compare: Callable) -> None:
+def test_json_has_it_all_and_no_nan(compare: Callable, settings: Gate) -> None:
     ages = 18 + np.arange(400) % 60
-    report = compare(wrong_at(*range(24), age=ages), wrong_at(30, age=ages))
+    new = results(wrong_at(*range(24), age=ages), latency_int8_ms=1)
+    old = results(wrong_at(30, age=ages), "baseline", latency_int8_ms=math.nan)
+    cost = settings.cost.model_copy(update={"max_time_ratio": math.inf})
+    report = compare(new, old, {"cost": cost})
     content = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert content["verdict"] == "fail"
     assert content["exit_code"] == 1
     assert content["comparisons"][0]["metric"] == "accuracy"
     assert content["flips"][0]["path"] == "faces/0000.png"
     assert content["groups"]
+    assert (content["costs"][0]["old"], content["costs"][0]["limit"]) == (None, None)
 
 
 # Statistics, against what others compute.
