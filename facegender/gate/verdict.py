@@ -318,6 +318,8 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
             0,
         ),
     ]
+    if not report.paired:
+        del tables[3]  # no prediction was compared with another
     shown = tables if report.comparisons else tables[1:2]
     if report.reference is None:
         return shown

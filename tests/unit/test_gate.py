@@ -517,6 +517,8 @@ def test_other_data_need_to_be_accepted(
     assert accepted.exit_code == 0
     assert not accepted.paired
     assert "unpaired" in as_text(accepted)
+    assert "prediction changed" in as_text(compare(old, old))
+    assert "prediction changed" not in as_text(accepted)
     assert says in " ".join(accepted.warnings)
 
 
