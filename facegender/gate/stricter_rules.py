@@ -47,7 +47,8 @@ def combine_rules(
     Raises:
         UserError: the baseline's rules are invalid.
     """
-    old = _flatten({"gate": baseline.get("gate"), "evaluate": baseline.get("evaluate")})
+    old = {path: Gate.model_fields[path[1]].default for path in _WORDS}
+    old |= _flatten({"gate": baseline.get("gate"), "evaluate": baseline.get("evaluate")})
     new = _flatten(
         {
             "gate": own.gate.model_dump(),

@@ -259,6 +259,18 @@ def test_a_candidate_cannot_loosen_its_own_rules(
     assert after["groups"] == before["groups"]
 
 
+def test_a_rule_that_the_baseline_leaves_at_its_default_cannot_be_loosened(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    edit_params(project, gate__without_evidence=None)
+    project.commit("without the rule")
+    project.spoil(5)
+    assert gate("--baseline", "HEAD") == 3
+    edit_params(project, gate__without_evidence="pass")
+    assert gate("--baseline", "HEAD") == 3
+    assert "gate.without_evidence from refuse_drops to pass" in capsys.readouterr().out
+
+
 def test_too_few_images_are_no_pass_if_the_rules_say_so(
     project: Project, capsys: pytest.CaptureFixture
 ) -> None:
