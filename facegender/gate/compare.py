@@ -129,9 +129,10 @@ def judge_on_the_same_images(
                 f"the model of {baseline.name} cannot be scored on the new test set: "
                 f"{str(error).rstrip('.')}"
             )
-            advice = "--accept-data-change compares the two unpaired"
-            notes += [reason] * accept_data_change
-            undecided += [f"{reason}; {advice}"] * (not accept_data_change)
+            if accept_data_change:
+                notes.append(reason)
+            else:
+                undecided.append(f"{reason}; --accept-data-change compares the two unpaired")
         else:
             candidate, compared, baseline = again.candidate, again.compared, again.baseline
             notes += again.notes
@@ -282,11 +283,13 @@ def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
     try:
         return dict(pipeline_paths(read_text(root, "dvc.yaml", commit) or ""))
     except (yaml.YAMLError, LookupError, TypeError) as error:
+        malformed = isinstance(error, yaml.YAMLError)
+        reason = reason_of(error) if malformed else "it is missing, or has no `vars` with `path`"
         advice = (
             "choose another commit" if commit else "restore it with `git checkout HEAD dvc.yaml`"
         )
         raise UserError(
-            f"Cannot read the paths in dvc.yaml of {name}: {reason_of(error)}; {advice}."
+            f"Cannot read the paths in dvc.yaml of {name}: {reason}; {advice}."
         ) from error
 
 
@@ -309,7 +312,7 @@ def parse_results(
     export_metrics: str | None = None,
     speed: str | None = None,
 ) -> Results:
-    """Parse what evaluate, export and train write. Raises UserError if a file is not that."""
+    """Parse the files of evaluate, export and train. Raises UserError if one is malformed."""
     costs: dict[str, float] = {}
     try:
         metrics = json.loads(test_metrics)
@@ -321,8 +324,9 @@ def parse_results(
         if speed is not None:
             costs |= _training_costs(pd.read_csv(io.StringIO(speed)))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
-            f"Cannot read the results of {name}: {error}. Run `dvc repro` to make them again."
+            f"Cannot read the results of {name}: {reason}. `dvc repro` there makes them again."
         ) from error
     return Results(name, metrics, table, costs)
 

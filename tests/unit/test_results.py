@@ -682,7 +682,8 @@ def test_a_baseline_can_be_an_experiment(project: Project, capsys: pytest.Captur
             "no column probability, predicted, sha256",
         ),
         ("metrics/predictions.csv", "", "Cannot read the results"),
-        ("dvc.yaml", "stages: {}\n", "Cannot read the paths in dvc.yaml"),
+        ("metrics/export.json", "{}", "of the work tree: 'float32' is missing. `dvc repro`"),
+        ("dvc.yaml", "stages: {}\n", "dvc.yaml of the work tree: it is missing, or has no `vars`"),
         # As a merge leaves them; each is one line that says where.
         ("params.yaml", "a: 1\n<<<<<<< HEAD\n", "params.yaml: line 3: could not find"),
         ("dvc.lock", "a: 1\n<<<<<<< HEAD\n", "dvc.lock of the work tree: line 3: could not find"),
