@@ -434,6 +434,7 @@ def test_corrected_labels_are_compared_paired_without_the_baselines_model(
     # On three images the baseline's answer is the new label.
     assert (accuracy["old"], accuracy["new"]) == ((right + 3) / 360, (right - 5) / 360)
     assert accuracy["p"] == pytest.approx(3 * 2 * 0.5**8)
+    assert any(note.startswith("accepted: 3 of 360 images") for note in report["notes"])
 
 
 def test_the_page_accepts_no_more_than_the_gate(
