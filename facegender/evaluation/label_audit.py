@@ -5,7 +5,7 @@ Confident learning (Northcutt, Jiang and Chuang, 2021: https://arxiv.org/abs/191
 it. Nothing is left out by it: `data.exclude` does that.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +82,8 @@ def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[
     Raises:
         UserError: the weights cannot be read.
     """
-    if params.model.weights == "none":
-        return find_issues(splits, None, groups, seed=params.split.seed)
-    return find_issues(splits, extract_features(splits, params), groups, seed=params.split.seed)
+    features = None if params.model.weights == "none" else extract_features(splits, params)
+    return find_issues(splits, features, groups, seed=params.split.seed)
 
 
 def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np.ndarray:
@@ -147,8 +146,12 @@ def find_issues(
         accuracy = float(((judged["probability"] >= 0.5) == labels).mean())
         images = images.join(judged.round(4))
         suspects = images[images["suspect"]].assign(issue="label").sort_values(["quality", "path"])
-    faults = (judge_pictures(split.batches(_BATCH)) for split in splits.values())
-    images["issue"] = [fault for split in faults for fault in split]
+    images["issue"] = [
+        judge_picture(image)
+        for split in splits.values()
+        for batch in split.batches(_BATCH)
+        for image in batch
+    ]
     poor = images[images["issue"] != ""].sort_values(["issue", "path"])
     issues = pd.concat([suspects, poor], ignore_index=True).reindex(columns=COLUMNS)
     return Audit(issues, len(images), accuracy, not_judged)
@@ -223,12 +226,8 @@ def judge_labels(
     )
 
 
-def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
-    """Return the fault of each uint8 RGB picture: dark, bright, low_information, blurred or ""."""
-    return [_picture_issue(image) for batch in batches for image in batch]
-
-
-def _picture_issue(image: np.ndarray) -> str:
+def judge_picture(image: np.ndarray) -> str:
+    """Return the fault of a uint8 RGB picture: dark, bright, low_information, blurred or ""."""
     picture = Image.fromarray(image).convert("L")
     grey = np.asarray(picture).astype(np.int16)
     faults = {

@@ -176,7 +176,7 @@ METRICS = {metric.name: metric for metric in _METRICS}
 def shown_metrics() -> list[Metric]:
     """Return the metrics of the report in its order: overall ones, other shares, then errors."""
     return sorted(
-        (metric for metric in _METRICS if metric.shown),
+        (metric for metric in METRICS.values() if metric.shown),
         key=lambda metric: (metric.name not in ("accuracy", "f1"), not metric.higher_is_better),
     )
 

@@ -131,10 +131,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
     figure, axes = _figure(6.5, max(2.0, 0.24 * len(groups) + 1))
     positions = np.arange(len(groups))[::-1]
     errors = np.stack(
-        [
-            groups["accuracy"] - groups["accuracy_low"],
-            groups["accuracy_high"] - groups["accuracy"],
-        ]
+        [groups["accuracy"] - groups["accuracy_low"], groups["accuracy_high"] - groups["accuracy"]]
     ).astype(float)
     axes.errorbar(
         groups["accuracy"],

@@ -13,7 +13,6 @@ import yaml
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError, reason_of
 from facegender.evaluation.groups import NO_METADATA
-from facegender.files import parse_yaml
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results, data_differences
@@ -30,7 +29,7 @@ from facegender.gate.verdict import Report
 from facegender.labels import NAMES
 from facegender.params import Gate, Params
 from facegender.runtime.dvc_context import pipeline_paths
-from facegender.runtime.git import git, read_text, resolve, shallow_hint
+from facegender.runtime.git import git, read_text, read_yaml, resolve, shallow_hint
 
 MAIN = ("main", "origin/main")
 # The files that the gate reads, by their names in dvc.yaml.
@@ -80,12 +79,12 @@ def judge_work_tree(
     if require_evidence:
         rules = replace(rules, gate=rules.gate.model_copy(update={"without_evidence": "refuse"}))
 
-    def judged(beside: Results | None, gate: Gate, why: Sequence[str]) -> Report:
+    def judged(against: Results | None, gate: Gate, why: Sequence[str]) -> Report:
         return judge_on_the_same_images(
             candidate,
-            beside,
+            against,
             gate,
-            lambda: rescore_commit(root, candidate, beside, gate),
+            lambda: rescore_commit(root, candidate, against, gate.significance),
             min_group_size=rules.min_group_size,
             chosen=rules.groups,
             accept_data_change=accept_data_change,
@@ -123,7 +122,7 @@ def judge_on_the_same_images(
     undecided, notes = list(undecided), list(notes)
     if baseline and candidate.predictions is not None and data_differences(candidate, baseline):
         try:
-            again = relabel(candidate, baseline, settings) or rescored()
+            again = relabel(candidate, baseline, settings.significance) or rescored()
         except UserError as error:
             reason = (
                 f"the model of {baseline.name} cannot be scored on the new test set: "
@@ -159,7 +158,7 @@ def rescore_commit(
     root: Path,
     candidate: Results,
     baseline: Results | None,
-    settings: Gate,
+    significance: float,
     manifests: Collection[str] | None = None,
 ) -> Rescored:
     """Score the model of a baseline's commit; errors as of `rescore`."""
@@ -167,7 +166,7 @@ def rescore_commit(
         raise UserError("its commit is unknown")
     paths = paths_of(root, baseline.commit, baseline.name)
     stored = model_of_commit(root, baseline.commit, paths)
-    return rescore_work_tree(root, candidate, baseline, stored, settings, manifests)
+    return rescore_work_tree(root, candidate, baseline, stored, significance, manifests)
 
 
 def rescore_work_tree(
@@ -175,7 +174,7 @@ def rescore_work_tree(
     candidate: Results,
     baseline: Results,
     stored: StoredModel,
-    settings: Gate,
+    significance: float,
     manifests: Collection[str] | None = None,
 ) -> Rescored:
     """Score a stored model by `rescore` on raw images of the work tree.
@@ -190,7 +189,7 @@ def rescore_work_tree(
     except UserError as error:
         unknown = str(error)
     raw = root / paths["raw"]
-    return rescore(candidate, baseline, stored, raw, settings=settings, seen=seen, unknown=unknown)
+    return rescore(candidate, baseline, stored, raw, significance, seen=seen, unknown=unknown)
 
 
 def add_reference(
@@ -213,12 +212,12 @@ def add_reference(
         fixed = read_results(root, reference)
         edited = _edited(root, reference, fixed.name)
         # The floors are judged already, and are the same.
-        beside = judged(fixed, settings.model_copy(update={"floors": {}}), edited)
+        against = judged(fixed, settings.model_copy(update={"floors": {}}), edited)
     except UserError as error:
         return _undecided_by_reference(report, reference, [str(error)])
-    if beside.undecided:
-        report = _undecided_by_reference(report, reference, beside.undecided)
-    return replace(report, reference=beside if beside.comparisons else None)
+    if against.undecided:
+        report = _undecided_by_reference(report, reference, against.undecided)
+    return replace(report, reference=against if against.comparisons else None)
 
 
 def _undecided_by_reference(report: Report, reference: str, reasons: Sequence[str]) -> Report:
@@ -298,8 +297,7 @@ def _edited(root: Path, revision: str, name: str) -> list[str]:
     commit = resolve(root, revision)
     if read_text(root, "dvc.lock", commit) is None:
         return []
-    paths = _result_paths(root, commit, name).values()
-    edited = edited_results(root, list(paths), commit)
+    edited = edited_results(root, _result_paths(root, commit, name).values(), commit)
     advice = "choose another baseline, or commit the results of `dvc repro` there"
     return [f"{path} of {name} is not what its dvc.lock records: {advice}" for path in edited]
 
@@ -361,14 +359,7 @@ def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
 
 def read_params(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml at a revision, unchecked; empty if missing or not a mapping."""
-    text = read_text(root, "params.yaml", resolve(root, revision))
-    try:
-        content = parse_yaml(text or "")
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"Cannot read params.yaml of {revision[:10]}: {reason_of(error)}. Choose another "
-            "commit."
-        ) from error
+    content = read_yaml(root, "params.yaml", resolve(root, revision))
     return content if isinstance(content, dict) else {}
 
 

@@ -28,7 +28,9 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
     for path, recorded in recorded_outs(_read_lock(root, commit)).items():
         if paths is None or path in paths:
             content = read_bytes(root, path, commit)
-            if content is not None and _md5(content) != recorded:
+            if content is None:
+                continue
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != recorded:
                 edited.append(path)
     return edited
 
@@ -44,7 +46,6 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
         UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.
     """
     lock = _read_lock(root, None)
-    results = list(results)
     made_by = {out["path"]: name for name, stage in lock.items() for out in stage.get("outs", [])}
     found = {
         f"{path} (not in dvc.lock)"
@@ -153,7 +154,3 @@ def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:
         return dict(content["stages"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError("dvc.lock is missing or has no stages: run `dvc repro`.") from error
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

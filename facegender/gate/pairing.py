@@ -149,11 +149,6 @@ def changed_predictions(pairs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def count_right(predictions: pd.DataFrame) -> tuple[int, int]:
-    """Return the number of correct predictions, and of all."""
-    return int((predictions["label"] == predictions["predicted"]).sum()), len(predictions)
-
-
 def right_by_label(results: Results) -> dict[str, tuple[int, int]] | None:
     """Return the number of correct predictions and of images for each label."""
     try:

@@ -27,7 +27,6 @@ from facegender.files import file_sha256
 from facegender.gate.pairing import Results, keyed, with_metadata_of
 from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
-from facegender.params import Gate
 from facegender.runtime.git import read_yaml
 from facegender.runtime.integrity import recorded_outs
 from facegender.runtime.stored_objects import stored_directory, stored_file
@@ -139,8 +138,8 @@ def rescore(
     baseline: Results,
     stored: StoredModel,
     raw: Path,
+    significance: float,
     *,
-    settings: Gate,
     seen: frozenset[str] | None,
     unknown: str = "",
 ) -> Rescored:
@@ -150,7 +149,7 @@ def rescore(
         candidate: results with predictions.
         baseline: results on another test set, perhaps without predictions.
         stored: the baseline's model.
-        settings: significance level, and resamples and seed of the intervals.
+        significance: level at which images that left the test set count as harder.
         seen: SHA-256 of the images that the candidate was trained or validated on; None if unknown.
         unknown: why they are unknown.
 
@@ -204,14 +203,14 @@ def rescore(
             )
     return Rescored(
         candidate=replace(candidate, predictions=new),
-        compared=_results(candidate, fair, settings),
-        baseline=_results(baseline, old, settings),
+        compared=_results(candidate, fair),
+        baseline=_results(baseline, old),
         notes=notes,
-        questions=_questions(new, baseline, settings.significance),
+        questions=_questions(new, baseline, significance),
     )
 
 
-def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored | None:
+def relabel(candidate: Results, baseline: Results, significance: float) -> Rescored | None:
     """Compare two models by the candidate's labels, without the baseline's model.
 
     Args:
@@ -230,23 +229,20 @@ def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored |
     return Rescored(
         candidate=candidate,
         compared=candidate,
-        baseline=_results(baseline, before.assign(label=now["label"]), settings),
+        baseline=_results(baseline, before.assign(label=now["label"])),
         notes=notes,
-        questions=_questions(new, baseline, settings.significance),
+        questions=_questions(new, baseline, significance),
     )
 
 
-def _results(results: Results, predictions: pd.DataFrame, settings: Gate) -> Results:
+def _results(results: Results, predictions: pd.DataFrame) -> Results:
     """Return results with the metrics of other predictions."""
     labels, predicted = (predictions[name].to_numpy(dtype=int) for name in ("label", "predicted"))
     probabilities = predictions["probability"].to_numpy(dtype=float)
     # The smallest probability that is labelled male is a threshold that gives these labels.
     male = probabilities[predicted == 1]
-    metrics = classification_metrics(
-        labels,
-        probabilities,
-        threshold=float(male.min()) if len(male) else 1.1,
-    )
+    threshold = float(male.min()) if len(male) else 1.1
+    metrics = classification_metrics(labels, probabilities, threshold=threshold)
     return replace(results, metrics=metrics, predictions=predictions.reset_index(drop=True))
 
 
@@ -290,9 +286,9 @@ def _pixels(
 
 
 def _questions(new: pd.DataFrame, baseline: Results, significance: float) -> list[str]:
-    """Return what a comparison on the new test set would hide, so that somebody must accept it.
+    """Return the reasons why somebody must accept the new test set.
 
-    Who chooses the test set, or its labels, by a model's errors makes that model look better.
+    Choosing images or labels by a model's errors makes that model look better.
     """
     if baseline.predictions is None:
         return []

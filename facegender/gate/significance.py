@@ -11,12 +11,7 @@ import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
 from facegender.evaluation.groups import difference_interval
-from facegender.evaluation.metrics import (
-    BINS,
-    bins_of,
-    f1_interval,
-    paired_interval,
-)
+from facegender.evaluation.metrics import BINS, bins_of, f1_interval, paired_interval
 
 _BLOCK = 1_000_000  # images whose probabilities are swapped at a time
 

@@ -117,14 +117,14 @@ class Report:
                 for row in (*self.comparisons, *self.groups)
                 if row.verdict == "fail"
             ),
-            *self._beside_reference(self.reference.failures if self.reference else []),
+            *self._against_reference(self.reference.failures if self.reference else []),
         ]
 
     @property
     def not_shown(self) -> list[str]:
         """What the rules want shown and the test set does not show, one sentence each."""
-        beside = self.reference.not_shown if self.reference else []
-        return [*self.unproven, *self._beside_reference(beside)]
+        lacking = self.reference.not_shown if self.reference else []
+        return [*self.unproven, *self._against_reference(lacking)]
 
     @property
     def warnings(self) -> list[str]:
@@ -144,10 +144,10 @@ class Report:
                 if row.verdict == "warn"
             ),
             *(_cost_sentence(row) for row in self.costs if row.verdict == "warn"),
-            *self._beside_reference(self.reference.warnings if self.reference else []),
+            *self._against_reference(self.reference.warnings if self.reference else []),
         ]
 
-    def _beside_reference(self, sentences: Sequence[str]) -> list[str]:
+    def _against_reference(self, sentences: Sequence[str]) -> list[str]:
         name = self.reference.baseline if self.reference else None
         return [f"against the reference {name}: {one}" for one in sentences]
 
@@ -206,10 +206,8 @@ def _floor_sentence(row: Floor) -> str:
 
 
 def _drop_sentence(row: Comparison) -> str:
-    text = f"{row.metric} went from {row.old:.4f} to {row.new:.4f} on {row.n} images"
-    if row.p is not None:
-        return f"{text} (p = {row.p:.2g})"
-    return text
+    p = "" if row.p is None else f" (p = {row.p:.2g})"
+    return f"{row.metric} went from {row.old:.4f} to {row.new:.4f} on {row.n} images{p}"
 
 
 def _cost_sentence(row: CostRatio) -> str:
@@ -239,7 +237,7 @@ def as_markdown(report: Report) -> str:
         parts.append("Not in groups: " + _escaped("; ".join(report.left_out)))
     for title, headers, rows, left_out in _tables(report, _code):
         table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-        if title.startswith(_METRICS):
+        if title.startswith("Metrics"):
             parts += [f"**{title}**", table]
         elif rows:
             summary = f"<details><summary>{title}</summary>"
@@ -247,9 +245,6 @@ def as_markdown(report: Report) -> str:
         else:
             parts.append(title)
     return "\n\n".join(parts) + "\n"
-
-
-_METRICS, _FLOORS = "Metrics", "Floors"
 
 
 def _about(report: Report) -> str:
@@ -275,9 +270,9 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
     groups = sorted((row for row in report.groups if row.difference), key=_importance)
     small = sum(bool(row.note) for row in report.groups)
     tables: list[_Table] = [
-        (_METRICS, headers, [_comparison_cells(row, str) for row in report.comparisons], 0),
+        ("Metrics", headers, [_comparison_cells(row, str) for row in report.comparisons], 0),
         (
-            _FLOORS,
+            "Floors",
             ["metric", "value", "must be", "verdict"],
             [
                 [row.metric, _number(row.value), f"{row.direction} {row.limit:g}", row.verdict]
