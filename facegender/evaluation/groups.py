@@ -94,9 +94,9 @@ def _left_out(name: str, values: pd.Series, groups: pd.Series) -> Iterator[str]:
 def group_names(values: pd.Series, minimum: int = 1) -> pd.Series:
     """Return the group of each value of a metadata column.
 
-    A column of up to MAX_GROUPS values has a group for each. With more, numbers are cut into bands:
-    of ten, as for ages, or else of a round width that makes up to twenty. Of other values the most
-    frequent have a group each, and OTHER takes the rest. A missing value belongs to no group.
+    A column of up to MAX_GROUPS values has a group for each. With more, numbers are cut into bands
+    of ten, as for ages, or else of a round width that makes up to twenty. Of other values, the most
+    frequent have a group each, and the rest are OTHER. A missing value belongs to no group.
 
     Args:
         values: column of text or numbers.
@@ -214,7 +214,7 @@ def ratio_interval(one: tuple[int, int], other: tuple[int, int]) -> tuple[float,
 
     Donner and Zou, Closed-form confidence intervals for functions of the normal mean and standard
     deviation, Statistical Methods in Medical Research 21, 2012: from two Wilson intervals. The
-    upper end is infinite if the data do not exclude 0 as the divisor.
+    upper end is infinite if the divisor may be 0.
 
     Args:
         one: count, and number of images.

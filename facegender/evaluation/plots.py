@@ -10,7 +10,7 @@ import pandas as pd
 from facegender.labels import LABELS, NAMES
 
 # Imported in functions: its import fails if MPLBACKEND names a backend that is not installed, and
-# `user_settings` corrects that after the imports of a stage.
+# `user_settings` corrects that only after a stage's imports.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, path: Path) -> None:
     """Draw the counts of the test split by label and prediction."""
-    # Half a second, which other stages that draw need not spend.
+    # Imported here: it takes half a second, which other stages that draw do not need.
     from sklearn.metrics import ConfusionMatrixDisplay
 
     figure, axes = _figure(4.2, 3.6)

@@ -49,7 +49,7 @@ def judge_work_tree(
 
     Args:
         revision: the baseline, or None for the default.
-        accept_data_change: argument of `judge`.
+        accept_data_change: whether another test set is accepted.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
             baseline's.
         require_evidence: whether gate.without_evidence is `refuse`, whatever the rules say.
@@ -107,14 +107,14 @@ def judge_on_the_same_images(
     notes: Sequence[str] = (),
     **options: Any,
 ) -> Report:
-    """Judge by `judge`; score the baseline's model again if the test sets differ.
+    """Call `judge`, with the baseline's model scored again if the test sets differ.
 
     Args:
-        baseline: results of the model before, or None.
+        baseline: results of the previous model, or None.
         rescored: function that scores the baseline's model on the candidate's images, or raises
             UserError.
-        accept_data_change: whether somebody answers for the new test set; it is compared unpaired
-            if the model cannot be scored.
+        accept_data_change: whether the new test set is accepted; the comparison is then unpaired if
+            the model cannot be scored.
         undecided: reasons why no comparison is possible.
         options: other arguments of `judge`.
     """
@@ -161,7 +161,7 @@ def rescore_commit(
     significance: float,
     manifests: Collection[str] | None = None,
 ) -> Rescored:
-    """Score the model of a baseline's commit; errors as of `rescore`."""
+    """Score the model of a baseline's commit. Raises what `rescore_work_tree` raises."""
     if baseline is None or baseline.commit is None:
         raise UserError("its commit is unknown")
     paths = paths_of(root, baseline.commit, baseline.name)
@@ -179,8 +179,9 @@ def rescore_work_tree(
 ) -> Rescored:
     """Score a stored model by `rescore` on raw images of the work tree.
 
-    The candidate has seen the training split of the work tree, if its manifests are those of
-    `manifests`: beginnings of their SHA-256, or None if the candidate is of the work tree.
+    Args:
+        manifests: beginnings of the SHA-256 of the manifests that the candidate was trained with;
+            None if they are the work tree's.
     """
     paths = paths_of(root, None, candidate.name)
     seen, unknown = None, ""
@@ -293,7 +294,7 @@ def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
 
 
 def _edited(root: Path, revision: str, name: str) -> list[str]:
-    """Return why a commit's results decide nothing; a commit without dvc.lock says nothing."""
+    """Return why a commit's results cannot be trusted; nothing if it has no dvc.lock."""
     commit = resolve(root, revision)
     if read_text(root, "dvc.lock", commit) is None:
         return []
@@ -348,8 +349,8 @@ def _export_costs(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
-    # The first epoch includes compiling. The head's epochs come first and are many times as fast as
-    # those that train the base, so the last three tell what the training costs.
+    # The first epoch includes compiling, and the head's epochs, which come first, are many times
+    # faster than those that train the base: the last three show what training costs.
     last = speed["images_per_second"].iloc[1:].tail(3)
     return {
         "training_images_per_second": float(last.median()),
@@ -366,9 +367,9 @@ def read_params(root: Path, revision: str) -> dict[str, Any]:
 def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
     """Return the commit to compare the work tree with, and a description of it.
 
-    It is the merge base with main: of the local and the fetched branch, the nearer one. On main
-    itself, where the merge base is HEAD, it is HEAD if the candidate's predictions differ from the
-    committed ones (an experiment), and otherwise the commit before it.
+    It is the merge base with main, local or fetched, whichever is nearer. On main itself, where the
+    merge base is HEAD, it is HEAD if the candidate's predictions differ from the committed ones (an
+    experiment), and otherwise the commit before it.
 
     Raises:
         UserError: there is no main, or nothing before the first commit.
@@ -403,7 +404,7 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
 
 
 def merge_base(root: Path) -> str:
-    """Return the merge base of HEAD and main, local or fetched; nothing if there is none."""
+    """Return the merge base of HEAD and main, local or fetched; "" if there is none."""
     branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
     return git(root, "merge-base", "HEAD", *branches) if branches else ""
 

@@ -36,11 +36,10 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
 
 
 def why_stale(root: Path, results: Collection[str]) -> list[str]:
-    """Return why results in the work tree do not belong to what surrounds them; empty if they do.
+    """Return why results do not match the code and parameters of the work tree; empty if they do.
 
-    Compared with dvc.lock: the results, and parameters, code and command of every stage that they
-    depend on. Data are compared by what dvc.lock records of them, so that the clone need not hold
-    them.
+    The results, and parameters, code and command of every stage that they depend on, are compared
+    with dvc.lock. Of data only what dvc.lock records is compared: the clone need not hold them.
 
     Raises:
         UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.
@@ -77,7 +76,7 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
 
 
 def _commands(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return each stage's command as dvc.lock records it; none of stages that stand for several.
+    """Return each stage's command as dvc.lock records it, except of `foreach` stages.
 
     Raises:
         UserError: a command names a variable that is not defined.

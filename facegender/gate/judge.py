@@ -54,10 +54,10 @@ def judge(
     """Judge a model by its floors and against a baseline.
 
     Args:
-        settings: floors, tolerances, and seed of the intervals.
+        settings: floors, tolerances, and number and seed of the random draws.
         min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.
-        compared: the candidate's results on the images to compare, if these are not all.
+        compared: the candidate's results on the images to compare, if not on all.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
         undecided: reasons why no comparison is possible.
@@ -208,7 +208,7 @@ def _paired(
 
 
 def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate) -> Evidence:
-    """Return what the images can show if the models disagree otherwise as often as here."""
+    """Return the evidence of the images if the models otherwise disagree as often as here."""
     was_right, is_right = (pairs["label"] == pairs[name] for name in ("old_predicted", "predicted"))
     gained = min((is_right & ~was_right).mean(), (was_right & ~is_right).mean())
     # The share of the accuracy among the questions of `_judge_drops`.
@@ -247,7 +247,7 @@ def _unpaired(
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on different images; counts are of right images, and of all."""
+    """Compare two models on different images; a count is of right images, and of all."""
 
     def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
         return Comparison(metric, new[1], **asdict(unpaired_difference(old, new)))
@@ -272,7 +272,7 @@ def _unpaired(
 def _group_counts(
     candidate: Results, baseline: Results, chosen: Chosen, min_group_size: int
 ) -> tuple[dict[str, tuple[tuple[int, int], tuple[int, int]]], list[str]]:
-    """Return the baseline's and the candidate's counts of groups that both have; and the others."""
+    """Return the counts of groups in both test sets, baseline's first, and what is left out."""
     if candidate.predictions is None or baseline.predictions is None:
         return {}, ["groups: predictions are missing"]
     tables = (baseline.predictions, candidate.predictions)

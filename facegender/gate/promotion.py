@@ -39,8 +39,8 @@ def judge_promotion(
 ) -> Report:
     """Judge a run's results against the champion's.
 
-    The strictest rules apply of the work tree, HEAD, the merge base with main and the commit that
-    made the champion.
+    The strictest rules of the work tree, HEAD, the merge base with main and the champion's commit
+    apply.
 
     Args:
         candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.

@@ -1,8 +1,8 @@
 """Score the baseline's stored model on the candidate's test images if the test sets differ.
 
-Two models are compared best on the same images. The pictures come from the raw data, each held to
-the SHA-256 in the candidate's predictions, and are decoded by the present code as the baseline's
-model takes them, with its own size and crop.
+Two models are best compared on the same images. The pictures come from the raw data, each checked
+against the SHA-256 in the candidate's predictions. The present code decodes them, with the size and
+crop of the baseline's model.
 """
 
 import os
@@ -32,8 +32,8 @@ from facegender.runtime.integrity import recorded_outs
 from facegender.runtime.stored_objects import stored_directory, stored_file
 
 _CHUNK = 64  # images a task
-_ALONE = 500  # images for which starting processes does not pay
-# Both choose the model: the second its epoch and its calibration.
+_ALONE = 500  # images up to which starting processes takes longer than it saves
+# The validation split chooses the model's epoch and calibration.
 _LEARNT_FROM = ("train.csv", "validation.csv")
 
 
@@ -63,7 +63,7 @@ class Rescored:
         compared: the same, on the images that neither model has seen in training.
         baseline: the baseline's results on those.
         notes: what was done and left out, one sentence each.
-        questions: reasons why somebody must accept the new test set first.
+        questions: reasons why somebody must accept the new test set, one sentence each.
     """
 
     candidate: Results
@@ -80,7 +80,7 @@ def model_of_commit(root: Path, commit: str, paths: Mapping[str, str]) -> Stored
         paths: paths of the pipeline's files in dvc.yaml of the commit.
 
     Raises:
-        UserError: it records none, or DVC has it neither in its cache nor in the default remote.
+        UserError: it records none, or neither DVC's cache nor the default remote has it.
     """
     md5 = _recorded(root, commit).get(paths.get("float32", ""))
     if md5 is None:
@@ -154,8 +154,8 @@ def rescore(
         unknown: why they are unknown.
 
     Raises:
-        UserError: an image is missing or another one, the model cannot be read, or no image is left
-            that neither model has seen.
+        UserError: an image is missing or differs, the model cannot be read, or each image was seen
+            in training by one of the models.
     """
     if candidate.predictions is None:
         raise UserError("the candidate has no predictions")
@@ -180,7 +180,7 @@ def rescore(
     ).astype({"predicted": "Int64", "probability": "Float64"})
     before = baseline.predictions
     if before is not None and before["sha256"].isin(new["sha256"]).any():
-        old = old[before.columns]  # `pair` knows by them which metadata are new
+        old = old[before.columns]  # `pair` recognizes new metadata by these columns
     scored = "image" if len(fair) == 1 else "images"
     notes.insert(
         0,

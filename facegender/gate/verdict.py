@@ -40,12 +40,12 @@ class Comparison:
         metric: name of the metric, or `column=group`.
         n: number of the candidate's images.
         difference: new minus old.
-        low: lower end of the difference's 95 % interval; None where no interval is fair.
+        low: lower end of the difference's 95 % interval; None if the metric has no interval.
         high: upper end.
         p: chance of a difference at least as large if neither model is better, adjusted for the
             number of tests; None if not tested.
         verdict: `info` if the row does not count.
-        note: caveat, or nothing.
+        note: caveat, or "".
     """
 
     metric: str
@@ -166,7 +166,7 @@ class Report:
 
     @property
     def findings(self) -> list[tuple[str, list[str]]]:
-        """The titles that have sentences, with them."""
+        """The sentences by their titles, without titles that have none."""
         found = [
             ("Refused", self.failures),
             ("Cannot tell" if self.comparisons else "Cannot be compared", list(self.undecided)),

@@ -256,7 +256,7 @@ def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
 
 
 def _left_out(path: Path, params: Params) -> Sequence[str]:
-    """Return what belongs to no group, one sentence each."""
+    """Return the images and columns outside all groups, one sentence each."""
     if not path.is_file():
         return []
     chosen, minimum = params.evaluate.groups, params.evaluate.min_group_size
