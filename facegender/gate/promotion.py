@@ -67,7 +67,7 @@ def judge_promotion(
             except UserError:
                 notes.append(
                     f"the champion's commit, {champion_commit or 'not recorded'}, is not in this "
-                    "clone: its rules cannot be read, those of HEAD apply"
+                    "clone: its rules cannot be read; those of HEAD apply"
                 )
         for commit, name in sources.items():
             rules, changes = combine_rules(
