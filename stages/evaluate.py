@@ -58,16 +58,10 @@ def main() -> None:
     )
     args = parser.parse_args()
     params = load_params(args.params)
+    models = [args.keras, args.model, args.int8]
     check_inputs(
         args.params.with_name("dvc.lock"),
-        [
-            args.processed / "test",
-            args.splits,
-            args.model,
-            args.training_run,
-            args.keras,
-            args.int8,
-        ],
+        [args.processed / "test", args.splits, args.training_run, *models],
     )
     threshold = params.evaluate.threshold
     if (carried := read_threshold(args.model)) != threshold:
@@ -101,11 +95,7 @@ def main() -> None:
         predictor = load_litert(args.model, threads=os.cpu_count() or 1)
         batches = test.batches(params.evaluate.batch_size)
         probabilities = np.concatenate([predictor.predict(batch) for batch in batches])
-        metrics = evaluation.classification_metrics(
-            test.labels,
-            probabilities,
-            threshold=threshold,
-        )
+        metrics = evaluation.classification_metrics(test.labels, probabilities, threshold=threshold)
         predictions = test.index.drop(columns="row").assign(
             probability=probabilities, predicted=(probabilities >= threshold).astype(int)
         )
@@ -154,11 +144,7 @@ def main() -> None:
         # Here, not in train: evaluate can be repeated if the server missed it.
         log.log_kept_epoch(history)
         log.log_numbers("calibration", exported["calibration"])
-        log.log_export(
-            exported,
-            models=[args.keras, args.model, args.int8],
-            metrics_file=args.export_metrics,
-        )
+        log.log_export(exported, models=models, metrics_file=args.export_metrics)
         # May differ from the run that trained the model.
         runs.write_run_id(run, args.evaluation_run)
     interval = metrics["accuracy_ci"]

@@ -13,12 +13,12 @@ import pandas as pd
 from scipy.stats import fisher_exact
 
 from facegender.errors import UserError
-from facegender.evaluation.metrics import METRICS, wilson_interval
+from facegender.evaluation.metrics import wilson_interval
 from facegender.labels import LABELS
 
 # Columns of predictions that are not metadata.
 NO_METADATA = ("path", "label", "probability", "predicted", "sha256")
-# Columns that the gate adds where it compares two models.
+# Columns that the gate adds to compare two models.
 BASELINE_COLUMNS = ("old_probability", "old_predicted")
 OTHER = "(other)"
 MAX_GROUPS = 20
@@ -85,7 +85,7 @@ def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
 def _left_out(name: str, values: pd.Series, groups: pd.Series) -> Iterator[str]:
     if missing := int(groups.isna().sum()):
         yield f"{name}: missing for {missing} images"
-    if groups.nunique() == 1:
+    if groups.nunique() == 1 and not missing:
         yield f"{name}: one group only, {groups.dropna().iloc[0]}"
     elif (rare := values[groups == OTHER].nunique()) > 1:
         yield f"{name}: {rare} rare values are one group, {OTHER}"
@@ -94,9 +94,9 @@ def _left_out(name: str, values: pd.Series, groups: pd.Series) -> Iterator[str]:
 def group_names(values: pd.Series, minimum: int = 1) -> pd.Series:
     """Return the group of each value of a metadata column.
 
-    A column of up to MAX_GROUPS values has a group for each. With more, numbers are cut into bands:
-    of ten, as for ages, or else of a round width that makes up to twenty. Of other values the most
-    frequent have a group each, and OTHER takes the rest. A missing value belongs to no group.
+    A column of up to MAX_GROUPS values has a group for each. With more, numbers are cut into bands
+    of ten, as for ages, or else of a round width that makes up to twenty. Of other values, the most
+    frequent have a group each, and the rest are OTHER. A missing value belongs to no group.
 
     Args:
         values: column of text or numbers.
@@ -156,27 +156,19 @@ def group_metrics(
     """
     labels = predictions["label"].to_numpy(dtype=int)
     probabilities = predictions["probability"].to_numpy(dtype=float)
-    predicted = (probabilities >= threshold).astype(int)
-    right = labels == predicted
+    right = labels == (probabilities >= threshold)
     rows = []
     for column, group, members in find_groups(predictions, chosen, minimum).members:
-        n, outside = int(members.sum()), ~members
-        inside = int(right[members].sum()), n
-        rest = int(right[outside].sum()), int(outside.sum())
-        of_class = {
-            name: METRICS[f"recall_{name}"].compute(
-                labels[members], probabilities[members], predicted[members]
-            )
-            for name in LABELS
-        }
+        n = int(members.sum())
+        inside, rest = (
+            (int(right[images].sum()), int(images.sum())) for images in (members, ~members)
+        )
         row = {"column": column, "group": group, "n": n, "accuracy": inside[0] / n}
         row |= _bounds("accuracy", wilson_interval(*inside))
         for name, value in LABELS.items():
-            row[f"recall_{name}"] = of_class[name]
-            count = int((labels[members] == value).sum())
-            row |= _bounds(
-                f"recall_{name}", wilson_interval(round((of_class[name] or 0) * count), count)
-            )
+            of_class = right[members & (labels == value)]
+            row[f"recall_{name}"] = of_class.mean() if len(of_class) else math.nan
+            row |= _bounds(f"recall_{name}", wilson_interval(int(of_class.sum()), len(of_class)))
         row["difference"] = inside[0] / n - rest[0] / rest[1]
         row |= _bounds("difference", difference_interval(inside, rest))
         errors, others = (n - inside[0], n), (rest[1] - rest[0], rest[1])
@@ -222,7 +214,7 @@ def ratio_interval(one: tuple[int, int], other: tuple[int, int]) -> tuple[float,
 
     Donner and Zou, Closed-form confidence intervals for functions of the normal mean and standard
     deviation, Statistical Methods in Medical Research 21, 2012: from two Wilson intervals. The
-    upper end is infinite if the data do not exclude 0 as the divisor.
+    upper end is infinite if the divisor may be 0.
 
     Args:
         one: count, and number of images.

@@ -2,10 +2,10 @@
 
 Confident learning (Northcutt, Jiang and Chuang, 2021: https://arxiv.org/abs/1911.00068), by
 `cleanlab`: a classifier of the features of a frozen network judges each label without having seen
-it. Nothing is left out by it: `data.exclude` does that.
+it. It leaves no image out: `data.exclude` does that.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Audit:
 
     Attributes:
         issues: columns COLUMNS: suspect labels, the worst first, and then pictures that show
-            little; an image with two issues is there twice.
+            little; an image with both is listed twice.
         accuracy: share of labels that the classifier gives out of fold; None if it judged none.
         not_judged: why labels were not judged; None if they were.
     """
@@ -61,7 +61,7 @@ class Audit:
         }
 
     def summary(self) -> str:
-        """Return how many images have which issue, and why labels were not judged, if so."""
+        """Return the number of images by issue, and why labels were not judged."""
         found = ", ".join(f"{name} {count}" for name, count in self.counts.items()) or "no issue"
         not_judged = f"; labels are not judged: {self.not_judged}" if self.not_judged else ""
         return f"{found}, of {self.images} images{not_judged}"
@@ -82,13 +82,12 @@ def audit(splits: Mapping[str, ProcessedSplit], params: Params, groups: Mapping[
     Raises:
         UserError: the weights cannot be read.
     """
-    if params.model.weights == "none":
-        return find_issues(splits, None, groups, seed=params.split.seed)
-    return find_issues(splits, extract_features(splits, params), groups, seed=params.split.seed)
+    features = None if params.model.weights == "none" else extract_features(splits, params)
+    return find_issues(splits, features, groups, seed=params.split.seed)
 
 
 def extract_features(splits: Mapping[str, ProcessedSplit], params: Params) -> np.ndarray:
-    """Return what a frozen network makes of all images, split by split: float32 (n, k).
+    """Return a frozen network's features of all images, split by split: float32 (n, k).
 
     Raises:
         UserError: the weights cannot be read.
@@ -147,15 +146,19 @@ def find_issues(
         accuracy = float(((judged["probability"] >= 0.5) == labels).mean())
         images = images.join(judged.round(4))
         suspects = images[images["suspect"]].assign(issue="label").sort_values(["quality", "path"])
-    faults = (judge_pictures(split.batches(_BATCH)) for split in splits.values())
-    images["issue"] = [fault for split in faults for fault in split]
+    images["issue"] = [
+        judge_picture(image)
+        for split in splits.values()
+        for batch in split.batches(_BATCH)
+        for image in batch
+    ]
     poor = images[images["issue"] != ""].sort_values(["issue", "path"])
     issues = pd.concat([suspects, poor], ignore_index=True).reindex(columns=COLUMNS)
     return Audit(issues, len(images), accuracy, not_judged)
 
 
 def draw_worst(splits: Mapping[str, ProcessedSplit], found: Audit, path: Path) -> None:
-    """Draw the labels that are most probably wrong as a PNG; without any it says so."""
+    """Draw the labels that are most probably wrong as a PNG, or a title that says why not."""
     worst = worst_labels(found.issues)
     title = "Labels that are probably wrong, the worst first"
     if worst.empty:
@@ -189,7 +192,7 @@ def judge_labels(
         features: float (n, k), of a network that has not learned from `labels`.
         labels: int (n,), 0 or 1.
         groups: group of each image, (n,); a group, such as a person, stays in one fold.
-        seed: source of chance of the folds.
+        seed: random seed of the folds.
 
     Returns:
         Columns `probability` (of label 1, out of fold), `quality` (of the label: 0 worst, 1 best)
@@ -208,7 +211,7 @@ def judge_labels(
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=_STRENGTH, max_iter=1000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    # One thread: more wait for one another on a busy machine, and may add in another order.
+    # One thread: several wait for each other on a busy machine, and may add in another order.
     with threadpool_limits(1):
         male = cross_val_predict(
             classifier, features, labels, groups=groups, cv=folds, method="predict_proba"
@@ -223,12 +226,8 @@ def judge_labels(
     )
 
 
-def judge_pictures(batches: Iterable[np.ndarray]) -> list[str]:
-    """Return the fault of each uint8 RGB picture: dark, bright, low_information, blurred or ""."""
-    return [_picture_issue(image) for batch in batches for image in batch]
-
-
-def _picture_issue(image: np.ndarray) -> str:
+def judge_picture(image: np.ndarray) -> str:
+    """Return the fault of a uint8 RGB picture: dark, bright, low_information, blurred or ""."""
     picture = Image.fromarray(image).convert("L")
     grey = np.asarray(picture).astype(np.int16)
     faults = {

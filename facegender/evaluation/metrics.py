@@ -1,4 +1,4 @@
-"""How good the predictions of a split are, overall and by group.
+"""How good the predictions of a split are.
 
 `METRICS` is the one list of metrics: evaluation, gate, report and model card all read it, so a new
 metric is a new entry there. Throughout, `labels` are int (n,) with 0 female and 1 male, and
@@ -108,7 +108,7 @@ _METRICS = (
         True,
         lambda y, _, guess: float(sklearn_metrics.precision_score(y, guess, zero_division=0)),
     ),
-    # The recall of male under the name that people look for.
+    # The recall of male, under its usual name.
     Metric(
         "recall",
         "Recall",
@@ -176,7 +176,7 @@ METRICS = {metric.name: metric for metric in _METRICS}
 def shown_metrics() -> list[Metric]:
     """Return the metrics of the report in its order: overall ones, other shares, then errors."""
     return sorted(
-        (metric for metric in _METRICS if metric.shown),
+        (metric for metric in METRICS.values() if metric.shown),
         key=lambda metric: (metric.name not in ("accuracy", "f1"), not metric.higher_is_better),
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 from facegender.labels import LABELS, NAMES
 
 # Imported in functions: its import fails if MPLBACKEND names a backend that is not installed, and
-# `user_settings` corrects that after the imports of a stage.
+# `user_settings` corrects that only after a stage's imports.
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def learning_curve(history: pd.DataFrame, metric: str, path: Path) -> None:
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, path: Path) -> None:
     """Draw the counts of the test split by label and prediction."""
-    # Half a second, which other stages that draw need not spend.
+    # Imported here: it takes half a second, which other stages that draw do not need.
     from sklearn.metrics import ConfusionMatrixDisplay
 
     figure, axes = _figure(4.2, 3.6)
@@ -131,10 +131,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
     figure, axes = _figure(6.5, max(2.0, 0.24 * len(groups) + 1))
     positions = np.arange(len(groups))[::-1]
     errors = np.stack(
-        [
-            groups["accuracy"] - groups["accuracy_low"],
-            groups["accuracy_high"] - groups["accuracy"],
-        ]
+        [groups["accuracy"] - groups["accuracy_low"], groups["accuracy_high"] - groups["accuracy"]]
     ).astype(float)
     axes.errorbar(
         groups["accuracy"],
@@ -150,7 +147,8 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
         f"{row.column}: {row.group} (n={row.n}{', small' if row.small else ''})"
         for row in groups.itertuples()
     ]
-    axes.set_yticks(positions, names, fontsize=7)
+    # Two dollar signs in a name would otherwise start a formula.
+    axes.set_yticks(positions, names, fontsize=7, parse_math=False)
     axes.set_ylim(-1, len(names))
     axes.set(
         title="Accuracy by group, test split" if names else "No group columns in the metadata",

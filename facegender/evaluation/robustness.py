@@ -1,4 +1,4 @@
-"""How accurate the model stays when the test pictures are worse than they are.
+"""The model's accuracy on test pictures that are made worse.
 
 The strengths of blur, noise and JPEG are the middle ones, 3 of 5, of Hendrycks and Dietterich,
 Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019
@@ -32,7 +32,7 @@ class Change:
     Attributes:
         name: name in metrics/robustness.csv.
         strength: strength in words.
-        apply: function from uint8 RGB (size, size, 3) and a source of chance to the same shape.
+        apply: function from uint8 RGB (size, size, 3) and a random generator to the same shape.
     """
 
     name: str
@@ -61,7 +61,7 @@ def _jpeg(pixels: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 def _half_resolution(pixels: np.ndarray, _: np.random.Generator) -> np.ndarray:
-    # As `decode_image` enlarges a picture of half the size.
+    # Enlarged as `decode_image` enlarges a picture of half the size.
     image = Image.fromarray(pixels)
     return np.asarray(image.reduce(2).resize(image.size, Image.Resampling.BICUBIC))
 
@@ -85,22 +85,22 @@ def robustness_table(
     batch_size: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Compare the accuracy on changed test pictures with that on the pictures as they are.
+    """Compare the accuracy on changed test pictures with that on the originals.
 
     Args:
         predict: function from uint8 RGB (n, size, size, 3) to P(male), float (n,).
-        probabilities: P(male) of the pictures as they are, float (n,).
-        seed: source of chance of the noise.
+        probabilities: P(male) of the originals, float (n,).
+        seed: random seed of the noise.
 
     Returns:
         A row for each of CHANGES: `change`, `strength`, `n`, `accuracy`, `difference` (accuracy
-        minus that of the clean pictures) and the 95 % interval of the difference, paired by image
+        minus that of the originals) and the 95 % interval of the difference, paired by image
         (`difference_low`, `difference_high`).
     """
     clean = (probabilities >= threshold) == test.labels
     rows = []
     for change in tqdm(CHANGES, desc="robustness", unit="change", mininterval=1):
-        generator = np.random.default_rng(seed)  # a change does not depend on the others
+        generator = np.random.default_rng(seed)  # no change depends on another
         changed = np.concatenate(
             [
                 predict(np.stack([change.apply(image, generator) for image in batch]))

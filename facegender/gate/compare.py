@@ -13,7 +13,6 @@ import yaml
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError, reason_of
 from facegender.evaluation.groups import NO_METADATA
-from facegender.files import parse_yaml
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.gate.judge import judge
 from facegender.gate.pairing import Results, data_differences
@@ -30,7 +29,7 @@ from facegender.gate.verdict import Report
 from facegender.labels import NAMES
 from facegender.params import Gate, Params
 from facegender.runtime.dvc_context import pipeline_paths
-from facegender.runtime.git import git, read_text, resolve, shallow_hint
+from facegender.runtime.git import git, read_text, read_yaml, resolve, shallow_hint
 
 MAIN = ("main", "origin/main")
 # The files that the gate reads, by their names in dvc.yaml.
@@ -50,7 +49,7 @@ def judge_work_tree(
 
     Args:
         revision: the baseline, or None for the default.
-        accept_data_change: argument of `judge`.
+        accept_data_change: whether another test set is accepted.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
             baseline's.
         require_evidence: whether gate.without_evidence is `refuse`, whatever the rules say.
@@ -80,12 +79,12 @@ def judge_work_tree(
     if require_evidence:
         rules = replace(rules, gate=rules.gate.model_copy(update={"without_evidence": "refuse"}))
 
-    def judged(beside: Results | None, gate: Gate, why: Sequence[str]) -> Report:
+    def judged(against: Results | None, gate: Gate, why: Sequence[str]) -> Report:
         return judge_on_the_same_images(
             candidate,
-            beside,
+            against,
             gate,
-            lambda: rescore_commit(root, candidate, beside, gate),
+            lambda: rescore_commit(root, candidate, against, gate.significance),
             min_group_size=rules.min_group_size,
             chosen=rules.groups,
             accept_data_change=accept_data_change,
@@ -108,14 +107,14 @@ def judge_on_the_same_images(
     notes: Sequence[str] = (),
     **options: Any,
 ) -> Report:
-    """Judge by `judge`; score the baseline's model again if the test sets differ.
+    """Call `judge`, with the baseline's model scored again if the test sets differ.
 
     Args:
-        baseline: results of the model before, or None.
+        baseline: results of the previous model, or None.
         rescored: function that scores the baseline's model on the candidate's images, or raises
             UserError.
-        accept_data_change: whether somebody answers for the new test set; it is compared unpaired
-            if the model cannot be scored.
+        accept_data_change: whether the new test set is accepted; the comparison is then unpaired if
+            the model cannot be scored.
         undecided: reasons why no comparison is possible.
         options: other arguments of `judge`.
     """
@@ -123,15 +122,16 @@ def judge_on_the_same_images(
     undecided, notes = list(undecided), list(notes)
     if baseline and candidate.predictions is not None and data_differences(candidate, baseline):
         try:
-            again = relabel(candidate, baseline, settings) or rescored()
+            again = relabel(candidate, baseline, settings.significance) or rescored()
         except UserError as error:
             reason = (
                 f"the model of {baseline.name} cannot be scored on the new test set: "
                 f"{str(error).rstrip('.')}"
             )
-            advice = "--accept-data-change compares the two unpaired"
-            notes += [reason] * accept_data_change
-            undecided += [f"{reason}; {advice}"] * (not accept_data_change)
+            if accept_data_change:
+                notes.append(reason)
+            else:
+                undecided.append(f"{reason}; --accept-data-change compares the two unpaired")
         else:
             candidate, compared, baseline = again.candidate, again.compared, again.baseline
             notes += again.notes
@@ -158,15 +158,15 @@ def rescore_commit(
     root: Path,
     candidate: Results,
     baseline: Results | None,
-    settings: Gate,
+    significance: float,
     manifests: Collection[str] | None = None,
 ) -> Rescored:
-    """Score the model of a baseline's commit; errors as of `rescore`."""
+    """Score the model of a baseline's commit. Raises what `rescore_work_tree` raises."""
     if baseline is None or baseline.commit is None:
         raise UserError("its commit is unknown")
     paths = paths_of(root, baseline.commit, baseline.name)
     stored = model_of_commit(root, baseline.commit, paths)
-    return rescore_work_tree(root, candidate, baseline, stored, settings, manifests)
+    return rescore_work_tree(root, candidate, baseline, stored, significance, manifests)
 
 
 def rescore_work_tree(
@@ -174,13 +174,14 @@ def rescore_work_tree(
     candidate: Results,
     baseline: Results,
     stored: StoredModel,
-    settings: Gate,
+    significance: float,
     manifests: Collection[str] | None = None,
 ) -> Rescored:
     """Score a stored model by `rescore` on raw images of the work tree.
 
-    The candidate has seen the training split of the work tree, if its manifests are those of
-    `manifests`: beginnings of their SHA-256, or None if the candidate is of the work tree.
+    Args:
+        manifests: beginnings of the SHA-256 of the manifests that the candidate was trained with;
+            None if they are the work tree's.
     """
     paths = paths_of(root, None, candidate.name)
     seen, unknown = None, ""
@@ -189,7 +190,7 @@ def rescore_work_tree(
     except UserError as error:
         unknown = str(error)
     raw = root / paths["raw"]
-    return rescore(candidate, baseline, stored, raw, settings=settings, seen=seen, unknown=unknown)
+    return rescore(candidate, baseline, stored, raw, significance, seen=seen, unknown=unknown)
 
 
 def add_reference(
@@ -212,12 +213,12 @@ def add_reference(
         fixed = read_results(root, reference)
         edited = _edited(root, reference, fixed.name)
         # The floors are judged already, and are the same.
-        beside = judged(fixed, settings.model_copy(update={"floors": {}}), edited)
+        against = judged(fixed, settings.model_copy(update={"floors": {}}), edited)
     except UserError as error:
         return _undecided_by_reference(report, reference, [str(error)])
-    if beside.undecided:
-        report = _undecided_by_reference(report, reference, beside.undecided)
-    return replace(report, reference=beside if beside.comparisons else None)
+    if against.undecided:
+        report = _undecided_by_reference(report, reference, against.undecided)
+    return replace(report, reference=against if against.comparisons else None)
 
 
 def _undecided_by_reference(report: Report, reference: str, reasons: Sequence[str]) -> Report:
@@ -282,21 +283,22 @@ def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
     try:
         return dict(pipeline_paths(read_text(root, "dvc.yaml", commit) or ""))
     except (yaml.YAMLError, LookupError, TypeError) as error:
+        malformed = isinstance(error, yaml.YAMLError)
+        reason = reason_of(error) if malformed else "it is missing, or has no `vars` with `path`"
         advice = (
             "choose another commit" if commit else "restore it with `git checkout HEAD dvc.yaml`"
         )
         raise UserError(
-            f"Cannot read the paths in dvc.yaml of {name}: {reason_of(error)}; {advice}."
+            f"Cannot read the paths in dvc.yaml of {name}: {reason}; {advice}."
         ) from error
 
 
 def _edited(root: Path, revision: str, name: str) -> list[str]:
-    """Return why a commit's results decide nothing; a commit without dvc.lock says nothing."""
+    """Return why a commit's results cannot be trusted; nothing if it has no dvc.lock."""
     commit = resolve(root, revision)
     if read_text(root, "dvc.lock", commit) is None:
         return []
-    paths = _result_paths(root, commit, name).values()
-    edited = edited_results(root, list(paths), commit)
+    edited = edited_results(root, _result_paths(root, commit, name).values(), commit)
     advice = "choose another baseline, or commit the results of `dvc repro` there"
     return [f"{path} of {name} is not what its dvc.lock records: {advice}" for path in edited]
 
@@ -309,7 +311,7 @@ def parse_results(
     export_metrics: str | None = None,
     speed: str | None = None,
 ) -> Results:
-    """Parse what evaluate, export and train write. Raises UserError if a file is not that."""
+    """Parse the files of evaluate, export and train. Raises UserError if one is malformed."""
     costs: dict[str, float] = {}
     try:
         metrics = json.loads(test_metrics)
@@ -321,8 +323,9 @@ def parse_results(
         if speed is not None:
             costs |= _training_costs(pd.read_csv(io.StringIO(speed)))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
-            f"Cannot read the results of {name}: {error}. Run `dvc repro` to make them again."
+            f"Cannot read the results of {name}: {reason}. `dvc repro` there makes them again."
         ) from error
     return Results(name, metrics, table, costs)
 
@@ -346,8 +349,8 @@ def _export_costs(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
-    # The first epoch includes compiling. The head's epochs come first and are many times as fast as
-    # those that train the base, so the last three tell what the training costs.
+    # The first epoch includes compiling, and the head's epochs, which come first, are many times
+    # faster than those that train the base: the last three show what training costs.
     last = speed["images_per_second"].iloc[1:].tail(3)
     return {
         "training_images_per_second": float(last.median()),
@@ -357,23 +360,16 @@ def _training_costs(speed: pd.DataFrame) -> dict[str, float]:
 
 def read_params(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml at a revision, unchecked; empty if missing or not a mapping."""
-    text = read_text(root, "params.yaml", resolve(root, revision))
-    try:
-        content = parse_yaml(text or "")
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"Cannot read params.yaml of {revision[:10]}: {reason_of(error)}. Choose another "
-            "commit."
-        ) from error
+    content = read_yaml(root, "params.yaml", resolve(root, revision))
     return content if isinstance(content, dict) else {}
 
 
 def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
     """Return the commit to compare the work tree with, and a description of it.
 
-    It is the merge base with main: of the local and the fetched branch, the nearer one. On main
-    itself, where the merge base is HEAD, it is HEAD if the candidate's predictions differ from the
-    committed ones (an experiment), and otherwise the commit before it.
+    It is the merge base with main, local or fetched, whichever is nearer. On main itself, where the
+    merge base is HEAD, it is HEAD if the candidate's predictions differ from the committed ones (an
+    experiment), and otherwise the commit before it.
 
     Raises:
         UserError: there is no main, or nothing before the first commit.
@@ -408,7 +404,7 @@ def default_baseline(root: Path, candidate: Results) -> tuple[str, str]:
 
 
 def merge_base(root: Path) -> str:
-    """Return the merge base of HEAD and main, local or fetched; nothing if there is none."""
+    """Return the merge base of HEAD and main, local or fetched; "" if there is none."""
     branches = [name for name in MAIN if git(root, "rev-parse", "--verify", "--quiet", name)]
     return git(root, "merge-base", "HEAD", *branches) if branches else ""
 

@@ -22,8 +22,7 @@ def compare_costs(
             size = name.startswith("size_")
             limit = settings.cost.max_size_ratio if size else settings.cost.max_time_ratio
             beyond = ratio is not None and ratio > limit
-        unknown = ratio is None
-        verdict: Verdict = "info" if unknown else "warn" if beyond else "pass"
+        verdict: Verdict = "info" if ratio is None else "warn" if beyond else "pass"
         rows.append(CostRatio(name, old, new, ratio, limit, verdict))
     return rows
 

@@ -25,7 +25,7 @@ def power(drop: float, gained: float, n: int, significance: float) -> float:
     differing = min(1.0, 2 * gained + drop)
     if differing == 0:
         return 0.0
-    # What is left out of the sum over the number of differing images has probability 1e-9.
+    # The sum over the number of differing images leaves out a probability of 1e-9.
     low, high = (int(bound) for bound in binom.ppf((5e-10, 1 - 5e-10), n, differing))
     counts = np.arange(max(low, 1), high + 1)
     # The smallest number of losses whose upper tail is below half the level.
@@ -70,7 +70,7 @@ def images_for_noninferiority(tolerance: float, differing: float) -> int | None:
     """
     if tolerance == 0:
         return None
-    # Of the difference if it were as large as the tolerance, as the interval takes it, and if 0.
+    # The variance if the true difference is the tolerance; if it is 0, the variance is `differing`.
     at_tolerance = score_variance(-tolerance, differing / 2, differing / 2)
     reach = norm.ppf(0.975) * math.sqrt(at_tolerance) + norm.ppf(POWER) * math.sqrt(differing)
     return math.ceil((reach / tolerance) ** 2)
@@ -78,10 +78,10 @@ def images_for_noninferiority(tolerance: float, differing: float) -> int | None:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What drop of the accuracy a test set can show; computed when it is asked for.
+    """What drop of the accuracy a test set can show; computed on demand.
 
     Attributes:
-        gained: share of images that only the candidate gets right, apart from a drop.
+        gained: share of images that each model alone would get right without a drop.
         differing: share of images that exactly one of the models gets right.
         tolerance: drop that the gate tolerates.
     """

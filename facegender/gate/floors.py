@@ -1,4 +1,4 @@
-"""Floors: what a model must reach alone, whatever the baseline was."""
+"""Floors: what a model must reach, whatever the baseline was."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -79,6 +79,8 @@ def _worst_group(
         return None, False, "no group is large enough"
     tests = [
         binomtest(int(of_group.sum()), len(of_group), limit, alternative="less").pvalue
+        if limit <= 1
+        else 0.0  # chance does not explain what no model can reach
         for *_, of_group in judged
     ]
     lowest = min(judged, key=lambda one: one[:2])
@@ -93,13 +95,13 @@ def _worst_group(
 
 
 def _ece_noise(predictions: pd.DataFrame, resampling: Resampling) -> float:
-    """Return what chance adds to the calibration error at most, with a confidence of 95 %.
+    """Return an upper limit, with 95 % confidence, of what chance adds to the calibration error.
 
     The measured error is at most the true one plus the mean distance between the share of males in
-    a bin and its expectation (triangle inequality). The latter is simulated from the shares that
-    the bins have, each moved towards one half as by one more image, so that a bin of one image is
-    not taken for certain (after Broecker and Smith, Increasing the Reliability of Reliability
-    Diagrams, Weather and Forecasting 22, 2007).
+    a bin and its expectation (triangle inequality). That distance is simulated from the bins' own
+    shares, each moved towards one half by half a male and half a female image, so that a bin of one
+    image does not count as certain (after Broecker and Smith, Increasing the Reliability of
+    Reliability Diagrams, Weather and Forecasting 22, 2007).
     """
     probabilities = predictions["probability"].to_numpy(dtype=float)
     bins = bins_of(probabilities)

@@ -28,23 +28,23 @@ def edited_results(root: Path, paths: Collection[str] | None, commit: str | None
     for path, recorded in recorded_outs(_read_lock(root, commit)).items():
         if paths is None or path in paths:
             content = read_bytes(root, path, commit)
-            if content is not None and _md5(content) != recorded:
+            if content is None:
+                continue
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != recorded:
                 edited.append(path)
     return edited
 
 
 def why_stale(root: Path, results: Collection[str]) -> list[str]:
-    """Return why results in the work tree do not belong to what surrounds them; empty if they do.
+    """Return why results do not match the code and parameters of the work tree; empty if they do.
 
-    Compared with dvc.lock: the results, and parameters, code and command of every stage that they
-    depend on. Data are compared by what dvc.lock records of them, so that the clone need not hold
-    them.
+    The results, and parameters, code and command of every stage that they depend on, are compared
+    with dvc.lock. Of data only what dvc.lock records is compared: the clone need not hold them.
 
     Raises:
         UserError: dvc.lock, dvc.yaml or a file of parameters is unreadable.
     """
     lock = _read_lock(root, None)
-    results = list(results)
     made_by = {out["path"]: name for name, stage in lock.items() for out in stage.get("outs", [])}
     found = {
         f"{path} (not in dvc.lock)"
@@ -76,7 +76,7 @@ def why_stale(root: Path, results: Collection[str]) -> list[str]:
 
 
 def _commands(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return each stage's command as dvc.lock records it; none of stages that stand for several.
+    """Return each stage's command as dvc.lock records it, except of `foreach` stages.
 
     Raises:
         UserError: a command names a variable that is not defined.
@@ -153,7 +153,3 @@ def _read_lock(root: Path, commit: str | None) -> dict[str, Any]:
         return dict(content["stages"])
     except (LookupError, TypeError, ValueError) as error:
         raise UserError("dvc.lock is missing or has no stages: run `dvc repro`.") from error
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

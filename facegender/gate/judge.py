@@ -18,7 +18,6 @@ from facegender.gate.floors import judge_floors
 from facegender.gate.pairing import (
     Results,
     changed_predictions,
-    count_right,
     data_differences,
     find_known_groups,
     pair,
@@ -55,10 +54,10 @@ def judge(
     """Judge a model by its floors and against a baseline.
 
     Args:
-        settings: floors, tolerances, and seed of the intervals.
+        settings: floors, tolerances, and number and seed of the random draws.
         min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.
-        compared: the candidate's results on the images to compare, if these are not all.
+        compared: the candidate's results on the images to compare, if not on all.
         accept_data_change: whether to compare as two independent samples if the images cannot be
             paired: other images, other labels, or missing predictions.
         undecided: reasons why no comparison is possible.
@@ -67,12 +66,12 @@ def judge(
     Returns:
         The report. Its verdict is `cannot tell` without a comparable baseline.
     """
-    beside = compared or candidate
-    differences = data_differences(beside, baseline) if baseline else []
+    current = compared or candidate
+    differences = data_differences(current, baseline) if baseline else []
     pairs: pd.DataFrame | None = None
     changed: list[str] = []
     if baseline and not differences:
-        pairs, changed = pair(beside, baseline, chosen)
+        pairs, changed = pair(current, baseline, chosen)
     floors = judge_floors(
         candidate.metrics,
         candidate.predictions if pairs is None or compared else pairs,
@@ -100,7 +99,7 @@ def judge(
         found = find_known_groups(pairs, chosen, min_group_size)
         left_out = found.left_out
         comparisons, groups = _paired(
-            pairs, found.members, beside, baseline, settings, min_group_size
+            pairs, found.members, current, baseline, settings, min_group_size
         )
         flips = changed_predictions(pairs)
         evidence = _evidence(pairs, groups, settings)
@@ -112,15 +111,13 @@ def judge(
         )
         notes = [*notes, *(f"accepted: {one}" for one in differences)]
     unproven: list[str] = []
-    fell = any(row.metric == "accuracy" and row.verdict == "warn" for row in comparisons)
-    ignored = settings.without_evidence == "pass" or (
-        settings.without_evidence == "refuse_drops" and not fell
-    )
-    if not ignored and not (evidence and evidence.enough):
+    choice, fell = settings.without_evidence, comparisons[0].verdict == "warn"
+    required = choice in ("warn", "refuse") or (choice == "refuse_drops" and fell)
+    if required and not (evidence and evidence.enough):
         lacking = evidence.sentence if evidence else "an unpaired comparison has no known power"
-        if settings.without_evidence == "warn":
+        if choice == "warn":
             notes = [*notes, lacking]
-        elif settings.without_evidence == "refuse":
+        elif choice == "refuse":
             unproven.append(lacking)
         else:
             unproven.append(f"accuracy fell by more than the tolerance, and {lacking}")
@@ -211,7 +208,7 @@ def _paired(
 
 
 def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate) -> Evidence:
-    """Return what the images can show if the models disagree otherwise as often as here."""
+    """Return the evidence of the images if the models otherwise disagree as often as here."""
     was_right, is_right = (pairs["label"] == pairs[name] for name in ("old_predicted", "predicted"))
     gained = min((is_right & ~was_right).mean(), (was_right & ~is_right).mean())
     # The share of the accuracy among the questions of `_judge_drops`.
@@ -250,7 +247,7 @@ def _unpaired(
     settings: Gate,
     min_group_size: int,
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Compare two models on different images; counts are of right images, and of all."""
+    """Compare two models on different images; a count is of right images, and of all."""
 
     def compared(metric: str, old: tuple[int, int], new: tuple[int, int]) -> Comparison:
         return Comparison(metric, new[1], **asdict(unpaired_difference(old, new)))
@@ -275,20 +272,22 @@ def _unpaired(
 def _group_counts(
     candidate: Results, baseline: Results, chosen: Chosen, min_group_size: int
 ) -> tuple[dict[str, tuple[tuple[int, int], tuple[int, int]]], list[str]]:
-    """Return the baseline's and the candidate's counts of groups that both have; and the others."""
+    """Return the counts of groups in both test sets, baseline's first, and what is left out."""
     if candidate.predictions is None or baseline.predictions is None:
         return {}, ["groups: predictions are missing"]
     tables = (baseline.predictions, candidate.predictions)
     found = [find_known_groups(table, chosen, min_group_size) for table in tables]
+    right = [(table["label"] == table["predicted"]).to_numpy() for table in tables]
     old, new = (
         {
-            f"{column}={group}": count_right(table[members])
+            f"{column}={group}": (int(is_right[members].sum()), int(members.sum()))
             for column, group, members in groups.members
         }
-        for table, groups in zip(tables, found, strict=True)
+        for is_right, groups in zip(right, found, strict=True)
     )
-    lost = sorted(old.keys() ^ new.keys())
-    left_out = [f"groups in one test set only: {', '.join(lost)}"] * bool(lost)
+    left_out = []
+    if lost := sorted(old.keys() ^ new.keys()):
+        left_out.append(f"groups in one test set only: {', '.join(lost)}")
     left_out += [
         f"{sentence} ({one.name})"
         for one, groups in zip((baseline, candidate), found, strict=True)

@@ -17,11 +17,10 @@ class Results:
     Attributes:
         name: name in the report.
         metrics: result of `classification_metrics`.
-        predictions: one row per test image: NO_METADATA and metadata columns; None if
-            missing.
+        predictions: one row per test image: NO_METADATA and metadata columns; None if missing.
         costs: `size_*_bytes`, `latency_*_ms`, `training_images_per_second` and
             `training_seconds`, as far as recorded.
-        commit: commit that they are from; None for the work tree or a run.
+        commit: commit they come from; None for the work tree or a run.
     """
 
     name: str
@@ -67,7 +66,7 @@ def pair(
 
     Metadata are the baseline's, so that a candidate cannot make a group disappear. Columns that
     only the candidate has are kept where `chosen` names the groups, or the baseline has no
-    metadata. Elsewhere each would be more groups, and the others judged less sharply.
+    metadata. Elsewhere they would add groups, and all would be judged less sharply.
 
     Returns:
         Path, label, `probability` and `predicted` of the candidate, `old_probability`,
@@ -147,11 +146,6 @@ def changed_predictions(pairs: pd.DataFrame) -> pd.DataFrame:
         .sort_values(["right", "path"])
         .reset_index(drop=True)
     )
-
-
-def count_right(predictions: pd.DataFrame) -> tuple[int, int]:
-    """Return the number of correct predictions, and of all."""
-    return int((predictions["label"] == predictions["predicted"]).sum()), len(predictions)
 
 
 def right_by_label(results: Results) -> dict[str, tuple[int, int]] | None:

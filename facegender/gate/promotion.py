@@ -39,8 +39,8 @@ def judge_promotion(
 ) -> Report:
     """Judge a run's results against the champion's.
 
-    The strictest rules apply of the work tree, HEAD, the merge base with main and the commit that
-    made the champion.
+    The strictest rules of the work tree, HEAD, the merge base with main and the champion's commit
+    apply.
 
     Args:
         candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.
@@ -67,7 +67,7 @@ def judge_promotion(
             except UserError:
                 notes.append(
                     f"the champion's commit, {champion_commit or 'not recorded'}, is not in this "
-                    "clone: its rules cannot be read, those of HEAD apply"
+                    "clone: its rules cannot be read; those of HEAD apply"
                 )
         for commit, name in sources.items():
             rules, changes = combine_rules(
@@ -78,9 +78,9 @@ def judge_promotion(
         undecided.append(f"the committed rules cannot be read: {error}")
     results = _read_folder(candidate, "the run")
 
-    def rescored(beside: Results | None, gate: Gate) -> Rescored:
-        if beside is None or beside.commit:  # the reference
-            return rescore_commit(root, results, beside, gate, manifests)
+    def rescored(against: Results | None, significance: float) -> Rescored:
+        if against is None or against.commit:  # the reference
+            return rescore_commit(root, results, against, significance, manifests)
         if champion_model is None:
             raise UserError("the run has no model")
         try:
@@ -92,29 +92,28 @@ def judge_promotion(
         with TemporaryDirectory() as folder:
             path = champion_model(Path(folder))
             stored = StoredModel(path, params.evaluate.threshold, seen, unknown)
-            return rescore_work_tree(root, results, beside, stored, gate, manifests)
+            return rescore_work_tree(root, results, against, stored, significance, manifests)
 
-    def judged(beside: Results | None, gate: Gate, why: Sequence[str]) -> Report:
+    def judged(against: Results | None, gate: Gate, why: Sequence[str]) -> Report:
         return judge_on_the_same_images(
             results,
-            beside,
+            against,
             gate,
-            lambda: rescored(beside, gate),
+            lambda: rescored(against, gate.significance),
             min_group_size=rules.min_group_size,
             chosen=rules.groups,
             undecided=why,
             notes=notes if gate is rules.gate else [],
         )
 
-    beside = None if champion is None else _read_folder(champion, "the champion")
-    return add_reference(judged(beside, rules.gate, undecided), root, rules.gate, judged)
+    former = None if champion is None else _read_folder(champion, "the champion")
+    return add_reference(judged(former, rules.gate, undecided), root, rules.gate, judged)
 
 
 def may_be_champion(report: Report) -> bool:
     """Return whether a report of `judge_promotion` allows promotion.
 
-    The first champion has no other to be compared with; nothing else that is undecided, or that is
-    not shown against the reference, is excused.
+    The first champion is excused from a comparison with a champion, and from nothing else.
     """
     others = report.failures or report.not_shown
     alone = list(report.undecided) == [NO_CHAMPION] and not others

@@ -1,8 +1,8 @@
 """Score the baseline's stored model on the candidate's test images if the test sets differ.
 
-Two models are compared best on the same images. The pictures come from the raw data, each held to
-the SHA-256 in the candidate's predictions, and are decoded by the present code as the baseline's
-model takes them, with its own size and crop.
+Two models are best compared on the same images. The pictures come from the raw data, each checked
+against the SHA-256 in the candidate's predictions. The present code decodes them, with the size and
+crop of the baseline's model.
 """
 
 import os
@@ -27,14 +27,13 @@ from facegender.files import file_sha256
 from facegender.gate.pairing import Results, keyed, with_metadata_of
 from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
-from facegender.params import Gate
 from facegender.runtime.git import read_yaml
 from facegender.runtime.integrity import recorded_outs
 from facegender.runtime.stored_objects import stored_directory, stored_file
 
 _CHUNK = 64  # images a task
-_ALONE = 500  # images for which starting processes does not pay
-# Both choose the model: the second its epoch and its calibration.
+_ALONE = 500  # images up to which starting processes takes longer than it saves
+# The validation split chooses the model's epoch and calibration.
 _LEARNT_FROM = ("train.csv", "validation.csv")
 
 
@@ -64,7 +63,7 @@ class Rescored:
         compared: the same, on the images that neither model has seen in training.
         baseline: the baseline's results on those.
         notes: what was done and left out, one sentence each.
-        questions: reasons why somebody must accept the new test set first.
+        questions: reasons why somebody must accept the new test set, one sentence each.
     """
 
     candidate: Results
@@ -81,7 +80,7 @@ def model_of_commit(root: Path, commit: str, paths: Mapping[str, str]) -> Stored
         paths: paths of the pipeline's files in dvc.yaml of the commit.
 
     Raises:
-        UserError: it records none, or DVC has it neither in its cache nor in the default remote.
+        UserError: it records none, or neither DVC's cache nor the default remote has it.
     """
     md5 = _recorded(root, commit).get(paths.get("float32", ""))
     if md5 is None:
@@ -139,8 +138,8 @@ def rescore(
     baseline: Results,
     stored: StoredModel,
     raw: Path,
+    significance: float,
     *,
-    settings: Gate,
     seen: frozenset[str] | None,
     unknown: str = "",
 ) -> Rescored:
@@ -150,13 +149,13 @@ def rescore(
         candidate: results with predictions.
         baseline: results on another test set, perhaps without predictions.
         stored: the baseline's model.
-        settings: significance level, and resamples and seed of the intervals.
+        significance: level at which images that left the test set count as harder.
         seen: SHA-256 of the images that the candidate was trained or validated on; None if unknown.
         unknown: why they are unknown.
 
     Raises:
-        UserError: an image is missing or another one, the model cannot be read, or no image is left
-            that neither model has seen.
+        UserError: an image is missing or differs, the model cannot be read, or each image was seen
+            in training by one of the models.
     """
     if candidate.predictions is None:
         raise UserError("the candidate has no predictions")
@@ -181,7 +180,7 @@ def rescore(
     ).astype({"predicted": "Int64", "probability": "Float64"})
     before = baseline.predictions
     if before is not None and before["sha256"].isin(new["sha256"]).any():
-        old = old[before.columns]  # `pair` knows by them which metadata are new
+        old = old[before.columns]  # `pair` recognizes new metadata by these columns
     scored = "image" if len(fair) == 1 else "images"
     notes.insert(
         0,
@@ -204,14 +203,14 @@ def rescore(
             )
     return Rescored(
         candidate=replace(candidate, predictions=new),
-        compared=_results(candidate, fair, settings),
-        baseline=_results(baseline, old, settings),
+        compared=_results(candidate, fair),
+        baseline=_results(baseline, old),
         notes=notes,
-        questions=_questions(new, baseline, settings.significance),
+        questions=_questions(new, baseline, significance),
     )
 
 
-def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored | None:
+def relabel(candidate: Results, baseline: Results, significance: float) -> Rescored | None:
     """Compare two models by the candidate's labels, without the baseline's model.
 
     Args:
@@ -230,23 +229,20 @@ def relabel(candidate: Results, baseline: Results, settings: Gate) -> Rescored |
     return Rescored(
         candidate=candidate,
         compared=candidate,
-        baseline=_results(baseline, before.assign(label=now["label"]), settings),
+        baseline=_results(baseline, before.assign(label=now["label"])),
         notes=notes,
-        questions=_questions(new, baseline, settings.significance),
+        questions=_questions(new, baseline, significance),
     )
 
 
-def _results(results: Results, predictions: pd.DataFrame, settings: Gate) -> Results:
+def _results(results: Results, predictions: pd.DataFrame) -> Results:
     """Return results with the metrics of other predictions."""
     labels, predicted = (predictions[name].to_numpy(dtype=int) for name in ("label", "predicted"))
     probabilities = predictions["probability"].to_numpy(dtype=float)
     # The smallest probability that is labelled male is a threshold that gives these labels.
     male = probabilities[predicted == 1]
-    metrics = classification_metrics(
-        labels,
-        probabilities,
-        threshold=float(male.min()) if len(male) else 1.1,
-    )
+    threshold = float(male.min()) if len(male) else 1.1
+    metrics = classification_metrics(labels, probabilities, threshold=threshold)
     return replace(results, metrics=metrics, predictions=predictions.reset_index(drop=True))
 
 
@@ -290,9 +286,9 @@ def _pixels(
 
 
 def _questions(new: pd.DataFrame, baseline: Results, significance: float) -> list[str]:
-    """Return what a comparison on the new test set would hide, so that somebody must accept it.
+    """Return the reasons why somebody must accept the new test set.
 
-    Who chooses the test set, or its labels, by a model's errors makes that model look better.
+    Choosing images or labels by a model's errors makes that model look better.
     """
     if baseline.predictions is None:
         return []

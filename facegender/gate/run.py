@@ -43,5 +43,5 @@ def print_verdict(judge: Callable[[], Report], form: Literal["text", "markdown",
 
 
 def _drop_output() -> None:
-    """Point standard output to nowhere: Python would fail again when it flushes at exit."""
+    """Redirect standard output to the null device, or Python's flush at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

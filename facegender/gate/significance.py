@@ -11,12 +11,7 @@ import numpy as np
 from scipy.stats import binomtest, fisher_exact
 
 from facegender.evaluation.groups import difference_interval
-from facegender.evaluation.metrics import (
-    BINS,
-    bins_of,
-    f1_interval,
-    paired_interval,
-)
+from facegender.evaluation.metrics import BINS, bins_of, f1_interval, paired_interval
 
 _BLOCK = 1_000_000  # images whose probabilities are swapped at a time
 
@@ -92,9 +87,9 @@ def unpaired_difference(old: tuple[int, int], new: tuple[int, int]) -> Differenc
 def paired_f1_interval(labels: np.ndarray, old: np.ndarray, new: np.ndarray) -> tuple[float, float]:
     """Return the interval of the difference of F1; all arrays are int (n,) of 0 and 1.
 
-    The two models' intervals are combined with regard to their correlation, which comes from the
-    derivatives of F1 (Zou, Toward using confidence intervals to compare correlations, Psychological
-    Methods 12, 2007, for the method of variance estimates recovery).
+    The method of variance estimates recovery combines the two models' intervals (Zou, Toward using
+    confidence intervals to compare correlations, Psychological Methods 12, 2007). Their correlation
+    comes from the derivatives of F1.
     """
     cells = np.bincount(labels * 4 + old * 2 + new, minlength=8).reshape(2, 2, 2)
     # Counts by label and prediction of one model, summed over the other's predictions.
@@ -110,14 +105,14 @@ def paired_f1_interval(labels: np.ndarray, old: np.ndarray, new: np.ndarray) -> 
 
 
 def _f1(confusion: np.ndarray) -> float:
-    # F1 is 0, as in scikit-learn with zero_division=0, when nothing is or is called male.
+    # F1 is 0, as in scikit-learn with zero_division=0, if no image is male or called male.
     right, errors = int(confusion[1, 1]), int(confusion[0, 1] + confusion[1, 0])
     return 2 * right / max(2 * right + errors, 1)
 
 
 def _f1_correlation(cells: np.ndarray) -> float:
     """Return the correlation of two models' F1 over test sets, given counts (2, 2, 2)."""
-    # Half an image more in each cell: an empty one is not taken for impossible.
+    # Half an image is added to each cell, so that an empty one does not count as impossible.
     shares = (cells + 0.5) / (cells + 0.5).sum()
     slopes = []
     for axis in (2, 1):

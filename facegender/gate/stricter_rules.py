@@ -47,7 +47,8 @@ def combine_rules(
     Raises:
         UserError: the baseline's rules are invalid.
     """
-    old = _flatten({"gate": baseline.get("gate"), "evaluate": baseline.get("evaluate")})
+    old = {path: Gate.model_fields[path[1]].default for path in _WORDS}
+    old |= _flatten({"gate": baseline.get("gate"), "evaluate": baseline.get("evaluate")})
     new = _flatten(
         {
             "gate": own.gate.model_dump(),
@@ -61,7 +62,7 @@ def combine_rules(
         if (path[:2] != _FLOORS and path not in new) or new.get(path) == value:
             continue
         if path not in new:
-            # A floor of the other direction replaces one as little as none at all.
+            # A floor of the other direction does not replace it.
             applied = {key: kept for key, kept in applied.items() if key[:3] != path[:3]}
         if _is_stricter(path, new.get(path), value):
             stricter.append(_change(path, value, new[path]))
@@ -87,7 +88,7 @@ def combine_rules(
 
 
 def _is_stricter(path: _Path, own: Any, baseline: Any) -> bool:
-    """Return whether the candidate's value of a rule, None if it is gone, is the stricter one.
+    """Return whether the candidate's value of a rule, None if it has none, is the stricter one.
 
     Raises:
         UserError: the baseline's value is invalid.
@@ -95,7 +96,7 @@ def _is_stricter(path: _Path, own: Any, baseline: Any) -> bool:
     if path == _REFERENCE:
         return baseline is None  # a later reference would forget the drops before it
     if path == _GROUPS:
-        return False  # more groups would each be judged less sharply: neither choice is stricter
+        return False  # more groups, each judged less sharply: neither choice is stricter
     if path in _WORDS:
         if baseline not in _WORDS[path]:
             raise _invalid(f"{'.'.join(path)} is unknown: {baseline}")

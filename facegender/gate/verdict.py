@@ -1,6 +1,7 @@
 """The gate's report, as sentences, text, Markdown and JSON."""
 
 import html
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -39,12 +40,12 @@ class Comparison:
         metric: name of the metric, or `column=group`.
         n: number of the candidate's images.
         difference: new minus old.
-        low: lower end of the difference's 95 % interval; None where no interval is fair.
+        low: lower end of the difference's 95 % interval; None if the metric has no interval.
         high: upper end.
         p: chance of a difference at least as large if neither model is better, adjusted for the
             number of tests; None if not tested.
         verdict: `info` if the row does not count.
-        note: caveat, or nothing.
+        note: caveat, or "".
     """
 
     metric: str
@@ -116,14 +117,14 @@ class Report:
                 for row in (*self.comparisons, *self.groups)
                 if row.verdict == "fail"
             ),
-            *self._beside_reference(self.reference.failures if self.reference else []),
+            *self._against_reference(self.reference.failures if self.reference else []),
         ]
 
     @property
     def not_shown(self) -> list[str]:
         """What the rules want shown and the test set does not show, one sentence each."""
-        beside = self.reference.not_shown if self.reference else []
-        return [*self.unproven, *self._beside_reference(beside)]
+        lacking = self.reference.not_shown if self.reference else []
+        return [*self.unproven, *self._against_reference(lacking)]
 
     @property
     def warnings(self) -> list[str]:
@@ -143,10 +144,10 @@ class Report:
                 if row.verdict == "warn"
             ),
             *(_cost_sentence(row) for row in self.costs if row.verdict == "warn"),
-            *self._beside_reference(self.reference.warnings if self.reference else []),
+            *self._against_reference(self.reference.warnings if self.reference else []),
         ]
 
-    def _beside_reference(self, sentences: Sequence[str]) -> list[str]:
+    def _against_reference(self, sentences: Sequence[str]) -> list[str]:
         name = self.reference.baseline if self.reference else None
         return [f"against the reference {name}: {one}" for one in sentences]
 
@@ -165,7 +166,7 @@ class Report:
 
     @property
     def findings(self) -> list[tuple[str, list[str]]]:
-        """The titles that have sentences, with them."""
+        """The sentences by their titles, without titles that have none."""
         found = [
             ("Refused", self.failures),
             ("Cannot tell" if self.comparisons else "Cannot be compared", list(self.undecided)),
@@ -180,7 +181,7 @@ class Report:
         return {"fail": 1, "cannot tell": 2, "not enough evidence": 3}.get(self.verdict, 0)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the whole report, ready for JSON; an undefined value is None."""
+        """Return the whole report, ready for JSON; a number that JSON lacks is None."""
         content = asdict(replace(self, flips=pd.DataFrame(), evidence=None, reference=None))
         content["flips"] = self.flips.to_dict("records")
         content["evidence"] = self.evidence.to_json() if self.evidence else None
@@ -192,7 +193,8 @@ class Report:
             "not_shown": self.not_shown,
             "warnings": self.warnings,
         }
-        return summary | content
+        # NaN and infinities, such as a limit of .inf in params.yaml.
+        return dict(json.loads(json.dumps(summary | content), parse_constant=lambda _: None))
 
 
 def _floor_sentence(row: Floor) -> str:
@@ -204,10 +206,8 @@ def _floor_sentence(row: Floor) -> str:
 
 
 def _drop_sentence(row: Comparison) -> str:
-    text = f"{row.metric} went from {row.old:.4f} to {row.new:.4f} on {row.n} images"
-    if row.p is not None:
-        return f"{text} (p = {row.p:.2g})"
-    return text
+    p = "" if row.p is None else f" (p = {row.p:.2g})"
+    return f"{row.metric} went from {row.old:.4f} to {row.new:.4f} on {row.n} images{p}"
 
 
 def _cost_sentence(row: CostRatio) -> str:
@@ -237,7 +237,7 @@ def as_markdown(report: Report) -> str:
         parts.append("Not in groups: " + _escaped("; ".join(report.left_out)))
     for title, headers, rows, left_out in _tables(report, _code):
         table = tabulate(rows, headers, tablefmt="pipe", disable_numparse=True)
-        if title.startswith(_METRICS):
+        if title.startswith("Metrics"):
             parts += [f"**{title}**", table]
         elif rows:
             summary = f"<details><summary>{title}</summary>"
@@ -245,9 +245,6 @@ def as_markdown(report: Report) -> str:
         else:
             parts.append(title)
     return "\n\n".join(parts) + "\n"
-
-
-_METRICS, _FLOORS = "Metrics", "Floors"
 
 
 def _about(report: Report) -> str:
@@ -273,9 +270,9 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
     groups = sorted((row for row in report.groups if row.difference), key=_importance)
     small = sum(bool(row.note) for row in report.groups)
     tables: list[_Table] = [
-        (_METRICS, headers, [_comparison_cells(row, str) for row in report.comparisons], 0),
+        ("Metrics", headers, [_comparison_cells(row, str) for row in report.comparisons], 0),
         (
-            _FLOORS,
+            "Floors",
             ["metric", "value", "must be", "verdict"],
             [
                 [row.metric, _number(row.value), f"{row.direction} {row.limit:g}", row.verdict]
@@ -316,6 +313,8 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
             0,
         ),
     ]
+    if not report.paired:
+        del tables[3]  # no prediction was compared with another
     shown = tables if report.comparisons else tables[1:2]
     if report.reference is None:
         return shown

@@ -241,7 +241,12 @@ def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     table = pd.read_csv(
-        path, dtype={"column": str, "group": str}, keep_default_na=False, na_values=[""]
+        path,
+        dtype={"column": str, "group": str},
+        keep_default_na=False,
+        na_values=[""],
+        # As `read_manifest`: a carriage return in a group's name does not end the row.
+        lineterminator="\n",
     )
     table["below"] = ~table["small"] & (table["accuracy_high"] < accuracy)
     return [
@@ -251,7 +256,7 @@ def _groups(path: Path, accuracy: float) -> list[dict[str, Any]] | None:
 
 
 def _left_out(path: Path, params: Params) -> Sequence[str]:
-    """Return what belongs to no group, one sentence each."""
+    """Return the images and columns outside all groups, one sentence each."""
     if not path.is_file():
         return []
     chosen, minimum = params.evaluate.groups, params.evaluate.min_group_size

@@ -1,11 +1,14 @@
 """Groups of the metadata, and how they differ from the rest."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from facegender.errors import UserError
 from facegender.evaluation.groups import OTHER, find_groups, group_metrics, group_names
+from facegender.evaluation.plots import group_accuracy
 
 
 def test_rare_values_of_many_are_one_group() -> None:
@@ -20,6 +23,14 @@ def test_rare_values_of_many_are_one_group() -> None:
     ]
     # Few values are all groups, however small.
     assert set(group_names(pd.Series(["a", "b", "b"]), minimum=20)) == {"a", "b"}
+
+
+def test_a_value_is_a_group_unless_all_images_share_it() -> None:
+    table = pd.DataFrame({"country": ["de", "de", None], "source": "web"})
+    found = find_groups(table, None, 1)
+    assert [name[:2] for name in found.members] == [("country", "de")]
+    left_out = ["country: missing for 1 images", "source: one group only, web"]
+    assert list(found.left_out) == left_out
 
 
 @pytest.mark.parametrize(
@@ -68,3 +79,8 @@ def test_a_group_is_compared_with_the_rest() -> None:
     # Both rows are one test; Holm doubles it.
     assert found["p"].nunique() == 1
     assert 0.002 < found.loc["a", "p"] < 0.008
+
+
+def test_dollar_signs_in_a_name_are_not_a_formula(tmp_path: Path) -> None:
+    table = pd.DataFrame({"label": [0, 1], "probability": 0.1, "price": [r"$\frac$", "$1 to $2"]})
+    group_accuracy(group_metrics(table, threshold=0.5, minimum=1), tmp_path / "groups.png")

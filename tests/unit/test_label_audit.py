@@ -68,7 +68,7 @@ RAMP = np.repeat(np.linspace(20, 230, 64).astype(np.uint8)[None, :, None], 3, 2)
     ],
 )
 def test_pictures_that_show_little_are_named(image: np.ndarray, issue: str) -> None:
-    assert label_audit.judge_pictures([image[None]]) == [issue]
+    assert label_audit.judge_picture(image) == issue
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from scipy.stats import binomtest
 
+from facegender.data.manifest import write_table
 from facegender.errors import UserError
 from facegender.evaluation.groups import NO_METADATA, group_metrics
 from facegender.evaluation.label_audit import COLUMNS
@@ -168,6 +169,13 @@ def test_names_from_the_data_stay_text(sources: Sources, params: Params) -> None
     assert "[x](javascript" not in card
     rows = [line for line in card.splitlines() if "alert(1)" in line and line.startswith("|")]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [10, 7]
+
+
+def test_a_carriage_return_in_a_name_does_not_end_its_row(sources: Sources, params: Params) -> None:
+    table = pd.DataFrame({"label": [0, 1], "probability": 0.1, "hair": ["long\rblond", "short"]})
+    groups = group_metrics(table, threshold=0.5, minimum=1)
+    write_table(groups, sources.test_plots / "groups.csv")
+    assert "| hair: long blond | 1 | 1.000 |" in render_card(sources, params)
 
 
 def test_what_is_missing_is_said(sources: Sources, params: Params) -> None:

@@ -249,22 +249,6 @@ def test_the_pictures_must_be_those_of_the_predictions(
     assert says in report["undecided"][0]
 
 
-def test_other_labels_need_to_be_accepted_and_are_compared_paired(
-    project: Project, gate: Callable
-) -> None:
-    table = project.candidate(range(40))
-    table.loc[:4, ["label", "predicted"]] = 1 - table.loc[:4, ["label", "predicted"]]
-    table.loc[:4, "probability"] = 1 - table.loc[:4, "probability"]
-    project.judge(table)
-    code, report = gate()
-    assert code == 2
-    assert report["undecided"][0].startswith("5 of 40 images in both test sets have another label")
-    code, report = gate("--accept-data-change")
-    assert (code, report["paired"]) == (0, True)
-    assert report["comparisons"][0]["old"] == 35 / 40
-    assert any(note.startswith("accepted: 5 of 40 images") for note in report["notes"])
-
-
 @pytest.mark.parametrize(("dropped", "code"), [(range(10), 2), (range(20, 30), 0)])
 def test_a_test_set_chosen_by_the_models_errors_needs_to_be_accepted(
     project: Project, gate: Callable, dropped: range, code: int

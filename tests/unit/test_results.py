@@ -259,6 +259,18 @@ def test_a_candidate_cannot_loosen_its_own_rules(
     assert after["groups"] == before["groups"]
 
 
+def test_a_rule_that_the_baseline_leaves_at_its_default_cannot_be_loosened(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    edit_params(project, gate__without_evidence=None)
+    project.commit("without the rule")
+    project.spoil(5)
+    assert gate("--baseline", "HEAD") == 3
+    edit_params(project, gate__without_evidence="pass")
+    assert gate("--baseline", "HEAD") == 3
+    assert "gate.without_evidence from refuse_drops to pass" in capsys.readouterr().out
+
+
 def test_too_few_images_are_no_pass_if_the_rules_say_so(
     project: Project, capsys: pytest.CaptureFixture
 ) -> None:
@@ -422,6 +434,7 @@ def test_corrected_labels_are_compared_paired_without_the_baselines_model(
     # On three images the baseline's answer is the new label.
     assert (accuracy["old"], accuracy["new"]) == ((right + 3) / 360, (right - 5) / 360)
     assert accuracy["p"] == pytest.approx(3 * 2 * 0.5**8)
+    assert any(note.startswith("accepted: 3 of 360 images") for note in report["notes"])
 
 
 def test_the_page_accepts_no_more_than_the_gate(
@@ -670,7 +683,8 @@ def test_a_baseline_can_be_an_experiment(project: Project, capsys: pytest.Captur
             "no column probability, predicted, sha256",
         ),
         ("metrics/predictions.csv", "", "Cannot read the results"),
-        ("dvc.yaml", "stages: {}\n", "Cannot read the paths in dvc.yaml"),
+        ("metrics/export.json", "{}", "of the work tree: 'float32' is missing. `dvc repro`"),
+        ("dvc.yaml", "stages: {}\n", "dvc.yaml of the work tree: it is missing, or has no `vars`"),
         # As a merge leaves them; each is one line that says where.
         ("params.yaml", "a: 1\n<<<<<<< HEAD\n", "params.yaml: line 3: could not find"),
         ("dvc.lock", "a: 1\n<<<<<<< HEAD\n", "dvc.lock of the work tree: line 3: could not find"),
