@@ -360,22 +360,26 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
 
     from facegender.params import Params, flatten
 
-    paths = pipeline_paths((root / "dvc.yaml").read_text())
+    def read(path: str) -> io.StringIO:
+        return io.StringIO(committed_text(root, path, commit))
 
-    def read(path: str) -> str:
-        return committed_text(root, path, commit)
-
+    paths = pipeline_paths(read("dvc.yaml").getvalue())
+    params = Params.model_validate(parse_yaml(read("params.yaml").getvalue()))
+    history = pd.read_csv(read(paths["history"]))
     with runs.training_run(
         name=point.name,
-        params=flatten(Params.model_validate(parse_yaml(read("params.yaml")))),
+        # MLflow adds a logged model's settings to the parameters of its run.
+        params={**flatten(params), "threshold": params.evaluate.threshold},
         tags={**tags, "dvc.restored": "true"},
         manifests={},
     ) as run:
-        history = pd.read_csv(io.StringIO(read(paths["history"])))
         log.log_history(history)
-        log.log_kept_epoch(history)
-        for prefix in ("test", "export"):
-            log.log_numbers(prefix, json.loads(read(paths[f"{prefix}_metrics"])))
+        log.log_results(
+            json.load(read(paths["test_metrics"])),
+            robustness=pd.read_csv(read(paths["robustness"])),
+            export=json.load(read(paths["export_metrics"])),
+            history=history,
+        )
     return run.info.run_id
 
 

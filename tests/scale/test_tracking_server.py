@@ -52,9 +52,8 @@ def main():
     ):
         for epoch in range(1, {LOGGED} + 1):
             log.log_epoch(epoch, {{"loss": 1 / epoch, "val_loss": 2 / epoch}})
-        log.log_evaluation(
-            {{"accuracy": 0.5}}, test_manifest=root / "train.csv", files=[root / name]
-        )
+        log.log_numbers("test", {{"accuracy": 0.5}})
+        log.log_files(root / "train.csv", metrics=[root / name])
 
 run_command(main)
 """

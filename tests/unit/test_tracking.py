@@ -80,8 +80,15 @@ def test_a_server_that_fails_later_costs_the_log_alone(
             patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
             log.log_epoch(2, {"loss": 0.4})
             log.log_epoch(3, {"loss": 0.3})
-            log.log_numbers("calibration", {"slope": 1.0})
+            log.log_results(
+                {"accuracy": 1.0},
+                robustness=pd.DataFrame({"change": ["blur"], "accuracy": [0.5]}),
+                export={"calibration": {"slope": 1.0}},
+                history=pd.DataFrame({"epoch": [3], "val_loss": [0.3], "kept": [1]}),
+            )
+        log.log_files(tmp_path / "mlflow.db", metrics=[])  # would open another run
     assert len(reached) == 1
+    assert len(mlflow.search_runs(experiment_names=["facegender"])) == 1
     assert "the rest of this stage is not logged" in caplog.text
     assert "canary" not in caplog.text
     history = {"epoch": [1, 2, 3], "loss": [0.5, 0.4, 0.3]}
