@@ -1,7 +1,7 @@
 """Log inputs, metrics, files and the model to MLflow."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,9 +63,11 @@ def _log_datasets(manifests: Mapping[str, Path]) -> None:
 
 
 @skip_if_server_failed
-def set_tags(tags: Mapping[str, str]) -> None:
-    """Set tags of the open run."""
+def set_tags(tags: Mapping[str, str], stale: Collection[str] = ()) -> None:
+    """Set tags of the open run, and delete stale ones."""
     mlflow.set_tags(dict(tags))
+    for tag in stale:
+        mlflow.delete_tag(tag)
 
 
 @skip_if_server_failed
