@@ -380,3 +380,9 @@ def test_the_script_says_what_it_needs(tmp_path: Path) -> None:
     assert "needs a value" in here.run(script, "--data", check=False).stderr
     bare = here.run(script, "--data", "d", "--artifacts", "a", check=False, PATH="/usr/bin:/bin")
     assert bare.stderr == "error: there is no mlflow on PATH: source .venv/bin/activate\n"
+    elsewhere = tmp_path / "tracking-server"
+    elsewhere.write_text(Path(script).read_text().replace("/usr/lib/postgresql", "/none"))
+    (tmp_path / "mlflow").symlink_to("/bin/true")
+    words = ("bash", str(elsewhere), "--data", "d", "--artifacts", "a")
+    bare = here.run(*words, check=False, PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert bare.stderr.startswith("error: there is no PostgreSQL here")
