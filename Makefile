@@ -1,5 +1,4 @@
-# Everything that people and CI do, by name. No target needs anything first but git and Python 3.11
-# or 3.12.
+# Everything that people and CI do, by name. Targets need only git and Python 3.11 or 3.12.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed

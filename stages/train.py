@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from facegender.runtime.dvc_context import (
     tracking_uri,
     worker_wait,
 )
-from facegender.runtime.entry_points import fit_verbosity, run_stage
+from facegender.runtime.entry_points import run_stage
 from facegender.runtime.optional_packages import without_packages
 from facegender.runtime.output_capture import hide_native_notes
 from facegender.training import rendezvous
@@ -85,7 +86,7 @@ def main() -> None:
             strategy=strategy,
             on_epoch=log.log_epoch,
             checkpoint=checkpoint,
-            verbose=fit_verbosity(),
+            verbose=1 if sys.stdout.isatty() else 2,  # a bar per step, or a line per epoch in a log
         )
         slope, intercept = (
             calibration.calibrate(network, validation) if params.train.calibrate else (1.0, 0.0)

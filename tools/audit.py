@@ -76,7 +76,7 @@ def judge(stdout: str, stderr: str, *, required: bool) -> tuple[int, str]:
 
 
 def _unchecked(why: str, required: bool) -> tuple[int, str]:
-    return int(required), f"SKIPPED, nothing is known of vulnerabilities: {why}"
+    return int(required), f"SKIPPED, vulnerabilities are not known: {why}"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ SET_UPS: Mapping[str, Mapping[str, str]] = {
 
 
 def main(command: list[str]) -> int:
-    """Run a command of pytest's in each set-up; return 1 if it fails in any."""
+    """Run a pytest command in each set-up; return 1 if it fails in any."""
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         bare = {"PATH": path_without(OPTIONAL, os.environ["PATH"], Path(folder))}

@@ -10,6 +10,8 @@ import sys
 import time
 from contextlib import suppress
 
+from facegender.cli.arguments import whole_number
+from facegender.cli.registry import open_registry
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root, tracking_uri
 from facegender.runtime.entry_points import run_command
@@ -22,7 +24,7 @@ _POLL_SECONDS = 0.2
 def main() -> int:
     """Print the addresses; run the server unless MLFLOW_TRACKING_URI names one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+    parser.add_argument("--port", type=whole_number, default=5000, help="default: %(default)s")
     args = parser.parse_args()
     uri = tracking_uri()
     remote = uri if uri and uri.startswith(("http://", "https://")) else None
@@ -31,17 +33,17 @@ def main() -> int:
 
     import mlflow
 
-    from facegender.tracking import connection, pages
+    from facegender.tracking import pages
 
-    connection.connect(project_root(), uri, required=True)
-    if remote:
-        _print_addresses(remote.rstrip("/"), shared=False)
-        return 0
-    pages.share_view()
+    with open_registry():
+        if remote:
+            _print_addresses(remote.rstrip("/"), shared=False)
+            return 0
+        pages.share_view()
     command = server_command(args.port, mlflow.get_tracking_uri())
     environment = {
         **os.environ,
-        # Of the server and of its pages.
+        # For the server and its pages.
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         # Workers for jobs of the GenAI pages: slow to start, and unused here.
@@ -78,9 +80,10 @@ def _check_port(port: int) -> None:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             free.bind((HOST, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"Port {port} cannot be used ({error.strerror}). Stop what uses it, or choose "
+                f"Port {port} cannot be used ({reason}). Stop what uses it, or choose "
                 "another: `make ui PORT=5050`."
             ) from None
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from facegender.errors import UserError
 from facegender.runtime.dvc_context import pipeline_paths, project_root
 
 
@@ -10,10 +11,10 @@ def add_audit_labels(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.description = (
         "List images whose label is probably wrong, and pictures that are dark, bright, blurred or "
-        "show little, the worst first, with a grid of faces beside the list: what the stage "
-        "audit_labels does, with other weights or into another file. It reads the processed data "
-        "of `dvc repro preprocess`, and changes nothing: name an image in the file of data.exclude "
-        "to leave it out."
+        "show little, the worst first, and draw a grid of their faces. The stage audit_labels does "
+        "the same; this takes other weights, or writes to another file. It reads the processed "
+        "data of `dvc repro preprocess`. To leave an image out, name it in the file of "
+        "data.exclude."
     )
     parser.add_argument(
         "--weights",
@@ -39,6 +40,9 @@ def audit_labels(args: argparse.Namespace) -> int:
     from facegender.params import load_params
 
     root = project_root()
+    output = args.output or root / "label_issues.csv"
+    if output.suffix == ".png" or output.is_dir():
+        raise UserError(f"Cannot write the list to {output}: name a .csv file.")
     paths = pipeline_paths((root / "dvc.yaml").read_text())
     params = load_params(root / "params.yaml")
     if args.weights is not None:
@@ -47,7 +51,6 @@ def audit_labels(args: argparse.Namespace) -> int:
     processed = root / paths["processed"]
     splits = {name: ProcessedSplit(processed / name) for name in SPLITS}
     found = label_audit.audit(splits, params, read_shared_groups(root / paths["splits"]))
-    output = args.output or root / "label_issues.csv"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_table(found.issues, output)
     label_audit.draw_worst(splits, found, output.with_suffix(".png"))

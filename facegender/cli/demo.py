@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 # No photo of a telephone is larger.
 MAX_UPLOAD_BYTES = 64 << 20
-# The largest of a picture, each of which is sent back as the model saw it.
+# The largest of a picture are judged, and each is sent back as the model saw it.
 MAX_FACES = 24
-# Cells a side of the map; each costs a prediction.
+# Cells per side of the map; each costs a prediction.
 MAP_CELLS = 7
 _GREY = 128
 # Longer side, in pixels, of the picture that is shown.
@@ -79,7 +79,7 @@ def demo(args: argparse.Namespace) -> int:
 
         (predictor,) = load_predictors(model, 1, trusted=args.model is None)
         app = create_app(predictor, threshold_of(model))
-        # It would print a line for each request.
+        # It prints a line for each request.
         logging.getLogger("werkzeug").setLevel(logging.WARNING)
         # Threads, because browsers open connections that they do not use at once.
         server = make_server(HOST, args.port, app, threaded=True, fd=listening.fileno())
@@ -92,7 +92,7 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def create_app(predictor: Predictor, threshold: float) -> Flask:
-    """Return the page and what it asks for.
+    """Return the app that serves the page and answers its requests.
 
     `POST /predict` takes the bytes of a picture, and `POST /map` those of a crop that `/predict`
     returned. Both answer with JSON; an error has one key, `error`.
@@ -129,7 +129,7 @@ def create_app(predictor: Predictor, threshold: float) -> Flask:
 
     @app.errorhandler(InvalidImage)
     def name_bad_image(error: InvalidImage) -> tuple[Response, int]:
-        # Without memory nothing is known about the picture.
+        # Not the picture's fault, but for example too little memory.
         return jsonify(error=str(error)), 503 if isinstance(error, UnreadableImage) else 422
 
     @app.get("/")
@@ -235,7 +235,7 @@ def _shown(picture: Image.Image) -> str:
     """Return a picture as JPEG, which every browser shows, unlike HEIC."""
     small, scale = picture, _SHOWN_SIDE / max(picture.size)
     if scale < 1:
-        # A strip keeps one pixel, where Pillow's own functions round to none.
+        # At least a pixel: Pillow's own functions round the side of a thin strip to 0.
         width, height = (max(1, round(side * scale)) for side in picture.size)
         small = picture.resize((width, height))
     buffer = io.BytesIO()

@@ -16,7 +16,7 @@ _COLOURS = {"female": "#d95f02", "male": "#1b6ca8"}
 
 
 def check_folder(folder: Path, sources: Sequence[tuple[str, bytes | Path]]) -> None:
-    """Raise UserError if a folder for drawn pictures holds one that is to be judged.
+    """Raise UserError if a folder for drawn pictures contains one to be judged.
 
     It might be overwritten, and the next run would judge the drawn ones, too.
     """
@@ -46,7 +46,7 @@ def draw_predictions(
             try:
                 picture = decode_picture(source)
             except InvalidImage as error:
-                # It could be judged a moment ago.
+                # It was readable when it was judged.
                 _log.warning("%r is not drawn: %s", name, error)
                 yield from faces
                 continue

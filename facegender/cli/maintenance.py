@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from facegender.errors import UserError
-from facegender.runtime.dvc_context import project_root, tracking_uri
+from facegender.runtime.dvc_context import project_root
 from facegender.runtime.redaction import escape_controls
 
 
@@ -21,7 +21,8 @@ def relocate(_: argparse.Namespace) -> int:
     """Rewrite the paths."""
     from facegender.tracking import connection
 
-    moved = connection.connect(project_root(), tracking_uri())
+    # The repository's own store, even if MLFLOW_TRACKING_URI names another.
+    moved = connection.connect(project_root())
     print(f"{moved} addresses rewritten" if moved else "nothing to do: the addresses are right")
     return 0
 
@@ -50,7 +51,7 @@ def verify(args: argparse.Namespace) -> int:
     from facegender.runtime import integrity
 
     root = project_root()
-    files, damaged = integrity.verify(root, args.remote)
+    checked, missing, damaged = integrity.verify(root, args.remote)
     for item in damaged:
         print(f"{escape_controls(item.path)}: damaged {item.location} (object {item.name})")
     for name in integrity.unverified_remotes(root):
@@ -59,10 +60,16 @@ def verify(args: argparse.Namespace) -> int:
             f"`dvc remote modify {name} verify true`.",
             file=sys.stderr,
         )
+    if missing:
+        print(
+            f"not checked: {missing} files and directories are in neither the work tree nor DVC's "
+            "cache; `dvc pull` fetches them, or `dvc repro` makes them",
+            file=sys.stderr,
+        )
     if damaged:
         raise UserError(
             "The files named above are not what dvc.lock records. `dvc repro` makes them again, or "
             "`dvc pull` fetches them from an undamaged remote; `dvc push` then repairs a remote."
         )
-    print(f"{files} files and directories are what dvc.lock records")
+    print(f"{checked} files and directories are what dvc.lock records")
     return 0

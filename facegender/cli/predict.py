@@ -36,8 +36,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         "the model was trained with image.face: crop. The labels, female and "
         "male, record how people perceived the faces of a dataset. They are not facts about a "
         "person. Exit code 1 if an image or a folder could not be read; the others are still "
-        "printed. `no face` is not an error. What is not an image in a folder is counted on "
-        "standard error."
+        "printed. `no face` is not an error. Other files in a folder are counted on standard error."
     )
     parser.add_argument(
         "images",
@@ -87,7 +86,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Print a line for each image."""
-    # NumPy starts these threads on import, for linear algebra that predicting does not do.
+    # NumPy starts these threads on import; they do linear algebra, which predicting does not need.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from facegender.inference.loading import load_predictors
     from facegender.inference.prediction import Prediction, predict_images
@@ -137,7 +136,7 @@ def threshold_of(model: Path) -> float:
 
     threshold = read_threshold(model)
     if threshold is None:
-        print(f"{model.name} carries no threshold: 0.5 is used (--threshold)", file=sys.stderr)
+        print(f"{model.name} carries no threshold: 0.5 is used", file=sys.stderr)
         return 0.5
     return threshold
 
@@ -223,7 +222,7 @@ def find_sources(
 def _search(
     folder: str, unreadable: Callable[[OSError], None]
 ) -> tuple[list[tuple[str, bytes | Path]], str]:
-    """Return the images of a folder as `find_sources` does, and why there is none, if so."""
+    """Return a folder's images as `find_sources` does, and the message if it has none."""
     passed_over, errors = PassedOver(), list[OSError]()
     path = Path(folder)
     images = find_images(path, errors.append, passed_over)
@@ -246,7 +245,7 @@ def _search(
 def _is_folder(argument: str) -> bool | None:
     """Return whether an argument is a folder; None if there is neither file nor folder."""
     try:
-        # `os.stat`, because an empty argument is no path, and `Path` takes it for this folder.
+        # `os.stat`, because `Path` takes an empty argument for this folder.
         return stat.S_ISDIR(os.stat(argument).st_mode)  # noqa: PTH116
     except PermissionError:
         return False

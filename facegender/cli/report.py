@@ -43,11 +43,8 @@ def report(args: argparse.Namespace) -> int:
 
     root = project_root()
     output = args.output or root / "report.html"
-    if not output.parent.is_dir():
-        raise UserError(
-            f"There is no folder {output.parent} to write the page to. Make it, or name another "
-            "file: --output FILE."
-        )
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"Cannot write {output}: name a file in a folder that exists.")
     paths = pipeline_paths((root / "dvc.yaml").read_text())
     sources = Sources(**{source.name: root / paths[source.name] for source in fields(Sources)})
     params = load_params(root / "params.yaml")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from facegender.cli.arguments import setting, whole_number
 from facegender.cli.sweep import add_name
-from facegender.files import parse_yaml
+from facegender.errors import UserError
 from facegender.runtime.dvc_context import pipeline_paths, project_root, tracking_uri
 
 if TYPE_CHECKING:
@@ -56,15 +56,17 @@ def seeds(args: argparse.Namespace) -> int:
     from facegender.tracking import connection
 
     root, environment = project_root(), dict(os.environ)
-    fixed = {key: parse_yaml(value) for key, value in args.set}
+    fixed = dict(args.set)
+    if SEED in fixed:
+        raise UserError(f"{SEED} is what varies: set the first value with --first, not with -S.")
     connection.connect(root, tracking_uri())
     failed = run_sweep(
         root,
-        {key: [value] for key, value in fixed.items()}
-        | {SEED: list(range(args.first, args.first + args.count))},
+        {SEED: range(args.first, args.first + args.count)},
         name=args.name,
         jobs=args.jobs,
         environment=environment,
+        fixed=fixed,
         judge=(sys.executable, "-c", _GATE, "gate", "--format", "json", "--baseline", "{baseline}"),
         summarize=lambda ended: _summarize(root, ended, set(fixed)),
     )
@@ -77,7 +79,7 @@ def _summarize(root: Path, ended: Sequence["Ended"], fixed: set[str]) -> dict[st
     from facegender.runtime.sweep import different_params
 
     commits = [one.commit for one in ended if one.commit is not None]
-    paths = pipeline_paths((root / "dvc.yaml").read_text(encoding="utf-8"))
+    paths = pipeline_paths(committed_text(root, "dvc.yaml", commits[0]))
     results = [
         json.loads(committed_text(root, paths["test_metrics"], commit)) for commit in commits
     ]

@@ -1,4 +1,4 @@
-"""What DVC and the environment tell a command: its repository, paths, experiment and inputs."""
+"""What DVC and the environment pass to a command: repository, paths, experiment and inputs."""
 
 import hashlib
 import json

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root, run_name_and_tags, tracking_uri
@@ -25,7 +25,7 @@ from facegender.runtime.redaction import (
 )
 from facegender.runtime.user_settings import drop_user_settings, restart_without_early_settings
 
-_KEPT = "`dvc repro` continues: finished stages are kept, and so are epochs of a training"
+_KEPT = "; `dvc repro` continues: finished stages are kept, and so are epochs of a training"
 _python_shows = warnings.showwarning
 
 _log = logging.getLogger("facegender")
@@ -41,11 +41,14 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def run_command(main: Callable[[], int | None]) -> None:
+def run_command(main: Callable[[], int | None], kept: str = "") -> None:
     """Run `main` and exit with its code.
 
     The code is 1 after an error, 130 after Ctrl-C, 143 after SIGTERM. A UserError is shown as one
     paragraph, a bug as a traceback; logs and errors are `sanitized`.
+
+    Args:
+        kept: end of the sentence about an interruption, with what to do next.
     """
     signal.signal(signal.SIGTERM, _terminate)
     # TensorFlow and MLflow create a million permanent objects. Collecting garbage after every 700
@@ -60,7 +63,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # MLflow sends usage telemetry by default.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # It prints the traceback of a database error that it also raises.
+    # MLflow prints the traceback of a database error that it also raises.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     # If a server is down, MLflow's defaults delay a stage by a quarter of an hour. These make it 15
     # seconds if the server refuses, two minutes if it is silent.
@@ -79,15 +82,15 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.exit(1)
     except Exception as error:
         if _is_full_disk(error):
-            print(f"error: The disk is full. Free some space; then {_KEPT}.", file=sys.stderr)
+            print(f"error: The disk is full: free some space{kept}.", file=sys.stderr)
         else:
             print(sanitized(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(f"interrupted; {_KEPT}", file=sys.stderr)
+        print(f"interrupted{kept}", file=sys.stderr)
         sys.exit(130)
     except _Terminated:
-        print(f"terminated; {_KEPT}", file=sys.stderr)
+        print(f"terminated{kept}", file=sys.stderr)
         sys.exit(143)
     finally:
         # Otherwise Python looks for garbage among all objects once more as it ends, which takes a
@@ -96,16 +99,11 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any
 ) -> None:
-    """Print a warning unless it is MLflow's hint to programmers, for which it overrides filters."""
+    """Print a warning, except MLflow's hints to programmers, which override filters."""
     if not (category is UserWarning and "mlflow" in Path(filename).parts):
-        _python_shows(message, category, filename, lineno, file, line)
+        _python_shows(message, category, filename, *rest, **named)
 
 
 def _is_full_disk(error: BaseException) -> bool:
@@ -139,7 +137,7 @@ def run_stage(main: Callable[[], None]) -> None:
                 _keep_failure(output.text())
             raise
 
-    run_command(guarded)
+    run_command(guarded, _KEPT)
 
 
 def _keep_failure(printed: str) -> None:
@@ -166,8 +164,3 @@ def _params_here() -> dict[str, Any]:
         return dict(flatten(load_params(Path("params.yaml"))))
     except UserError:
         return {}
-
-
-def fit_verbosity() -> int:
-    """Return Keras' `verbose`: a bar per step on a terminal, one line per epoch in a log."""
-    return 1 if sys.stdout.isatty() else 2

@@ -27,13 +27,13 @@ class Snapshot:
 
 
 def take_snapshot(root: Path) -> Snapshot:
-    """Return the present state of a repository, and change nothing in it."""
+    """Return the current state of a repository without changing it."""
     from dvc.repo import Repo
 
     # An experiment in this repository hides uncommitted changes while it holds DVC's lock.
     with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
         head = checked_git(root, "rev-parse", "HEAD")
-        # Looks at files whose time alone is new, for which `stash create` fails without a word.
+        # Refreshes the index: `stash create` fails silently if only the time of a file changed.
         checked_git(root, "status", "--porcelain")
         changed = checked_git(root, *_NOBODY, "stash", "create")
         return Snapshot(root, head, changed or head, Path(repo.cache.local_cache_dir))

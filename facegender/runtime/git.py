@@ -18,7 +18,7 @@ _GIT_SECONDS = 120
 # Git's hooks are for people: one that `dvc install` sets up would check out data in each clone.
 _GIT = ("git", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 # A hook or another git may have set these, for another repository.
-_PLACES = {
+_GIT_VARIABLES = {
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_COMMON_DIR",
     "GIT_DIR",
@@ -69,10 +69,10 @@ def read_yaml(root: Path, path: str, commit: str | None) -> Any:
 
 
 def _unreadable(path: str, commit: str | None, error: Exception) -> UserError:
-    place, advice = "the work tree", f"Correct it, or restore it with `git checkout HEAD {path}`"
+    where, advice = "the work tree", f"Correct it, or restore it with `git checkout HEAD {path}`"
     if commit:
-        place, advice = commit[:10], "Choose another commit"
-    return UserError(f"Cannot read {path} of {place}: {reason_of(error)}. {advice}.")
+        where, advice = commit[:10], "Choose another commit"
+    return UserError(f"Cannot read {path} of {where}: {reason_of(error)}. {advice}.")
 
 
 def resolve(root: Path, revision: str) -> str:
@@ -87,7 +87,8 @@ def resolve(root: Path, revision: str) -> str:
     found = {commit for commit, name in experiments if name.rpartition("/")[2] == revision}
     if len(found) > 1:
         raise UserError(
-            f"Several experiments are called '{revision}': name its commit, as in `dvc exp show`."
+            f"Several experiments are called '{revision}': name the commit of one, which "
+            "`dvc exp show` lists."
         )
     if not found:
         raise UserError(
@@ -98,14 +99,14 @@ def resolve(root: Path, revision: str) -> str:
 
 
 def shallow_hint(root: Path) -> str:
-    """Return advice to end a sentence with if the clone is shallow, or nothing."""
+    """Return a clause of advice if the clone is shallow, else nothing."""
     shallow = git(root, "rev-parse", "--is-shallow-repository") == "true"
     note = "; this clone is shallow: `git fetch --unshallow` gets the commits that it lacks"
     return note if shallow else ""
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Return what git prints; nothing if it exits with 1 in silence, as queries do."""
+    """Return what git prints; nothing if it exits with 1 silently: a query found nothing."""
     return _run(root, *arguments).decode("utf-8", "replace").strip()
 
 
@@ -115,7 +116,7 @@ def checked_git(root: Path, *arguments: str) -> str:
 
 
 def _run(root: Path, *arguments: str, query: bool = True) -> bytes:
-    environment = {name: value for name, value in os.environ.items() if name not in _PLACES}
+    environment = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}
     try:
         done = subprocess.run(
             [*_GIT, *arguments],

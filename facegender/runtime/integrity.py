@@ -8,8 +8,9 @@ damaged in a remote, in transit or in a shared cache counts as unchanged.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -92,7 +93,7 @@ def check_inputs(lock: Path, inputs: Sequence[Path]) -> None:
         )
 
 
-def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
+def verify(root: Path, remote: str | None = None) -> tuple[int, int, list[Damage]]:
     """Hash everything that dvc.lock records in the work tree, the cache and optionally a remote.
 
     Damaged objects are removed from cache and remote. DVC then makes or fetches them again, and
@@ -103,7 +104,8 @@ def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
         remote: name of the remote; the empty string means the default one.
 
     Returns:
-        The number of files that dvc.lock records, and the damaged ones.
+        Of the files and directories that dvc.lock records: how many are in the work tree or the
+        cache, how many are in neither, and the damaged ones.
 
     Raises:
         UserError: dvc.lock does not exist, or the remote cannot be read.
@@ -123,22 +125,27 @@ def verify(root: Path, remote: str | None = None) -> tuple[int, list[Damage]]:
         ]
         for damage in found:
             _make_dvc_look(root / damage.path)
+        missing = 0
         for path, md5 in objects.items():
             file = Path(cache.oid_to_path(md5))
-            if file.is_file() and _md5(file) != md5.removesuffix(".dir"):
+            if not file.is_file():
+                missing += not (root / path).exists()
+            elif _md5(file) != md5.removesuffix(".dir"):
                 file.unlink()
                 found.append(Damage(path, CACHE, _name(md5)))
         if remote is not None:
             found += _verify_remote(repo, remote, objects)
-    return len(objects), found
+    return len(objects) - missing, missing, found
 
 
 def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[Damage]:
     name = remote or repo.config["core"].get("remote")
     try:
         odb = repo.cloud.get_remote_odb(name, "verify")
-        bad = list(_bad_remote(objects, odb))
-        for path, _ in bad:
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            are_bad = pool.map(lambda md5: _is_bad(odb, md5), objects.values())
+            bad = [path for path, is_bad in zip(objects, are_bad, strict=True) if is_bad]
+        for path in bad:
             for parent in PurePosixPath(path).parents:
                 # DVC pushes a directory's files only where its listing is missing.
                 if (listing := objects.get(str(parent))) and odb.exists(listing):
@@ -148,7 +155,7 @@ def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[D
             f"The remote {name or ''} cannot be read: {error}. docs/scaling-storage.md says how to "
             "set one up; S3 needs `pip install 'facegender[s3]'` or `make install-scale`."
         ) from error
-    return [Damage(path, f"in the remote {name}", _name(md5)) for path, md5 in bad]
+    return [Damage(path, f"in the remote {name}", _name(objects[path])) for path in bad]
 
 
 def unverified_remotes(root: Path) -> list[str]:
@@ -232,24 +239,16 @@ def _make_dvc_look(path: Path) -> None:
             file.unlink()
 
 
-def _bad_remote(objects: Mapping[str, str], odb: Any) -> Iterator[tuple[str, str]]:
-    """Yield path and MD5 of each damaged object in a remote, and remove it there."""
+def _is_bad(odb: Any, md5: str) -> bool:
+    """Return whether an object in a remote is damaged, and remove it there if it is."""
     from dvc_objects.errors import ObjectFormatError
 
-    def is_bad(md5: str) -> bool:
-        try:
+    try:
+        with suppress(FileNotFoundError):  # not pushed
             odb.check(md5)  # fetches it, hashes it, and removes it if it is damaged
-        except ObjectFormatError:
-            return True
-        except FileNotFoundError:  # not pushed
-            return False
-        return False
-
-    with ThreadPoolExecutor(_DOWNLOADS) as pool:
-        paths = list(objects)
-        for path, bad in zip(paths, pool.map(is_bad, objects.values()), strict=True):
-            if bad:
-                yield path, objects[path]
+    except ObjectFormatError:
+        return True
+    return False
 
 
 def _name(md5: str) -> str:

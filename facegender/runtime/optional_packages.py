@@ -1,4 +1,4 @@
-"""Packages that others import if they are installed, and that a stage has no use for."""
+"""Hide packages that other packages import if they can, and that a stage does not use."""
 
 import sys
 from collections.abc import Iterator
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_packages(*names: str) -> Iterator[None]:
-    """Have imports in the body not find some packages, unless they are imported already.
+    """Make packages look uninstalled to imports in the body, unless they are imported already.
 
-    Keras imports Matplotlib and scikit-learn, for functions that are not used here. They take more
-    than a quarter of its import.
+    Keras imports Matplotlib and scikit-learn for functions that are not used here. They take more
+    than a quarter of its import time.
     """
     hidden = [name for name in names if name not in sys.modules]
-    # As Python's documentation says of sys.modules: None has an import raise ModuleNotFoundError.
+    # Documented: an import raises ModuleNotFoundError if sys.modules has None for its name.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield

@@ -11,7 +11,7 @@ from typing import TextIO
 
 # Keep the end of a longer log: it says what went wrong.
 KEPT_CHARACTERS = 1_000_000
-# Prints the file that it has as standard output, unless it is sent a character before the end.
+# Prints the file that is its standard output, unless it is sent a character before its input ends.
 _SHOW_UNLESS_TOLD = (
     "import os, sys; sys.stdin.read(1) or "
     "sys.stderr.buffer.write(os.pread(1, os.fstat(1).st_size, 0))"

@@ -1,4 +1,4 @@
-"""Whether the installed packages are those that DVC takes the results to come from."""
+"""Check that the installed packages are the pinned ones, which DVC watches."""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

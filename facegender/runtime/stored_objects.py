@@ -39,6 +39,6 @@ def stored_file(root: Path, md5: str) -> Path:
 
 
 def stored_directory(root: Path, md5: str) -> dict[str, Path]:
-    """Return the files of a directory by their paths in it; errors as of `stored_file`."""
+    """Return the files of a directory by their paths in it; raises as `stored_file` does."""
     listing = json.loads(stored_file(root, md5).read_text(encoding="utf-8"))
     return {entry["relpath"]: stored_file(root, entry["md5"]) for entry in listing}

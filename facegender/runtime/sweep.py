@@ -46,6 +46,9 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 # Parameters that decide which images are validated on, or how their loss is computed.
 _DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
+# These too if what the face checks find is dropped.
+_DECIDE_FACES = ("image.face", "image.crop")
+_FACE_CHECKS = ("no_face", "several_faces", "bad_box")
 # DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
 _RUN = """
 import sys
@@ -57,31 +60,38 @@ sys.exit(main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Point:
-    """One experiment of a sweep: its name and the parameters that it sets."""
+    """One experiment of a sweep: its name and the parameters that it sets.
+
+    Attributes:
+        overrides: the parameters as `dvc exp run -S` takes them.
+    """
 
     name: str
     values: Mapping[str, Any]
-
-    @property
-    def overrides(self) -> list[str]:
-        """The parameters as `dvc exp run -S` takes them."""
-        return [f"{key}={_word(value)}" for key, value in self.values.items()]
+    overrides: Sequence[str] = ()
 
 
 def read_grid(path: Path) -> dict[str, list[Any]]:
-    """Read a YAML file of a value, or a list, for each parameter. Raises UserError if it is not."""
+    """Read a grid: YAML with one value, or a list, per parameter. Raises UserError otherwise."""
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = parse_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(
-            f"Cannot read the grid {path}: {reason_of(error)}. Name a YAML file that is written as "
-            "conf/sweep.yaml is."
+            f"Cannot read the grid {path}: {reason_of(error)}. Name a YAML file like "
+            "conf/sweep.yaml."
         ) from error
     if not isinstance(content, dict) or not content:
         raise UserError(
             f"{path} is not a grid: it must have one parameter with its values per line, such as "
             "`train.learning_rate: [0.001, 0.003]`."
         )
+    # Of a name that occurs twice, YAML takes the last.
+    pairs = yaml.compose(text, yaml.CSafeLoader).value  # type: ignore[union-attr]
+    names = [key.value for key, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path} has {twice} more than once: write all its values in one list.")
     grid = {}
     for key, values in content.items():
         listed = values if isinstance(values, list) else [values]
@@ -94,13 +104,22 @@ def read_grid(path: Path) -> dict[str, list[Any]]:
     return grid
 
 
-def grid_points(grid: Mapping[str, Sequence[Any]], name: str) -> list[Point]:
-    """Return every combination of a grid's values, the last parameter changing fastest."""
-    combinations = itertools.product(*grid.values())
-    return [
-        Point(f"{name}-{number}", dict(zip(grid, values, strict=True)))
-        for number, values in enumerate(combinations, start=1)
-    ]
+def grid_points(
+    grid: Mapping[str, Sequence[Any]], name: str, fixed: Mapping[str, str] | None = None
+) -> list[Point]:
+    """Return every combination of a grid's values, the last parameter changing fastest.
+
+    Args:
+        fixed: parameters of all points, as `dvc exp run -S` takes them.
+    """
+    fixed = fixed or {}
+    points = []
+    for number, combination in enumerate(itertools.product(*grid.values()), start=1):
+        values = dict(zip(grid, combination, strict=True))
+        words = {**fixed, **{key: _word(value) for key, value in values.items()}}
+        overrides = [f"{key}={word}" for key, word in words.items()]
+        points.append(Point(f"{name}-{number}", {**fixed, **values}, overrides))
+    return points
 
 
 @dataclass(frozen=True)
@@ -130,13 +149,14 @@ def run_sweep(
     name: str,
     jobs: int,
     environment: Mapping[str, str],
+    fixed: Mapping[str, str] | None = None,
     judge: Sequence[str] = (),
     summarize: Callable[[Sequence[Ended]], Mapping[str, float]] | None = None,
 ) -> int:
     """Run a grid's experiments, print each one's result, and mark the best.
 
     The best has the lowest validation loss at the epoch that it kept; the test split is not used.
-    None is the best if the losses cannot be compared. The sweep continues after a failed
+    No experiment is the best if the losses cannot be compared. The sweep continues after a failed
     experiment. Call `connection.connect` first.
 
     Args:
@@ -144,8 +164,9 @@ def run_sweep(
         jobs: number of experiments at the same time.
         environment: variables for the experiments, copied before connecting, because MLflow then
             sets some of its own.
-        judge: command to run in an experiment's clone when it has succeeded; the empty sequence is
-            none. `{baseline}` in it is the commit from which the sweep starts.
+        fixed: parameters of all experiments, as `dvc exp run -S` takes them.
+        judge: command to run in the clone of each experiment that succeeds, or nothing.
+            `{baseline}` in it is the commit from which the sweep starts.
         summarize: called with all experiments at the end, if any succeeded; returns metrics for the
             sweep's run.
 
@@ -155,7 +176,7 @@ def run_sweep(
     Raises:
         UserError: the repository already has an experiment of one of the names.
     """
-    points = grid_points(grid, name)
+    points = grid_points(grid, name, fixed)
     if taken := sorted({point.name for point in points} & experiments(root)):
         raise UserError(
             f"The repository already has the experiment {taken[0]}. Choose another --name, or "
@@ -165,7 +186,8 @@ def run_sweep(
     print(f"{name}: {len(points)} experiments", flush=True)
     best: tuple[float, Point, str] | None = None
     all_ended = []
-    with runs.sweep_run(name, grid) as parent:
+    same = {key: [value] for key, value in (fixed or {}).items()}
+    with runs.sweep_run(name, {**same, **grid}) as parent:
         handed_down = {
             **environment,
             PARENT_RUN: parent,
@@ -207,12 +229,16 @@ def run_sweep(
 def different_losses(root: Path, commits: Sequence[str]) -> list[str]:
     """Return the parameters that differ between experiments and make their losses incomparable.
 
-    A recipe sets some of them, so that the grid does not show them.
+    The grid does not show those that a recipe sets.
     """
     texts = [committed_text(root, "params.yaml", commit) for commit in commits]
     different = different_params(texts)
+    checks = parse_yaml(texts[0])["data"]["checks"] if texts else {}
+    faces = _DECIDE_FACES if any(checks.get(name) == "drop" for name in _FACE_CHECKS) else ()
     return [
-        name for name in _DECIDE_LOSS if any(f"{key}.".startswith(f"{name}.") for key in different)
+        name
+        for name in (*_DECIDE_LOSS, *faces)
+        if any(f"{key}.".startswith(f"{name}.") for key in different)
     ]
 
 
@@ -233,7 +259,7 @@ def _loss_in_mlflow(
 ) -> tuple[float | None, str | None]:
     """Return an experiment's validation loss and the id of its run, or None for what is missing.
 
-    A server that fails costs the comparison: the experiment is in DVC.
+    If the server fails, the experiment is not compared; DVC has its results.
     """
     try:
         run_id = _run_of(root, ended, parent, output)
@@ -300,7 +326,7 @@ def _start(
             env={
                 **environment,
                 ROOT: str(snapshot.root),
-                # What DVC keeps of each repository outside it, here only for as long as the clone.
+                # What DVC stores outside a repository; deleted with the clone.
                 "DVC_SITE_CACHE_DIR": str(workspace / "dvc"),
             },
             stdin=subprocess.DEVNULL,
@@ -322,7 +348,7 @@ def _end(
     commit = None
     try:
         commit = None if code else fetch_experiment(snapshot.root, clone, point.name)
-    except UserError as error:  # such as one of the same name, meanwhile
+    except UserError as error:  # for example, there is now another of this name
         output += f"\nerror: {error}\n"
     judged, judgement = None, ""
     if commit is not None and judge:
@@ -360,30 +386,36 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
 
     from facegender.params import Params, flatten
 
-    paths = pipeline_paths((root / "dvc.yaml").read_text())
+    def read(path: str) -> io.StringIO:
+        return io.StringIO(committed_text(root, path, commit))
 
-    def read(path: str) -> str:
-        return committed_text(root, path, commit)
-
+    paths = pipeline_paths(read("dvc.yaml").getvalue())
+    params = Params.model_validate(parse_yaml(read("params.yaml").getvalue()))
+    history = pd.read_csv(read(paths["history"]))
     with runs.training_run(
         name=point.name,
-        params=flatten(Params.model_validate(parse_yaml(read("params.yaml")))),
+        # MLflow adds a logged model's settings to the parameters of its run.
+        params={**flatten(params), "threshold": params.evaluate.threshold},
         tags={**tags, "dvc.restored": "true"},
         manifests={},
     ) as run:
-        history = pd.read_csv(io.StringIO(read(paths["history"])))
         log.log_history(history)
-        log.log_kept_epoch(history)
-        for prefix in ("test", "export"):
-            log.log_numbers(prefix, json.loads(read(paths[f"{prefix}_metrics"])))
+        log.log_results(
+            json.load(read(paths["test_metrics"])),
+            robustness=pd.read_csv(read(paths["robustness"])),
+            export=json.load(read(paths["export_metrics"])),
+            history=history,
+        )
     return run.info.run_id
 
 
 def _word(value: Any) -> str:
     """Return a value in the syntax of Hydra's overrides."""
-    if isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value):
-        return value
-    return json.dumps(value)
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if isinstance(value, str) and not re.fullmatch(r"[\w./:-]+", value, re.ASCII):
+        return QuotedString(value, Quote.double).with_quotes()
+    return "null" if value is None else str(value)
 
 
 def _reason(output: str) -> str:

@@ -39,9 +39,9 @@ def drop_user_settings(environment: MutableMapping[str, str]) -> list[str]:
     """Remove the variables that decide numbers, and hide the user's files from the libraries.
 
     Returns:
-        The names of the removed variables, sorted; they are the user's to know.
+        The names of the removed variables, sorted, to show the user.
     """
-    # The values that this function and TensorFlow set themselves.
+    # Values that this function and TensorFlow set themselves.
     for name, value in (("KERAS_BACKEND", _BACKEND), ("TF2_BEHAVIOR", "1")):
         if environment.get(name) == value:
             del environment[name]
@@ -65,9 +65,9 @@ def _decides(name: str) -> bool:
 
 
 def restart_without_early_settings() -> None:
-    """Start this process again if what Python and its libraries have already read may decide.
+    """Restart this process if Python or a library has already read a setting that may decide.
 
-    A locale other than UTF-8 is among them: text files of the pipeline are UTF-8.
+    So does a locale other than UTF-8, because text files of the pipeline are UTF-8.
     """
     environment = without_early_settings(os.environ, locale.getpreferredencoding(False))
     if environment is not None:
@@ -75,7 +75,7 @@ def restart_without_early_settings() -> None:
 
 
 def without_early_settings(environment: Mapping[str, str], encoding: str) -> dict[str, str] | None:
-    """Return the environment to start again with; None if neither it nor the encoding decides."""
+    """Return the environment to restart with, or None if no restart is needed."""
     kept = {
         name: value
         for name, value in environment.items()

@@ -67,7 +67,12 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
     own = f"sqlite:///{home / 'mlflow.db'}"
     uri = _absolute(uri, root)
     local = uri in {None, own}
-    if not required and not local and (problem := _server_problem(str(uri))):
+    lock = root / ".dvc" / "tmp" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # MLflow puts a new database's artifacts under the working directory.
+    with chdir(home):
+        problem = None if required or local else _server_problem(str(uri))
+    if problem:
         _log.warning(
             "the MLflow server that MLFLOW_TRACKING_URI names %s, so this stage logs to mlflow.db. "
             "%s.",
@@ -77,9 +82,6 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
         uri, local = None, True
     artifacts = (home / "mlruns" / EXPERIMENT).as_uri() if local else None
     # Two pipelines that start together must not both create the database's tables.
-    lock = root / ".dvc" / "tmp" / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    # MLflow stores the working directory as a new database's default location for artifacts.
     with FileLock(lock), chdir(home):
         if local and not (home / "mlflow.db").exists():
             _make_database(home)
@@ -103,7 +105,7 @@ def connect(root: Path, uri: str | None = None, *, required: bool = False) -> in
 
 
 def _absolute(uri: str | None, root: Path) -> str | None:
-    """Return the address with an absolute path, if it is a database file's or a folder."""
+    """Return the address with its path made absolute, if it is a database file or a folder."""
     if uri is None:
         return None
     scheme, separator, path = uri.partition("sqlite:///")
@@ -134,7 +136,7 @@ def _make_database(home: Path) -> None:
 
 def _check_database(database: Path) -> None:
     """Raise UserError if the store is damaged, read-only or of another version of MLflow."""
-    remedy = f"Move {database} away, or put a copy back; without one, the next stage makes it."
+    remedy = f"Restore a copy of {database}, or move it away: the next stage makes a new one."
     if not database.is_file():
         # Docker makes a folder for a bind mount of a missing file.
         raise UserError(f"MLflow's store mlflow.db is not a file. {remedy}")
@@ -147,9 +149,9 @@ def _check_database(database: Path) -> None:
         if "out-of-date database schema" in str(error):
             raise UserError(
                 "MLflow's store mlflow.db was made by another version of MLflow. `make install` "
-                "installs the one of requirements.lock. If the store is older than that, copy it, "
-                f"then run `mlflow db upgrade sqlite:///{database}`. Or move it away: the next "
-                "stage makes a new one."
+                "installs the version in requirements.lock. If the store is older, copy it, then "
+                f"run `mlflow db upgrade sqlite:///{database}`. Or move it away: the next stage "
+                "makes a new one."
             ) from error
         raise
     except DatabaseError as error:

@@ -32,7 +32,7 @@ def store_home(root: Path) -> Path:
 def relocate(home: Path, experiment: str) -> int:
     """Update the artifact addresses in the database of a store that was moved to `home`.
 
-    The address of `experiment` tells where the store was before. Addresses under that folder are
+    The address of `experiment` shows where the store was before. Addresses under that folder are
     rewritten in one transaction, except where only the former folder still has the artifacts,
     because somebody copied the database alone. A store that was not moved is not written to.
 

@@ -1,7 +1,7 @@
 """Log inputs, metrics, files and the model to MLflow."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -63,9 +63,11 @@ def _log_datasets(manifests: Mapping[str, Path]) -> None:
 
 
 @skip_if_server_failed
-def set_tags(tags: Mapping[str, str]) -> None:
-    """Set tags of the open run."""
+def set_tags(tags: Mapping[str, str], stale: Collection[str] = ()) -> None:
+    """Set tags of the open run, and delete stale ones."""
     mlflow.set_tags(dict(tags))
+    for tag in stale:
+        mlflow.delete_tag(tag)
 
 
 @skip_if_server_failed
@@ -80,49 +82,51 @@ def log_epoch(epoch: int, metrics: Mapping[str, float], ended: int | None = None
     mlflow.log_metrics(dict(metrics), step=epoch, timestamp=ended)
 
 
-@skip_if_server_failed
 def log_history(history: pd.DataFrame) -> None:
     """Log a finished training's metrics, one row per epoch, to the open run."""
     for row in history.to_dict("records"):
         epoch = int(row.pop("epoch"))
-        row.pop("kept", None)  # logged by `log_kept_epoch`
+        row.pop("kept", None)  # logged by `log_results`
         log_epoch(epoch, {str(key): value for key, value in row.items()})
 
 
-def log_kept_epoch(history: pd.DataFrame) -> None:
-    """Log the epoch whose weights are the model, and its validation loss, to the open run."""
+def log_results(
+    test: Mapping[str, Any],
+    *,
+    robustness: pd.DataFrame,
+    export: Mapping[str, Any],
+    history: pd.DataFrame,
+    model_id: str | None = None,
+) -> None:
+    """Log the metrics of a finished pipeline to the open run.
+
+    Args:
+        test: test metrics, logged as `test_` and their names.
+        robustness: accuracy by change of the test pictures.
+        export: metrics of the export, with the calibration.
+        history: metrics, one row per epoch; the kept epoch and its validation loss are logged.
+        model_id: logged model to link the metrics of the test split to, if any.
+    """
+    accuracies = robustness.set_index("change")["accuracy"].to_dict()
+    log_numbers("test", test, model_id)
+    log_numbers("robustness", {"accuracy": accuracies}, model_id)
     for row in history[history["kept"] == 1].itertuples():
         log_numbers("kept", {"epoch": row.epoch, "val_loss": row.val_loss})
+    log_numbers("calibration", export["calibration"])
+    log_numbers("export", export)
 
 
 @skip_if_server_failed
-def log_evaluation(
-    metrics: Mapping[str, Any],
-    *,
-    test_manifest: Path,
-    files: Sequence[Path],
-    model_id: str | None = None,
-) -> None:
-    """Log test metrics, under `test_` and their names, and files to the open run.
-
-    The metrics are linked to the logged model that `model_id` names, if any.
-    """
+def log_files(test_manifest: Path, *, metrics: Sequence[Path], models: Sequence[Path] = ()) -> None:
+    """Log the test dataset, and files under `metrics` and `export`, to the open run."""
     _log_datasets({"test": test_manifest})
-    log_numbers("test", metrics, model_id)
-    for path in files:
+    for path in metrics:
         if path.is_dir():
             mlflow.log_artifacts(str(path), f"metrics/{path.name}")
         else:
             mlflow.log_artifact(str(path), "metrics")
-
-
-@skip_if_server_failed
-def log_export(report: Mapping[str, Any], *, models: Sequence[Path], metrics_file: Path) -> None:
-    """Log the model files under `export`, and the metrics under `export_` and their names."""
-    log_numbers("export", report)
     for path in models:
         mlflow.log_artifact(str(path), "export")
-    mlflow.log_artifact(str(metrics_file), "metrics")
 
 
 def log_report(run_id: str, files: Sequence[Path], *, loss: float, folder: str | None) -> str:

@@ -1,4 +1,4 @@
-"""MLflow's model registry: which model is served, and what it takes to become it.
+"""MLflow's model registry: which model is served, and how another replaces it.
 
 All versions belong to one registered model. The alias `challenger` marks the version judged last,
 `champion` the one that is served. Setting `champion` is a single write at the end, so a failure
@@ -126,7 +126,7 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
 
     Raises:
         UserError: the run did not finish, has no results or no model, or the champion changed
-            meanwhile.
+            at the same time.
     """
     if run.info.status != "FINISHED":
         raise UserError(

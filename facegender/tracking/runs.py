@@ -40,6 +40,8 @@ from facegender.tracking.log import (
     set_tags,
 )
 
+# Tags of a run that belongs to an experiment or a sweep.
+_EXPERIMENT_TAGS = {"dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.parentRunId"}
 _BEST = "facegender.best"
 _EVALUATION = "facegender.evaluation"
 _SWEEP = "facegender.sweep"
@@ -81,7 +83,10 @@ def training_run(
     if begun is not None and _agrees(begun, params):
         with _open(begun) as run:
             # Another experiment, or another commit, may resume the training.
-            set_tags(resolve_tags({**tags, MLFLOW_RUN_NAME: name}))
+            set_tags(
+                resolve_tags({**user_tag(), **tags, MLFLOW_RUN_NAME: name}),
+                stale=(begun.data.tags.keys() & _EXPERIMENT_TAGS) - tags.keys(),
+            )
             yield run
         return
     run = _new_run(name, tags)
@@ -154,7 +159,7 @@ def evaluation_run(
     model from DVC's cache), it already holds another evaluation, or it holds other parameters (the
     model was reused with changed ones). Then it is a separate run with `name` and `tags`, which
     copies parameters and history; a repeated evaluation finds it again, so nothing is lost or
-    logged twice. What an outage kept from the run that trained the model is logged now.
+    logged twice. What an outage kept from either run is logged now.
 
     Args:
         trained_by: id of the run that trained the model.
@@ -188,6 +193,7 @@ def evaluation_run(
     )
     if own := [run for run in found if _agrees(run, params)]:
         with _open(own[0]) as run:
+            _complete(run, params, manifests, history)
             yield run, f"logged to MLflow run {run.info.run_id} again: {why}"
         return
     with training_run(
@@ -210,7 +216,7 @@ def evaluation_run(
 def _complete(
     run: Run, params: Mapping[str, Any], manifests: Mapping[str, Path], history: pd.DataFrame
 ) -> None:
-    """Log what is missing because the server failed during training."""
+    """Log what is missing because the server failed before."""
     logged = {item.dataset.name for item in run.inputs.dataset_inputs} if run.inputs else set()
     log_inputs(
         {key: value for key, value in params.items() if key not in run.data.params},
@@ -225,8 +231,8 @@ def log_failure(
 ) -> str:
     """Log the output of a failed stage as `log/<stage>.txt`, mark its run FAILED, return its id.
 
-    The output must be without credentials. A stage that has not opened a run gets one of `name`,
-    `params` and `tags`.
+    The output must be without credentials. For a stage that has not opened a run, one is created
+    with `name`, `params` and `tags`.
     """
     run = mlflow.last_active_run()
     if run is None:

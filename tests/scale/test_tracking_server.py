@@ -52,9 +52,8 @@ def main():
     ):
         for epoch in range(1, {LOGGED} + 1):
             log.log_epoch(epoch, {{"loss": 1 / epoch, "val_loss": 2 / epoch}})
-        log.log_evaluation(
-            {{"accuracy": 0.5}}, test_manifest=root / "train.csv", files=[root / name]
-        )
+        log.log_numbers("test", {{"accuracy": 0.5}})
+        log.log_files(root / "train.csv", metrics=[root / name])
 
 run_command(main)
 """
@@ -381,3 +380,9 @@ def test_the_script_says_what_it_needs(tmp_path: Path) -> None:
     assert "needs a value" in here.run(script, "--data", check=False).stderr
     bare = here.run(script, "--data", "d", "--artifacts", "a", check=False, PATH="/usr/bin:/bin")
     assert bare.stderr == "error: there is no mlflow on PATH: source .venv/bin/activate\n"
+    elsewhere = tmp_path / "tracking-server"
+    elsewhere.write_text(Path(script).read_text().replace("/usr/lib/postgresql", "/none"))
+    (tmp_path / "mlflow").symlink_to("/bin/true")
+    words = ("bash", str(elsewhere), "--data", "d", "--artifacts", "a")
+    bare = here.run(*words, check=False, PATH=f"{tmp_path}:/usr/bin:/bin")
+    assert bare.stderr.startswith("error: there is no PostgreSQL here")

@@ -86,11 +86,9 @@ def log_run(
             threshold=0.5,
             input_example=pd.DataFrame({"image": [encode_png(exported.images[0])]}),
         )
-        log.log_evaluation(
-            metrics,
-            test_manifest=files / "manifest.csv",
-            files=[files / "test.json", files / "predictions.csv"],
-            model_id=model_id,
+        log.log_numbers("test", metrics, model_id)
+        log.log_files(
+            files / "manifest.csv", metrics=[files / "test.json", files / "predictions.csv"]
         )
     return run.info.run_id
 

@@ -1,3 +1,4 @@
+import errno
 import logging
 
 import pytest
@@ -6,6 +7,7 @@ from facegender.errors import UserError
 from facegender.runtime.entry_points import run_command
 from facegender.runtime.redaction import escape_controls, sanitized
 from tests.conftest import run_python
+from tools.ui import _check_port
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,30 @@ def test_a_log_shows_no_secret_either(
         run_command(main)
     assert stop.value.code == 3
     assert capsys.readouterr().err == "WARNING: *** of \\x1b[2J\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "full"), 1, "error: The disk is full: free some space."),
+    ],
+)
+def test_only_a_stage_says_that_dvc_continues(
+    error: BaseException, code: int, shown: str, capsys: pytest.CaptureFixture
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == f"{shown}\n"
+
+
+def test_a_port_that_does_not_exist_is_a_clear_error() -> None:
+    with pytest.raises(UserError, match="Port 70000 cannot be used"):
+        _check_port(70_000)
 
 
 @pytest.mark.parametrize(

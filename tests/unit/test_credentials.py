@@ -129,6 +129,7 @@ def test_the_time_grows_with_the_text_and_not_with_its_square(unit: str) -> None
         ("http://host/a@b", "http://host/a@b", None, None),
         ("postgresql://ada:pw@host/db", "postgresql://ada:pw@host/db", None, None),
         ("sqlite:///a@b.db", "sqlite:///a@b.db", None, None),
+        ("", "", None, None),
     ],
 )
 def test_credentials_leave_the_tracking_address(
@@ -139,12 +140,6 @@ def test_credentials_leave_the_tracking_address(
     assert environment.pop("MLFLOW_TRACKING_URI") == left
     assert environment.get("MLFLOW_TRACKING_USERNAME") == name
     assert environment.get("MLFLOW_TRACKING_PASSWORD") == password
-
-
-def test_without_an_address_nothing_is_moved() -> None:
-    environment: dict[str, str] = {}
-    move_tracking_credentials(environment)
-    assert environment == {}
 
 
 def test_what_the_address_says_goes_before_the_variables() -> None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.runtime import dvc_context, integrity
 from facegender.runtime.integrity import (
@@ -75,13 +76,13 @@ def test_what_dvc_takes_for_unchanged_is_refused_and_made_again(root: Path) -> N
         check_inputs(lock, inputs)
     check_inputs(lock, [root / "f"])
 
-    files, damaged = verify(root)
-    assert files == 4
+    *files, damaged = verify(root)
+    assert files == [4, 0]
     assert [(item.path, item.location) for item in damaged] == [("d/sub/x", WORK_TREE)]
     assert dvc(root, "status") == {"make": [{"changed outs": {"d": "modified"}}]}
     dvc(root, "repro")
     assert (root / "d" / "sub" / "x").read_text() == "1"
-    assert verify(root) == (4, [])
+    assert verify(root) == (4, 0, [])
     check_inputs(lock, inputs)
 
 
@@ -102,6 +103,21 @@ def test_of_a_large_output_only_what_is_read_is_hashed(
         check_inputs(lock, [root / "d" / "sub"])
 
 
+def test_what_is_not_here_is_not_called_right(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    name = dvc_md5(root / "f")
+    (root / ".dvc/cache/files/md5" / name[:2] / name[2:]).unlink()
+    assert verify(root) == (4, 0, [])
+    (root / "f").unlink()
+    assert verify(root) == (3, 1, [])
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    assert _run(["verify"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "3 files and directories are what dvc.lock records\n"
+    assert "not checked: 1 files and directories are in neither" in err
+
+
 def test_damaged_objects_are_removed_from_the_cache(root: Path) -> None:
     f, listing = dvc_md5(root / "f"), dvc_md5(root / "d")
     for name in (f, listing):
@@ -110,14 +126,14 @@ def test_damaged_objects_are_removed_from_the_cache(root: Path) -> None:
     # The files of a directory without a listing are not known.
     with pytest.raises(UserError, match=r"unchanged: d\. Nothing"):
         check_inputs(root / "dvc.lock", [root / "d"])
-    _, damaged = verify(root)
+    *_, damaged = verify(root)
     assert [(item.path, item.location, item.name) for item in damaged] == [
         ("d", WORK_TREE, f"{listing[:2]}/{listing[2:]}"),
         ("d", CACHE, f"{listing[:2]}/{listing[2:]}"),
         ("f", CACHE, f"{f[:2]}/{f[2:]}"),
     ]
     dvc(root, "repro")
-    assert verify(root) == (4, [])
+    assert verify(root) == (4, 0, [])
 
 
 def test_damaged_objects_are_removed_from_a_remote_and_pushed_again(root: Path) -> None:
@@ -126,9 +142,9 @@ def test_damaged_objects_are_removed_from_a_remote_and_pushed_again(root: Path) 
     stored = root.parent / "store/files/md5" / name[:2] / name[2:]
     stored.chmod(0o644)
     stored.write_text("!")
-    assert verify(root) == (4, [])
+    assert verify(root) == (4, 0, [])
     for remote in ("", "store"):
-        _, damaged = verify(root, remote)
+        *_, damaged = verify(root, remote)
         assert [(item.path, item.location) for item in damaged] == [("d/y", "in the remote store")]
         assert not stored.exists()
         dvc(root, "push")

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from facegender.cli.main import _run
 from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
@@ -168,3 +169,9 @@ def test_too_few_of_a_label_are_not_judged(splits: dict[str, ProcessedSplit]) ->
     found = label_audit.find_issues(splits, features, few, seed=0)
     assert found.not_judged == "a label has 4 different pictures or persons, fewer than 5"
     assert label_audit.find_issues(splits, features, groups, seed=0).not_judged is None
+
+
+@pytest.mark.parametrize("output", ["issues.png", "."])
+def test_the_picture_does_not_replace_the_list(output: str) -> None:
+    with pytest.raises(UserError, match=r"name a \.csv file"):
+        _run(["audit-labels", "--output", output])

@@ -1,3 +1,5 @@
+import math
+
 from pathlib import Path
 
 import pytest
@@ -47,26 +49,32 @@ def test_what_lies_on_disk_is_listed_and_dvc_watches_the_listing(
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"),
+    ("section", "key", "value", "named"),
     [
-        ("train", "epoch", 3),
-        ("train", "epochs", -1),
-        ("train", "strategy", "horovod"),
-        ("train", "mixed_precision", "float16"),
-        ("train", "batch_per_device", 32),
-        ("split", "test_fraction", 1.5),
-        ("dataset", "source", "flickr"),
-        ("evaluate", "threshold", 0),
-        ("compute", "backend", "dask"),
-        ("compute", "scheduler", "localhost"),
-        ("compute", "patience", 0),
+        ("train", "epoch", 3, "train.epoch"),
+        ("train", "epochs", -1, "train.epochs"),
+        ("train", "strategy", "horovod", "train.strategy"),
+        ("train", "mixed_precision", "float16", "train.mixed_precision"),
+        ("train", "batch_per_device", 32, "train.batch_per_device"),
+        ("split", "test_fraction", 1.5, "split.test_fraction"),
+        ("dataset", "source", "flickr", "dataset"),
+        ("dataset", "per_class", 0, "dataset.per_class"),
+        ("gate", "floors", {"f1": {"at_least": "x"}}, "gate.floors.f1.at_least"),
+        ("gate", "floors", {"ece": {"at_most": math.nan}}, "gate.floors.ece.at_most"),
+        ("evaluate", "threshold", 0, "evaluate.threshold"),
+        ("evaluate", "groups", ["a", ["b"]], "evaluate.groups.1"),
+        ("compute", "backend", "dask", "compute"),
+        ("compute", "scheduler", "localhost", "compute.scheduler"),
+        ("compute", "patience", 0, "compute.patience"),
     ],
 )
-def test_a_bad_parameter_is_named(tmp_path: Path, section: str, key: str, value: object) -> None:
+def test_a_bad_parameter_is_named(
+    tmp_path: Path, section: str, key: str, value: object, named: str
+) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content[section][key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=section):
+    with pytest.raises(UserError, match=rf"valid: {named}: "):
         load_params(tmp_path / "params.yaml")
 
 
@@ -86,9 +94,13 @@ def test_parameters_of_before_take_labels_from_folders(tmp_path: Path) -> None:
     assert load_params(tmp_path / "params.yaml").dataset.labels.kind == "folders"
 
 
-def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"params\.yaml"):
+@pytest.mark.parametrize("content", [None, "# jörg".encode("latin-1"), b"", b"a: [1"])
+def test_a_file_that_cannot_be_read_is_a_clear_error(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"params\.yaml[ :].*[a-z]") as caught:
         load_params(tmp_path / "params.yaml")
+    assert ": :" not in str(caught.value)
 
 
 def test_flatten_gives_dotted_names(params: Params) -> None:

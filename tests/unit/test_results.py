@@ -454,6 +454,9 @@ def test_the_page_accepts_no_more_than_the_gate(
         page = (project.root / "report.html").read_text()
         assert f">{verdict}</strong>" in page
         assert ("accepted: 3 of 360" in page) == bool(flags)
+    for output in ("metrics", "none/page.html"):
+        with pytest.raises(UserError, match=f"Cannot write {output}"):
+            _run(["report", "--baseline", "HEAD", "--output", output])
 
 
 # Results that are not those of the work tree.

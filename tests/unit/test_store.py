@@ -16,6 +16,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
+from facegender.cli.main import _run
 from facegender.errors import UserError
 from facegender.runtime.git import checked_git
 from facegender.tracking import connection, log, runs
@@ -102,6 +103,17 @@ def test_a_moved_store_finds_all_its_artifacts(filled: Path, tmp_path: Path) -> 
         keys = opened.execute("SELECT key FROM tags WHERE instr(value, ?)", (str(filled),))
         assert {key for (key,) in keys} <= {"mlflow.source.name"}
     assert connection.connect(root) == 0
+
+
+def test_relocate_repairs_the_repositorys_own_store_whichever_is_set(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    root = moved(filled, tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    assert _run(["relocate"]) == 0
+    assert "addresses rewritten" in capsys.readouterr().out
+    assert note() == "moved"
 
 
 def test_a_copy_logs_to_itself(filled: Path, tmp_path: Path) -> None:

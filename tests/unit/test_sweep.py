@@ -1,8 +1,10 @@
 import json
 import math
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 
@@ -19,11 +21,13 @@ from facegender.runtime.sweep import (
     Ended,
     Point,
     _end,
+    _log_restored,
     different_losses,
     grid_points,
     read_grid,
     run_sweep,
 )
+from facegender.tracking import connection
 from tests.conftest import init_repository
 from tools.compose_params import ROOT, compose
 
@@ -53,7 +57,8 @@ def test_values_arrive_as_they_are_in_the_file(tmp_path: Path) -> None:
         "train.learning_rate": 1e-05,
         "train.calibrate": False,
         "train.small_image_size": None,
-        "model.weights": "/home/a b/weights, (new) = 'best' {1}.h5",
+        "model.weights": "/home/a b/weights, (new) = 'best' \"{1}\" \\d\\ jörg.h5",
+        "data.exclude": "/home/jörg/exclude.txt",
         "model.alpha": 1,
         "train.fine_tune_from": "conv_pw_6",
         "recipe": "best",
@@ -69,12 +74,56 @@ def test_values_arrive_as_they_are_in_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- 1", "a: []", "a: {b: 1}", "a: [[1]]", "a: [1", "train:\n  epochs: [1]", "3"]
+    "text",
+    [
+        *("", "- 1", "a: []", "a: {b: 1}", "a: [[1]]", "a: [1", "train:\n  epochs: [1]", "3"),
+        "a: [1]\nb: 2\na: [3]",
+    ],
 )
 def test_what_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(UserError, match=r"grid\.yaml"):
         read_grid(tmp_path / "grid.yaml")
+
+
+def test_what_dash_s_sets_is_left_to_dvc(tmp_path: Path) -> None:
+    fixed = {
+        "split.group_by": "'country: x'",
+        "data.exclude": "2024-01-01",
+        "train.batch_size": "8",
+    }
+    (point,) = grid_points({"train.seed": [7]}, "g", fixed)
+    compose(tmp_path / "params.yaml", *point.overrides)
+    params = load_params(tmp_path / "params.yaml")
+    assert (params.split.group_by, params.data.exclude) == ("country: x", "2024-01-01")
+    assert (params.train.batch_size, params.train.seed) == (8, 7)
+
+
+def test_seeds_are_not_set_twice() -> None:
+    with pytest.raises(UserError, match="--first"):
+        _run(["seeds", "2", "-S", "train.seed=1"])
+
+
+def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> None:
+    """In full: tests/pipeline/test_experiments.py, against a run that was executed."""
+    init_repository(tmp_path)
+    tables = ("history.csv", "robustness.csv", "test.json", "export.json")
+    for name in ("dvc.yaml", *(f"metrics/{table}" for table in tables)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    compose(tmp_path / "params.yaml", "evaluate.threshold=0.6")
+    checked_git(tmp_path, "add", ".")
+    checked_git(tmp_path, "commit", "--quiet", "--message", "results")
+    commit = checked_git(tmp_path, "rev-parse", "HEAD")
+    # Edits since then do not matter.
+    (tmp_path / "dvc.yaml").write_text("")
+    connection.connect(tmp_path)
+    run = mlflow.get_run(_log_restored(tmp_path, Point("point-1", {}), commit, {}))
+    assert run.data.params["threshold"] == run.data.params["evaluate.threshold"] == "0.6"
+    slope = json.loads((ROOT / "metrics/export.json").read_text())["calibration"]["slope"]
+    assert run.data.metrics["calibration_slope"] == slope
+    expected = {"loss", "kept_val_loss", "test_accuracy", "robustness_accuracy.blur", "export_n"}
+    assert expected <= run.data.metrics.keys()
 
 
 def test_a_missing_grid_or_no_jobs_is_a_clear_error(
@@ -122,6 +171,14 @@ def test_an_experiment_that_cannot_be_fetched_fails_and_says_why(tmp_path: Path)
         ((["recipe=quick"], ["recipe=paper"]), []),
         ((["recipe=quick"], ["recipe=best"]), ["train.label_smoothing"]),
         ((["split.seed=1"], ["split.seed=2"]), ["split"]),
+        ((["image.face=crop"], ["image.face=none"]), []),
+        (
+            (
+                ["data.checks.no_face=drop", "image.face=crop"],
+                ["data.checks.no_face=drop", "image.face=crop", "image.crop.min_score=0.5"],
+            ),
+            ["image.crop"],
+        ),
     ],
 )
 def test_losses_that_cannot_be_compared_have_no_best(

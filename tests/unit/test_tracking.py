@@ -1,3 +1,4 @@
+import getpass
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -80,8 +81,15 @@ def test_a_server_that_fails_later_costs_the_log_alone(
             patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
             log.log_epoch(2, {"loss": 0.4})
             log.log_epoch(3, {"loss": 0.3})
-            log.log_numbers("calibration", {"slope": 1.0})
+            log.log_results(
+                {"accuracy": 1.0},
+                robustness=pd.DataFrame({"change": ["blur"], "accuracy": [0.5]}),
+                export={"calibration": {"slope": 1.0}},
+                history=pd.DataFrame({"epoch": [3], "val_loss": [0.3], "kept": [1]}),
+            )
+        log.log_files(tmp_path / "mlflow.db", metrics=[])  # would open another run
     assert len(reached) == 1
+    assert len(mlflow.search_runs(experiment_names=["facegender"])) == 1
     assert "the rest of this stage is not logged" in caplog.text
     assert "canary" not in caplog.text
     history = {"epoch": [1, 2, 3], "loss": [0.5, 0.4, 0.3]}
@@ -125,12 +133,15 @@ def test_a_relative_address_starts_at_the_repository_wherever_a_stage_runs(
     root, experiment = tmp_path / "root", tmp_path / "root/.dvc/tmp/experiment"
     experiment.mkdir(parents=True)
     monkeypatch.chdir(experiment)
-    monkeypatch.setattr(connection, "_server_problem", lambda _: None)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     connection.connect(root, written)
     path = written.removeprefix("sqlite:///")
     assert mlflow.get_tracking_uri().removeprefix("sqlite:///") == str(root / path)
     assert (root / path).exists()
+    with run() as opened:
+        mlflow.log_text("kept", "note.txt")
+    assert str(root) in opened.info.artifact_uri
+    assert str(experiment) not in opened.info.artifact_uri
     assert list(experiment.iterdir()) == []
 
 
@@ -206,18 +217,39 @@ def test_a_run_never_holds_parameters_that_were_changed_after_it_began(tmp_path:
         assert trained.info.run_id == begun.info.run_id
 
 
-def test_a_resumed_run_names_the_commit_and_versions_that_ended_it(
+def test_an_evaluation_of_another_clones_model_is_completed_after_an_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection.connect(tmp_path)
-    with run() as begun:
+    settings, history, model = {"train.seed": 42}, {"epoch": [1], "loss": [0.5]}, tmp_path / "model"
+    model.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "log_params", failing("no answer"))
+        patch.setattr(mlflow, "get_tracking_uri", lambda: "http://host")
+        with evaluate("0" * 32, history, params=settings, model=model) as (lost, _):
+            pass
+    assert points(lost.info.run_id) == []
+    with evaluate("0" * 32, history, params=settings, model=model) as (again, _):
+        assert again.info.run_id == lost.info.run_id
+    assert points(lost.info.run_id) == [(1, 0.5)]
+    assert mlflow.get_run(lost.info.run_id).data.params == {"train.seed": "42"}
+
+
+def test_a_resumed_run_names_the_commit_versions_and_experiment_that_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.connect(tmp_path)
+    with run(tags={"dvc.exp_name": "sweep-1", "mlflow.parentRunId": "0" * 32}) as begun:
         pass
     monkeypatch.setattr(runs, "package_versions", lambda: {"keras": "99"})
-    monkeypatch.setattr(runs, "resolve_tags", lambda tags: tags | {"mlflow.source.git.commit": "c"})
-    with run(resume=begun.info.run_id) as resumed:
+    context = {"mlflow.source.git.commit": "c", "mlflow.user": "login"}
+    monkeypatch.setattr(runs, "resolve_tags", lambda tags: context | tags)
+    with run(tags={"dvc.exp_name": "other"}, resume=begun.info.run_id) as resumed:
         pass
     tags = mlflow.get_run(resumed.info.run_id).data.tags
     assert (tags["mlflow.source.git.commit"], tags["version.keras"]) == ("c", "99")
+    assert (tags["dvc.exp_name"], tags["mlflow.user"]) == ("other", getpass.getuser())
+    assert "mlflow.parentRunId" not in tags
 
 
 def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
