@@ -1,5 +1,4 @@
 import math
-
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ def test_what_lies_on_disk_is_listed_and_dvc_watches_the_listing(
         ("dataset", "source", "flickr", "dataset"),
         ("dataset", "per_class", 0, "dataset.per_class"),
         ("gate", "floors", {"f1": {"at_least": "x"}}, "gate.floors.f1.at_least"),
-        ("gate", "floors", {"ece": {"at_most": math.nan}}, "gate.floors.ece.at_most"),
+        ("gate", "floors", {"f1": {"at_least": math.nan}}, "gate.floors.f1.at_least"),
         ("evaluate", "threshold", 0, "evaluate.threshold"),
         ("evaluate", "groups", ["a", ["b"]], "evaluate.groups.1"),
         ("compute", "backend", "dask", "compute"),
