@@ -154,7 +154,8 @@ def read_csv(
         raise ValueError(f"it is not UTF-8 ({error}): save it as CSV UTF-8") from error
     table = pd.DataFrame(rows, columns=names, dtype="string")
     given = dict(zip(reversed(header), reversed(names), strict=True))
-    files = table.pop(given[as_written(file_column, header)])
+    # A row may end before the column of files.
+    files = table.pop(given[as_written(file_column, header)]).fillna("")
     table = tidy_cells(table)
     empty = [
         name
