@@ -95,11 +95,12 @@ def _is_file(path: Path) -> bool:
 
 
 def find_tables(directory: Path, pattern: str = "*") -> list[Path]:
-    """Return the CSV files under `directory` whose names fit a pattern, in any case, sorted."""
+    """Return the CSV files under `directory` whose names fit a pattern of * and ?, in any case."""
+    pattern = pattern.lower().replace("[", "[[]")
     return sorted(
         path
         for path in directory.rglob("*")
-        if fnmatchcase(path.name.lower(), pattern.lower())
+        if fnmatchcase(path.name.lower(), pattern)
         and path.suffix.lower() == ".csv"
         and path.is_file()
         and not is_litter(PurePosixPath(path.relative_to(directory)))

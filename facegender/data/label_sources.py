@@ -168,7 +168,7 @@ def label_by_table(
     """
     sources = find_tables(directory, labels.file)
     if not sources:
-        others = [path.relative_to(directory).as_posix() for path in find_tables(directory)]
+        others = sorted({path.name for path in find_tables(directory)})
         raise UserError(
             f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
             f"{', '.join(others[:10]) or 'none'}. Name one of them (save other tables as "
@@ -238,20 +238,18 @@ def label_by_name(
         UserError: a value has no meaning.
     """
     pattern = re.compile(labels.pattern)
-    columns = ["path", *pattern.groupindex]
-    rows = []
+    groups: dict[str, dict[str, str | None]] = {}
     for path in images:
-        match = pattern.fullmatch(path.name)
-        if match:
-            rows.append((str(path), *match.group(*pattern.groupindex, 0)[:-1]))
+        if match := pattern.fullmatch(path.name):
+            groups[str(path)] = match.groupdict()
         else:
             notes.unlabelled[str(path)] = "does not match dataset.labels.pattern"
-    table = pd.DataFrame(rows, columns=columns, dtype="string")
-    paths = table.pop("path").astype(str)
-    table = tidy_cells(table)
-    table.insert(0, "path", paths)
+    table = tidy_cells(
+        pd.DataFrame(list(groups.values()), columns=list(pattern.groupindex), dtype="string")
+    )
     value = table.pop("label").fillna("")
-    table = table.rename(columns={name: our_name(name) for name in table.columns[1:]})
+    table = table.rename(columns=our_name)
+    table.insert(0, "path", pd.Series(list(groups), dtype=str))
     table.insert(1, "label", _labels(value, labels, "file names"))
     return _labelled(table)
 

@@ -79,7 +79,7 @@ TABLE = TableLabels(
 )
 NAME = FilenameLabels(
     kind="filename",
-    pattern=r"(?P<label>.)_(?P<row>.*)\.jpg",
+    pattern=r"(?P<label>.)_(?P<row>.*)\.(?P<path>jpg)",
     female=("f",),
     male=("m",),
     ignore=("x",),
@@ -191,7 +191,7 @@ def test_a_row_that_fits_two_images_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "header", "message"),
     [
-        ("other.csv", "image,label", r"no such file. CSVs found: other\.csv"),
+        ("a/other.csv", "image,label", r"no such file. CSVs found: other\.csv\."),
         ("labels.csv", "file,label", "no `image` column"),
         ("labels.csv", "image,gender", "no `label` column"),
     ],
@@ -202,6 +202,12 @@ def test_a_table_or_column_that_is_not_there_is_named(
     fill(tmp_path, {**IMAGES, name: f"{header}\n1.jpg,m\n"})
     with pytest.raises(UserError, match=message):
         label(tmp_path, TABLE)
+
+
+def test_brackets_in_the_name_of_a_table_are_letters(tmp_path: Path) -> None:
+    fill(tmp_path, {**IMAGES, "labels [2].csv": "image,label\n1.jpg,m\n2.jpg,f\n3.jpg,f\n"})
+    table = TABLE.model_copy(update={"file": "Labels [2].csv"})
+    assert label(tmp_path, table)["label"].tolist() == [1, 0, 0]
 
 
 def test_values_and_paths_are_read_as_people_write_them(tmp_path: Path) -> None:
@@ -243,6 +249,7 @@ def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path)
     manifest = label(tmp_path, NAME, notes)
     assert manifest["label"].tolist() == [0, 1]
     assert manifest["metadata_row"].tolist() == ["1", "NA"]
+    assert manifest["metadata_path"].tolist() == ["jpg", "jpg"]
     assert notes.ignored == 1
 
 
