@@ -116,7 +116,7 @@ def locate_faces(
     """Find the faces of each image.
 
     Args:
-        digests: SHA-256 of each file, empty where unknown, to check on another machine.
+        digests: SHA-256 of each file, to check on another machine.
         boxes: left, top, width and height of the faces of each image, to take if they are usable.
 
     Returns:
@@ -128,7 +128,7 @@ def locate_faces(
     """
     found: list[tuple[list[Face], str | None]] = []
     for index, path in enumerate(paths):
-        if digests and digests[index]:
+        if digests:
             check_file(path, digests[index])
         try:
             picture = decode_picture(path)

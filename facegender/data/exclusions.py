@@ -24,7 +24,7 @@ def read_exclusions(source: Path) -> list[str]:
             f"Cannot read {source}, which data.exclude names: {error}. Write one path below "
             "data/raw, or one SHA-256, a line."
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [entry for line in lines if (entry := line.strip()) and not entry.startswith("#")]
 
 
 def exclude_paths(
@@ -46,7 +46,7 @@ def exclude_digests(
     digests = {entry.lower() for entry in entries if _DIGEST.fullmatch(entry)}
     named = manifest["sha256"].isin(digests)
     rest = manifest[~named].reset_index(drop=True)
-    gone = {digest_if_readable(directory / path) for path in notes.excluded} - {""}
+    gone = {_digest_if_readable(directory / path) for path in notes.excluded} - {""}
     if copies := list(rest["path"][rest["sha256"].isin(gone)]):
         _log.warning(
             "data.exclude lists images by path, and copies of them stay: %s. List the SHA-256 to "
@@ -58,7 +58,7 @@ def exclude_digests(
     return rest
 
 
-def digest_if_readable(path: Path) -> str:
+def _digest_if_readable(path: Path) -> str:
     """Return the SHA-256 of a file, or nothing if it cannot be read."""
     try:
         return file_sha256(path)

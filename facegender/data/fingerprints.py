@@ -23,7 +23,7 @@ def take_fingerprints(
     """Decode images once, small.
 
     Args:
-        digests: SHA-256 of each file, empty where unknown, to check on another machine.
+        digests: SHA-256 of each file, to check on another machine.
         first_row: row of the first of the images.
 
     Returns:
@@ -41,7 +41,7 @@ def take_fingerprints(
     thumbnails = np.zeros((len(paths), THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
     reasons = {}
     for index, path in enumerate(paths):
-        if digests is not None and digests[index]:
+        if digests:
             check_file(path, digests[index])
         try:
             pixels, width, height = measure_image(path, _DECODED_SIZE)

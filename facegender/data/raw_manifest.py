@@ -6,17 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from facegender.data.exclusions import (
-    digest_if_readable,
-    exclude_digests,
-    exclude_paths,
-    refuse_unmatched,
-)
+from facegender.data.exclusions import exclude_digests, exclude_paths, refuse_unmatched
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images
 from facegender.data.label_sources import label_by_name, label_by_table, label_images
 from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
 from facegender.errors import UserError
+from facegender.files import file_sha256
 from facegender.labels import LABELS
 from facegender.params import FilenameLabels, Labels, TableLabels
 
@@ -34,16 +30,15 @@ def build_manifest(
 ) -> pd.DataFrame:
     """Return the manifest of the raw data in `directory`, sorted by path.
 
-    The digest of a file that cannot be read is empty; the data checks name it with the reason.
-
     Args:
         labels: where labels come from; None for folders.
         exclude: paths below `directory`, or SHA-256 digests, of images to leave out.
         max_unlabelled: share of the images that may be without label, by table or file name.
 
     Raises:
-        UserError: no image, or none of a class, is left; an excluded path does not exist; or as
-            `label_images`, `label_by_table`, `label_by_name` and `read_metadata` do.
+        UserError: no image, or none of a class, is left; an excluded path does not exist; a file
+            cannot be read; or as `label_images`, `label_by_table`, `label_by_name` and
+            `read_metadata` do.
     """
     notes = Notes() if notes is None else notes
     found = find_images(directory)
@@ -66,15 +61,26 @@ def build_manifest(
         if not (manifest["label"] == label).any():
             raise UserError(
                 f"No image is labelled {name}: of {len(found)} image file(s) found, "
-                f"{len(manifest)} are labelled as the other class, {notes.ignored} are ignored and "
-                f"{len(notes.excluded)} excluded. Check the data, and what means each class: "
-                "split.classes for folders, else dataset.labels, in params.yaml."
+                f"{len(manifest)} are labelled as the other class, {len(notes.unlabelled)} have no "
+                f"label, {notes.ignored} are ignored and {len(notes.excluded)} excluded. Check the "
+                "data, and what means each class: split.classes for folders, else dataset.labels, "
+                "in params.yaml."
             )
     with ThreadPoolExecutor() as pool:
         files = [directory / path for path in manifest["path"]]
-        manifest.insert(2, "sha256", list(pool.map(digest_if_readable, files)))
+        manifest.insert(2, "sha256", list(pool.map(_digest, files)))
     manifest = exclude_digests(manifest, directory, exclude, notes)
     refuse_unmatched(exclude, notes)
     metadata = read_metadata(directory, found, notes, skip=tables)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
     return manifest.join(metadata.rename(columns=taken), on="path")
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read: {error.strerror}. Check the disk or network, and run "
+            "the same command again."
+        ) from error
