@@ -62,7 +62,9 @@ def test_a_digest_that_matches_nothing_is_named(
 
 def test_the_list_has_comments_and_line_ends_of_every_kind(tmp_path: Path) -> None:
     source = tmp_path / "exclude.txt"
-    source.write_bytes("\ufeff# people who asked\r\n\r\nmale/\u00fc 1.jpg\r\nb.jpg \n".encode())
+    source.write_bytes(
+        "\ufeff# who asked\r\n # twice\r\n\r\nmale/\u00fc 1.jpg\r\nb.jpg \n".encode()
+    )
     assert read_exclusions(source) == ["male/\u00fc 1.jpg", "b.jpg"]
     with pytest.raises(UserError, match=r"Cannot read .*no\.txt, which data\.exclude names"):
         read_exclusions(tmp_path / "no.txt")
