@@ -61,7 +61,9 @@ def read_boxes(
         rows = rows[rows.index.isin(used)]
         values = rows.to_numpy(dtype=float, na_value=float("nan")).tolist()
         for path, (left, top, width, height) in zip(rows.index, values, strict=True):
-            found.setdefault(path, []).append((left, top, width, height))
+            known = found.setdefault(path, [])
+            if (box := (left, top, width, height)) not in known:  # a row may come twice
+                known.append(box)
         # Metadata has no use for a table without a `file` column, but this one is used.
         notes.skipped_tables.pop(name, None)
     return found

@@ -27,6 +27,7 @@ CELEBA = Boxes(
 )
 TABLE = """image_id,x_1,y_1,width,height
 good.png,40,30,60,80
+good.png,40,30,60,80.0
 empty.png,40,30,0,80
 outside.png,400,30,60,80
 words.png,here,30,60,80
