@@ -128,13 +128,6 @@ def test_metadata_in_a_subfolder_is_relative_to_it(make_images) -> None:
     assert list(read_metadata(raw, find_images(raw)).index) == ["male/000.png"]
 
 
-def test_metadata_of_one_file_twice_is_an_error(make_images) -> None:
-    raw = make_images(per_class=1)
-    (raw / "faces.csv").write_text("file,age\nmale/000.png,40\nmale/000.png,41\n")
-    with pytest.raises(UserError, match=r"male/000\.png"):
-        build_manifest(raw, **ALIASES)
-
-
 def test_metadata_is_text_before_and_after_its_file(make_images, tmp_path: Path) -> None:
     raw = make_images(per_class=2)
     rows = [
@@ -214,12 +207,3 @@ def test_rows_of_nothing_and_rows_said_twice_do_no_harm(make_images) -> None:
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images"):
         build_manifest(tmp_path, **ALIASES)
-
-
-def test_a_manifest_survives_its_file(make_images, tmp_path: Path) -> None:
-    raw = make_images(per_class=2)
-    (raw / "faces.csv").write_text("file,age,country\nfemale/000.png,31,Fiji\n")
-    manifest = build_manifest(raw, **ALIASES)
-    write_table(manifest, tmp_path / "a.csv")
-    write_table(read_manifest(tmp_path / "a.csv"), tmp_path / "b.csv")
-    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
