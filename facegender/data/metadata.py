@@ -14,6 +14,7 @@ from facegender.data.image_finder import ImageFinder
 from facegender.data.manifest import COLUMNS
 from facegender.data.notes import Notes
 from facegender.errors import UserError
+from facegender.params import Boxes
 
 # Columns that this project gives its own meaning, in manifests and predictions.
 _OURS = {*COLUMNS, "row", "probability", "predicted"}
@@ -27,9 +28,10 @@ class MissingColumnError(ValueError):
 def read_metadata(
     directory: Path,
     images: Sequence[PurePosixPath],
-    notes: Notes | None = None,
+    notes: Notes,
     *,
     skip: Container[Path] = (),
+    boxes: Boxes | None = None,
 ) -> pd.DataFrame:
     """Collect the columns of every CSV under `directory` that has a `file` column.
 
@@ -41,6 +43,7 @@ def read_metadata(
         images: all images, relative to `directory`.
         notes: where to note CSVs that are skipped, and rows that match no image.
         skip: CSVs that give labels.
+        boxes: CSVs and columns that give boxes of faces, which are not metadata.
 
     Returns:
         A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
@@ -48,20 +51,24 @@ def read_metadata(
     Raises:
         UserError: two rows say different things of one image, or a CSV cannot be opened.
     """
-    notes = Notes() if notes is None else notes
     finder = ImageFinder([str(path) for path in images], notes.excluded)
+    boxed = find_tables(directory, boxes.file) if boxes else []
     tables = []
     for source in find_tables(directory):
         if source in skip:
             continue
         name = source.relative_to(directory).as_posix()
         try:
-            table, files, _ = read_csv(source)
+            table, files, given = read_csv(source)
         except OSError as error:
             raise UserError(f"Cannot read the metadata file {name}: {error.strerror}.") from error
         except (ValueError, csv.Error) as error:
             notes.skip_table(name, str(error))
             continue
+        if boxes and source in boxed:
+            sides = (boxes.left, boxes.top, boxes.width, boxes.height)
+            columns = [given.get(as_written(side, list(given))) for side in sides]
+            table = table.drop(columns=columns, errors="ignore")
         tables.append(rows_by_image(table, files, PurePosixPath(name), finder, notes))
     if not tables:
         return pd.DataFrame(index=pd.Index([], name="path"))

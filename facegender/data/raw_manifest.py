@@ -14,7 +14,7 @@ from facegender.data.notes import Notes
 from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.labels import LABELS
-from facegender.params import FilenameLabels, Labels, TableLabels
+from facegender.params import Boxes, FilenameLabels, Labels, TableLabels
 
 
 def build_manifest(
@@ -24,6 +24,7 @@ def build_manifest(
     male: Sequence[str],
     ignore: Sequence[str],
     labels: Labels | None = None,
+    boxes: Boxes | None = None,
     exclude: Sequence[str] = (),
     max_unlabelled: float = 0,
     notes: Notes | None = None,
@@ -32,6 +33,7 @@ def build_manifest(
 
     Args:
         labels: where labels come from; None for folders.
+        boxes: boxes of faces in the data, which are not metadata.
         exclude: paths below `directory`, or SHA-256 digests, of images to leave out.
         max_unlabelled: share of the images that may be without label, by table or file name.
 
@@ -71,7 +73,7 @@ def build_manifest(
         manifest.insert(2, "sha256", list(pool.map(_digest, files)))
     manifest = exclude_digests(manifest, directory, exclude, notes)
     refuse_unmatched(exclude, notes)
-    metadata = read_metadata(directory, found, notes, skip=tables)
+    metadata = read_metadata(directory, found, notes, skip=tables, boxes=boxes)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
     return manifest.join(metadata.rename(columns=taken), on="path")
 

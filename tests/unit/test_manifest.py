@@ -125,7 +125,7 @@ def test_metadata_joins_by_file_beside_its_csv(make_images) -> None:
 def test_metadata_in_a_subfolder_is_relative_to_it(make_images) -> None:
     raw = make_images(per_class=1)
     (raw / "male" / "ages.csv").write_text("file,age\n000.png,40\n")
-    assert list(read_metadata(raw, find_images(raw)).index) == ["male/000.png"]
+    assert list(read_metadata(raw, find_images(raw), Notes()).index) == ["male/000.png"]
 
 
 def test_metadata_is_text_before_and_after_its_file(make_images, tmp_path: Path) -> None:
