@@ -16,13 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 def read_exclusions(source: Path) -> list[str]:
-    """Return the entries of a list, without comments. Raises UserError if it is unreadable."""
+    """Return the entries of a list. Raises UserError if it cannot be read."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"Cannot read {source}, which data.exclude names: {error}. Write one path below "
-            "data/raw, or one SHA-256, a line."
+            f"Cannot read {source}, which data.exclude names: {error}. Each line holds a path "
+            "relative to data/raw, or a SHA-256."
         ) from error
     return [entry for line in lines if (entry := line.strip()) and not entry.startswith("#")]
 
@@ -31,9 +31,9 @@ def exclude_paths(
     images: Sequence[PurePosixPath], entries: Sequence[str], notes: Notes
 ) -> list[PurePosixPath]:
     """Return the images whose path is not an entry, and note the others."""
-    named = set(entries)
-    notes.excluded |= {str(path): "is listed by its path" for path in images if str(path) in named}
-    return [path for path in images if str(path) not in notes.excluded]
+    named = {str(path) for path in images} & set(entries)
+    notes.excluded |= dict.fromkeys(sorted(named), "is listed by its path")
+    return [path for path in images if str(path) not in named]
 
 
 def exclude_digests(
@@ -41,7 +41,7 @@ def exclude_digests(
 ) -> pd.DataFrame:
     """Return the rows whose SHA-256 is not an entry, and note the others.
 
-    Warns of copies that stay of an image that is excluded by its path.
+    Warns of remaining copies of an image that is excluded by its path.
     """
     digests = {entry.lower() for entry in entries if _DIGEST.fullmatch(entry)}
     named = manifest["sha256"].isin(digests)
@@ -59,7 +59,7 @@ def exclude_digests(
 
 
 def _digest_if_readable(path: Path) -> str:
-    """Return the SHA-256 of a file, or nothing if it cannot be read."""
+    """Return the SHA-256 of a file, or an empty string if it cannot be read."""
     try:
         return file_sha256(path)
     except OSError:
@@ -67,7 +67,7 @@ def _digest_if_readable(path: Path) -> str:
 
 
 def refuse_unmatched(entries: Sequence[str], notes: Notes) -> None:
-    """Log what is excluded and unknown digests. Raises UserError if a path matches no image."""
+    """Log excluded images and unmatched digests. Raises UserError if a path matches no image."""
     lost = [e for e in entries if e not in notes.excluded and not _DIGEST.fullmatch(e)]
     if lost:
         raise UserError(

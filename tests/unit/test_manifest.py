@@ -63,7 +63,7 @@ def test_a_flat_folder_says_where_labels_come_from() -> None:
 
 
 def test_images_beside_the_class_folders_are_named() -> None:
-    with pytest.raises(UserError, match=r"1 image\(s\): they lie beside the class.*'c\.jpg'"):
+    with pytest.raises(UserError, match=r"1 image\(s\): they lie next to the class.*'c\.jpg'"):
         labels("c.jpg", "female/a.jpg", "male/b.jpg")
 
 
