@@ -35,7 +35,7 @@ def build_manifest(
         labels: where labels come from; None for folders.
         boxes: boxes of faces in the data, which are not metadata.
         exclude: paths below `directory`, or SHA-256 digests, of images to leave out.
-        max_unlabelled: share of the images that may be without label, by table or file name.
+        max_unlabelled: share of the images that may lack a label in the table or file name.
 
     Raises:
         UserError: no image, or none of a class, is left; an excluded path does not exist; a file
@@ -46,7 +46,7 @@ def build_manifest(
     found = find_images(directory)
     if not found:
         raise UserError(
-            f"{directory.name}/ holds no images. Put them in one folder for each class "
+            f"{directory.name}/ holds no images. Put them into one folder for each class "
             f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     paths = exclude_paths(found, exclude, notes)

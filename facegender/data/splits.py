@@ -114,9 +114,9 @@ def find_leaks(
     duplicate_groups: pd.Series | None = None,
     subjects: pd.Series | None = None,
 ) -> dict[str, str]:
-    """Find the images that also occur in a later of the dataset's own splits.
+    """Find the images that recur in a later split of the dataset's own division.
 
-    The order is train, validation, test, so that the later image, which is judged on, can be kept.
+    The order is train, validation, test, because the images that are judged on are to be kept.
     Groups are those of `split_at_random`.
 
     Args:

@@ -74,7 +74,7 @@ def test_usable_boxes_are_taken_and_others_named(raw: Path, tmp_path: Path) -> N
     assert problems["empty.png"] == "the box is empty"
     assert problems["words.png"] == "the box is not four numbers"
     assert problems["none.png"] == "no box in the table"
-    assert "lies outside: its middle is not within (200, 160)" in problems["outside.png"]
+    assert "lies outside: its centre is not within (200, 160)" in problems["outside.png"]
     assert notes.unmatched_rows["list_bbox_celeba.csv"]["first"] == "gone.png"
     assert notes.skipped_tables == {}
 
