@@ -1,18 +1,16 @@
 """The manifest of the raw data: each image with its label, digest and metadata."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
-from facegender.data.exclusions import exclude_digests, exclude_paths, refuse_unmatched
+from facegender.data.exclusions import exclude_images
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images
 from facegender.data.label_sources import label_by_name, label_by_table, label_images
 from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
 from facegender.errors import UserError
-from facegender.files import file_sha256
 from facegender.labels import LABELS
 from facegender.params import Boxes, FilenameLabels, Labels, TableLabels
 
@@ -38,9 +36,8 @@ def build_manifest(
         max_unlabelled: share of the images that may lack a label in the table or file name.
 
     Raises:
-        UserError: no image, or none of a class, is left; an excluded path does not exist; a file
-            cannot be read; or as `label_images`, `label_by_table`, `label_by_name` and
-            `read_metadata` do.
+        UserError: no image, or none of a class, is left; or as `exclude_images`, `label_images`,
+            `label_by_table`, `label_by_name` and `read_metadata` do.
     """
     notes = Notes() if notes is None else notes
     found = find_images(directory)
@@ -49,7 +46,8 @@ def build_manifest(
             f"{directory.name}/ holds no images. Put them into one folder for each class "
             f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    paths = exclude_paths(found, exclude, notes)
+    digests = exclude_images(found, directory, exclude, notes)
+    paths = [path for path in found if str(path) in digests]
     tables: list[Path] = []
     if isinstance(labels, TableLabels):
         manifest, tables = label_by_table(directory, paths, labels, notes)
@@ -68,21 +66,7 @@ def build_manifest(
                 "data, and what means each class: split.classes for folders, else dataset.labels, "
                 "in params.yaml."
             )
-    with ThreadPoolExecutor() as pool:
-        files = [directory / path for path in manifest["path"]]
-        manifest.insert(2, "sha256", list(pool.map(_digest, files)))
-    manifest = exclude_digests(manifest, directory, exclude, notes)
-    refuse_unmatched(exclude, notes)
+    manifest.insert(2, "sha256", manifest["path"].map(digests))
     metadata = read_metadata(directory, found, notes, skip=tables, boxes=boxes)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
     return manifest.join(metadata.rename(columns=taken), on="path")
-
-
-def _digest(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise UserError(
-            f"{str(path)!r} cannot be read: {error.strerror}. Check the disk or network, and run "
-            "the same command again."
-        ) from error
