@@ -4,7 +4,7 @@ import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from posixpath import commonpath
 
@@ -143,7 +143,11 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
 
 
 def label_by_table(
-    directory: Path, images: Sequence[PurePosixPath], labels: TableLabels, notes: Notes
+    directory: Path,
+    images: Sequence[PurePosixPath],
+    labels: TableLabels,
+    notes: Notes,
+    unused: Mapping[Path, Sequence[str]],
 ) -> tuple[pd.DataFrame, list[Path]]:
     """Label images by the rows of one or more CSVs.
 
@@ -153,6 +157,7 @@ def label_by_table(
         images: images, relative to `directory`.
         notes: where to note images without a row, and rows without an image; its excluded images
             are left out with their rows.
+        unused: columns that are not metadata, by CSV.
 
     Returns:
         A frame with the columns `path`, `label` and the other columns of the CSVs, sorted by path,
@@ -178,7 +183,7 @@ def label_by_table(
     for source in sources:
         name = source.relative_to(directory).as_posix()
         try:
-            table, files, given = read_csv(source, labels.image)
+            table, files, given = read_csv(source, labels.image, unused.get(source, ()))
             column = as_written(labels.label, list(given))
             if column not in given:
                 raise MissingColumnError(f"it has no `{labels.label}` column")

@@ -2,7 +2,7 @@
 
 import codecs
 import csv
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,6 @@ from facegender.data.image_finder import ImageFinder
 from facegender.data.manifest import COLUMNS
 from facegender.data.notes import Notes
 from facegender.errors import UserError
-from facegender.params import Boxes
 
 # Columns that this project gives its own meaning, in manifests and predictions.
 _OURS = {*COLUMNS, "row", "probability", "predicted"}
@@ -30,8 +29,8 @@ def read_metadata(
     images: Sequence[PurePosixPath],
     notes: Notes,
     *,
-    skip: Container[Path] = (),
-    boxes: Boxes | None = None,
+    skip: Container[Path],
+    unused: Mapping[Path, Sequence[str]],
 ) -> pd.DataFrame:
     """Collect the columns of every CSV under `directory` that has a `file` column.
 
@@ -43,7 +42,7 @@ def read_metadata(
         images: all images, relative to `directory`.
         notes: where to note CSVs that are skipped, and rows that match no image.
         skip: CSVs that give labels.
-        boxes: CSVs and columns that give boxes of faces, which are not metadata.
+        unused: columns that are not metadata, by CSV.
 
     Returns:
         A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
@@ -52,23 +51,18 @@ def read_metadata(
         UserError: two rows of one image disagree, or a CSV cannot be opened.
     """
     finder = ImageFinder([str(path) for path in images], notes.excluded)
-    boxed = find_tables(directory, boxes.file) if boxes else []
     tables = []
     for source in find_tables(directory):
         if source in skip:
             continue
         name = source.relative_to(directory).as_posix()
         try:
-            table, files, given = read_csv(source)
+            table, files, _ = read_csv(source, unused=unused.get(source, ()))
         except OSError as error:
             raise UserError(f"Cannot read the metadata file {name}: {error.strerror}.") from error
         except (ValueError, csv.Error) as error:
             notes.skip_table(name, str(error))
             continue
-        if boxes and source in boxed:
-            sides = (boxes.left, boxes.top, boxes.width, boxes.height)
-            columns = [given.get(as_written(side, list(given))) for side in sides]
-            table = table.drop(columns=columns, errors="ignore")
         tables.append(rows_by_image(table, files, PurePosixPath(name), finder, notes))
     if not tables:
         return pd.DataFrame(index=pd.Index([], name="path"))
@@ -121,7 +115,7 @@ def one_row_each(table: pd.DataFrame, subject: str) -> pd.DataFrame:
 
 
 def read_csv(
-    source: Path, file_column: str = "file"
+    source: Path, file_column: str = "file", unused: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.Series, dict[str, str]]:
     """Read the rows that are not empty, all cells as text, with unique names of columns.
 
@@ -131,6 +125,7 @@ def read_csv(
     Args:
         source: CSV in UTF-8, or in UTF-16 with a byte order mark, as Excel writes them.
         file_column: column that names the file, in any case.
+        unused: columns to leave out, in any case.
 
     Returns:
         The other columns, the files that the rows name (empty where they name none), and the
@@ -163,7 +158,8 @@ def read_csv(
     given = dict(zip(reversed(header), reversed(names), strict=True))
     # A row may end before the column of files.
     files = table.pop(given[as_written(file_column, header)]).fillna("")
-    table = tidy_cells(table)
+    left_out = [given.get(as_written(column, header)) for column in unused]
+    table = tidy_cells(table.drop(columns=left_out, errors="ignore"))
     empty = [
         name
         for name, called in zip(names, header, strict=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from facegender.data.exclusions import exclude_images
-from facegender.data.image_files import IMAGE_SUFFIXES, find_images
+from facegender.data.image_files import IMAGE_SUFFIXES, find_images, find_tables
 from facegender.data.label_sources import label_by_name, label_by_table, label_images
 from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
@@ -48,9 +48,13 @@ def build_manifest(
         )
     digests = exclude_images(found, directory, exclude, notes)
     paths = [path for path in found if str(path) in digests]
+    unused: dict[Path, Sequence[str]] = {}
+    if boxes:
+        sides = (boxes.left, boxes.top, boxes.width, boxes.height)
+        unused = dict.fromkeys(find_tables(directory, boxes.file), sides)
     tables: list[Path] = []
     if isinstance(labels, TableLabels):
-        manifest, tables = label_by_table(directory, paths, labels, notes)
+        manifest, tables = label_by_table(directory, paths, labels, notes, unused)
     elif isinstance(labels, FilenameLabels):
         manifest = label_by_name(paths, labels, notes)
     else:
@@ -67,6 +71,6 @@ def build_manifest(
                 "in params.yaml."
             )
     manifest.insert(2, "sha256", manifest["path"].map(digests))
-    metadata = read_metadata(directory, found, notes, skip=tables, boxes=boxes)
+    metadata = read_metadata(directory, found, notes, skip=tables, unused=unused)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
     return manifest.join(metadata.rename(columns=taken), on="path")

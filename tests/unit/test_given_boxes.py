@@ -11,17 +11,16 @@ from pydantic import ValidationError
 from facegender.data.checks import Findings, check_faces
 from facegender.data.face_table import find_all_faces, read_faces
 from facegender.data.given_boxes import read_boxes
-from facegender.data.image_files import find_images
 from facegender.data.images import decode_picture
 from facegender.data.manifest import write_table
-from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
 from facegender.data.preprocessing import write_split
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.faces.crop import cut_out
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
-from facegender.params import Boxes, Crop
+from facegender.params import Boxes, Crop, FilenameLabels, TableLabels
 
 CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
 CELEBA = Boxes(
@@ -109,15 +108,21 @@ def test_the_box_of_an_image_that_is_left_out_is_not_of_another(raw: Path) -> No
     assert notes.unmatched_rows == notes.ambiguous_rows == {}
 
 
-def test_boxes_are_not_metadata(raw: Path) -> None:
-    """A table with a `file` column may have several rows for an image, and other columns."""
-    rows = "several.png,10,10,20,20,7\nseveral.png,60,40,50,50,7\ngood.png,40,30,60,80,9\n"
-    (raw / "list_bbox_celeba.csv").write_text("file,X_1,y_1,width,height,age\n" + rows)
-    boxes = CELEBA.model_copy(update={"image": "file"})
-    metadata = read_metadata(raw, find_images(raw), Notes(), boxes=boxes)
-    assert metadata.to_dict() == {"age": {"several.png": "7", "good.png": "9"}}
-    (raw / "list_bbox_celeba.csv").write_text(TABLE.replace("image_id", "file"))
-    assert read_metadata(raw, find_images(raw), Notes(), boxes=boxes).columns.empty
+@pytest.mark.parametrize("kind", ["filename", "table"])
+def test_boxes_are_not_metadata(raw: Path, kind: str) -> None:
+    """Their table may have several rows for an image, and other columns."""
+    meaning = {"female": ("f", "e", "g", "n"), "male": ("m", "o", "s", "w"), "ignore": ()}
+    labels = {
+        "filename": FilenameLabels(kind="filename", pattern="(?P<label>.).*", **meaning),
+        "table": TableLabels(kind="table", file="*", image="file", label="sex", **meaning),
+    }[kind]
+    rows = ("several.png,10,10,20,20,7,m", "several.png,60,40,50,50,7,m", "good.png,4,3,60,80,9,f")
+    table = "\n".join(["file,X_1,y_1,width,height,age,sex", *rows])
+    (raw / "list_bbox_celeba.csv").write_text(table)
+    options = {"female": [], "male": [], "ignore": [], "labels": labels, "max_unlabelled": 0.9}
+    manifest = build_manifest(raw, boxes=CELEBA, **options).set_index("path")
+    assert set(manifest) - {"sex"} == {"label", "sha256", "age"}
+    assert dict(manifest["age"].dropna()) == {"several.png": "7", "good.png": "9"}
 
 
 def test_the_detector_looks_where_no_box_is_usable(shared: Path, raw: Path) -> None:
