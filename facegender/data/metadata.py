@@ -83,7 +83,7 @@ def rows_by_image(
     names = files.tolist()
     found = [finder.find(source.parent, name) for name in names]
     notes.match_rows(str(source), names, found, finder.example)
-    table = table[[len(images) == 1 for images in found]]
+    table = table.loc[[len(images) == 1 for images in found]]
     paths = [images[0] for images in found if len(images) == 1]
     return table.set_axis(pd.Index(paths, dtype=str, name="path"))
 

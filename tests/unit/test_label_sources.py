@@ -122,6 +122,7 @@ IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
     [
         ("1.jpg,m\n2.jpg,f\n3.jpg,X\n", r"without meaning: 'X' \(1\).*dataset\.labels\.female"),
         ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"without meaning: '' \(1\)"),
+        ("", r"3 of 3 images have no label.*'a/1\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n", r"1 of 3 images have no label.*'b/3\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n4.jpg,f\n", r"1 of 3 rows match no image, such as '4\.jpg'"),
         ("1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n", r"1 file.*'a/1\.jpg': its label is 'm' and 'f'"),
