@@ -264,7 +264,7 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
     if unknown:
         listed = ", ".join(f"{value!r} ({count})" for value, count in sorted(unknown.items())[:20])
         raise UserError(
-            f"The {where} hold values without meaning: {listed}. Known are "
+            f"Unknown values in the {where}: {listed}. Known are "
             f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1): "
             "add them to dataset.labels.female, male or ignore."
         )

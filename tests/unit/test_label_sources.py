@@ -120,8 +120,11 @@ IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("1.jpg,m\n2.jpg,f\n3.jpg,X\n", r"without meaning: 'X' \(1\).*dataset\.labels\.female"),
-        ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"without meaning: '' \(1\)"),
+        (
+            "1.jpg,m\n2.jpg,f\n3.jpg,X\n",
+            r"Unknown .* of labels\.csv: 'X' \(1\).*dataset\.labels\.female",
+        ),
+        ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"Unknown .* of labels\.csv: '' \(1\)"),
         ("", r"3 of 3 images have no label.*'a/1\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n", r"1 of 3 images have no label.*'b/3\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n4.jpg,f\n", r"1 of 3 rows match no image, such as '4\.jpg'"),
@@ -143,7 +146,7 @@ def test_rows_of_one_image_agree_when_their_labels_mean_the_same(tmp_path: Path)
     assert label(tmp_path, TABLE)["label"].tolist() == [1, 0, 0]
     # An unknown value does not become a label of that number.
     (tmp_path / "labels.csv").write_text("image,label\n1.jpg,M\n2.jpg,f\n3.jpg,0\n")
-    with pytest.raises(UserError, match=r"without meaning: '0' \(1\)"):
+    with pytest.raises(UserError, match=r"Unknown .* of labels\.csv: '0' \(1\)"):
         label(tmp_path, TABLE.model_copy(update={"female": ("f",)}))
 
 
@@ -236,7 +239,7 @@ def test_numbers_are_labels_only_where_somebody_says_which(
     tables = {"labels.csv": "image,label\n1.jpg,0\n2.jpg,1\n"} if dataset == "table" else {}
     fill(tmp_path / "raw", {**{name: name for name in images}, **tables})
     compose(tmp_path / "params.yaml", *overrides)
-    with pytest.raises(UserError, match=r"without meaning: '0' \(1\), '1' \(1\).*labels\.female"):
+    with pytest.raises(UserError, match=r"Unknown values .*: '0' \(1\), '1' \(1\).*labels\.female"):
         label(tmp_path / "raw", load_params(tmp_path / "params.yaml").dataset.labels)
     overrides += ["dataset.labels.female=[1]", "dataset.labels.male=[0]"]
     compose(tmp_path / "params.yaml", *overrides)

@@ -43,9 +43,9 @@ _GET_TOKEN = (
 _NO_CREDENTIALS = "Kaggle credentials are missing."
 _REFUSED_TOKEN = "Kaggle does not accept the access token: it expired or was revoked."  # noqa: S105
 _BAD_CREDENTIALS = (
-    "The Kaggle credentials cannot be used: a file with them cannot be read or is not of the "
-    "expected form, or a token has characters that do not belong there, such as a line break, or "
-    "is longer than 255 characters, when it must be in a file."
+    "The Kaggle credentials cannot be used: their file cannot be read or is malformed, or a token "
+    "holds a line break or another invalid character, or has more than 255 characters, when it "
+    "must be in a file."
 )
 _NO_CONFIG_DIRECTORY = "The Kaggle client cannot make its configuration directory."
 _RUN_AGAIN = "run the same command again: it resumes the download."
