@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--raw", type=Path, required=True, help="directory of the images")
-    parser.add_argument("--info", type=Path, required=True, help="what download says of them")
+    parser.add_argument("--info", type=Path, required=True, help="JSON file that download wrote")
     parser.add_argument("--splits", type=Path, required=True, help="directory of the manifests")
     parser.add_argument("--processed", type=Path, required=True, help="directory to create")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
@@ -27,7 +27,7 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.raw, args.info, args.splits])
 
     summary = json.loads((args.splits / "summary.json").read_text())
-    # Images that the split stage refused, which no manifest lists, and any that fail to decode now.
+    # Images that the split stage refused, and below those that cannot be decoded now.
     invalid = summary.pop("invalid")
     total = summary.pop("files")
     crop = crop_of(params.image)

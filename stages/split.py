@@ -35,26 +35,27 @@ def main() -> None:
     check_inputs(args.params.with_name("dvc.lock"), [args.raw])
 
     notes = Notes()
+    crop = crop_of(params.image)
+    boxes = params.image.crop.boxes if crop else None
     manifest = build_manifest(
         args.raw,
         **params.split.classes.model_dump(),
         labels=params.dataset.labels,
+        boxes=boxes,
         exclude=read_exclusions(Path(params.data.exclude)),
         max_unlabelled=params.data.max_invalid_fraction,
         notes=notes,
     )
-    crop = crop_of(params.image)
     compute = params.compute
     faces = None
     if crop:
-        table = params.image.crop.boxes
         faces = find_all_faces(
             manifest,
             args.raw,
             crop,
             scheduler=compute.cluster,
             patience=compute.patience,
-            boxes=read_boxes(args.raw, list(manifest["path"]), table, notes) if table else None,
+            boxes=read_boxes(args.raw, list(manifest["path"]), boxes, notes) if boxes else None,
         )
     splits, findings = checks.clean(
         manifest, args.raw, params.data, params.split, faces, compute, args.splits.parent

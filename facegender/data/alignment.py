@@ -1,9 +1,9 @@
-"""Whether two small pictures are one, however one of them was cropped, turned, mirrored or toned.
+"""Decides whether two small pictures are one, even if one was cropped, turned, mirrored or toned.
 
-One picture is laid over the other until they agree best, by the method of Lucas and Kanade ("An
-iterative image registration technique with an application to stereo vision", IJCAI 1981), by an
-affine map. What differs after that, and after a fit of brightness and saturation, decides.
-`python -m bench.duplicates` prints the distances that the limits below stand between.
+An affine map aligns one picture with the other, by the method of Lucas and Kanade ("An iterative
+image registration technique with an application to stereo vision", IJCAI 1981). Brightness and
+saturation are fitted, and the remaining difference decides. `python -m bench.duplicates` prints the
+differences that the limits below separate.
 """
 
 from typing import NamedTuple
@@ -13,26 +13,26 @@ from scipy.ndimage import gaussian_filter1d, uniform_filter
 
 from facegender.data.fingerprints import THUMBNAIL_SIZE as SIZE
 
-# By how much aligned pictures may differ, as a share of the contrast (the standard deviation of
-# levels) where they are compared: root mean square, and the mean of the 3 x 3 pixels that
-# differ most.
+# Largest differences of aligned pictures, as shares of the contrast (the standard deviation of
+# levels) where they are compared: root mean square, and the mean of the 3 x 3 pixels that differ
+# most.
 MAX_RMS = 0.12
 MAX_LOCAL = 0.34
-# Grey levels below which contrast is noise of the encoding.
+# Contrast, in grey levels, below which it is noise of the encoding.
 LEAST_CONTRAST = 4.0
-# Shares of a picture: what the other must cover, and what of it must not be clipped in both.
+# Least shares of a picture that the other must cover, and that must not be clipped in both.
 LEAST_COVERED = 0.5
 LEAST_COMPARED = 0.05
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 _STEPS = 2  # of the alignment; five change no verdict
-_REACH = 0.15  # by which the alignment may change a warp, of half a side
+_REACH = 0.15  # largest change of a warp by the alignment, as a share of half a side
 _BLUR = 0.7  # pixels
 _MARGIN = 1.5  # pixels at the border, which a crop or a rotation spoils
-_WHITE, _BLACK = 246, 6  # from which, and up to which, a level may have been cut off
+_WHITE, _BLACK = 246, 6  # levels from which, and up to which, a pixel may be clipped
 _UNLIKE = 0.95  # correlation below which aligned pictures need no closer look
-_FAR = 2  # times the limits, beyond which a pair is not compared in the other frame
+_FAR = 2  # multiple of the limits beyond which a pair is not compared in the other frame
 
 SIDE = ((np.arange(SIZE) + 0.5) / SIZE * 2 - 1).astype(np.float32)
 # Coordinates x, y of each pixel, from -1 to 1: shape (2, pixels).
@@ -50,8 +50,8 @@ def same_picture(
     Args:
         moved: uint8 of shape (n, 32, 32, 3).
         fixed: picture of the same shape.
-        matrix: float32 of shape (n, 2, 2): where the alignment starts. The pixel of `fixed` at p is
-            looked for in `moved` at matrix @ p + shift, with coordinates from -1 to 1.
+        matrix: float32 of shape (n, 2, 2): start of the alignment. The pixel of `fixed` at p is
+            expected in `moved` at matrix @ p + shift, with coordinates from -1 to 1.
         shift: float32 of shape (n, 2).
 
     Returns:
@@ -64,11 +64,11 @@ def same_picture(
 def aligned_difference(
     moved: np.ndarray, fixed: np.ndarray, matrix: np.ndarray, shift: np.ndarray
 ) -> np.ndarray:
-    """Lay one picture of each pair over the other, and return by how much they still differ.
+    """Align the pictures of each pair, and return how much they still differ.
 
-    Each is predicted from the other, in the frame of each, and the least difference counts: only
-    the whole picture holds what a crop shows, only the coloured one the colours of a grey one. The
-    second frame is left out where the first is far from the limits.
+    Each is predicted from the other, in the frame of each, and the smallest difference counts,
+    because a crop cannot predict the whole picture, nor a grey picture the coloured one. The second
+    frame is left out if the first is far from the limits.
 
     Returns:
         Shape (2, n), shares of the contrast: root mean square of the difference, and the mean of
@@ -117,7 +117,7 @@ def sample(
 
 
 def slopes(pictures: np.ndarray) -> np.ndarray:
-    """Return by what each affine change of a grey picture alters it.
+    """Return the derivatives of grey pictures by each parameter of an affine change.
 
     Args:
         pictures: shape (n, pixels).
@@ -136,14 +136,14 @@ def slopes(pictures: np.ndarray) -> np.ndarray:
 def compose(
     matrix: np.ndarray, shift: np.ndarray, change: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the warp that first changes p as `slopes` says, by (n, 6), and then is the given."""
+    """Return the warp that applies a change, as in `slopes`, before a given warp."""
     change = change.clip(-_REACH, _REACH).reshape(-1, 2, 3)
     moved = (matrix @ change[:, :, 2:])[:, :, 0]
     return matrix + matrix @ change[:, :, :2], shift + moved
 
 
 def least_squares(terms: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return by pair the factors, shape (n, terms), that make the terms' sum nearest to target.
+    """Return the weighted least-squares factors of terms, shape (n, terms), for each pair.
 
     Args:
         terms: shape (n, terms, pixels).
@@ -160,7 +160,7 @@ def least_squares(terms: np.ndarray, target: np.ndarray, weight: np.ndarray) -> 
 def _align(
     moved: np.ndarray, fixed: np.ndarray, matrix: np.ndarray, shift: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the warp with which the pictures in grey agree best, and their correlation then."""
+    """Return the warp that aligns the pictures best in grey, and their correlation."""
     n = len(moved)
     source, target = (_blurred((pictures @ LUMA).reshape(n, 1, -1)) for pictures in (moved, fixed))
     target = target[:, 0]
@@ -193,7 +193,7 @@ def _correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> np.n
 def _difference(
     moved: np.ndarray, fixed: np.ndarray, matrix: np.ndarray, shift: np.ndarray
 ) -> np.ndarray:
-    """Return by how much aligned pictures differ in the frame of `fixed`, shape (2, n)."""
+    """Return how much aligned pictures differ in the frame of `fixed`, shape (2, n)."""
     warped, inside = sample(_planes(moved), matrix, shift)
     seen = inside & _INNER
     one, other = _tones(warped), _tones(_planes(fixed))
@@ -205,19 +205,19 @@ def _least(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def excess(difference: np.ndarray) -> np.ndarray:
-    """Return the larger of what `aligned_difference` returns, as a multiple of its limit: (n,)."""
+    """Return the larger difference of `aligned_difference`, as a multiple of its limit: (n,)."""
     return np.maximum(difference[0] / MAX_RMS, difference[1] / MAX_LOCAL)
 
 
 class _Tones(NamedTuple):
-    """Pictures, and what is compared of them.
+    """Pictures, prepared for comparison.
 
     Attributes:
         levels: shape (n, 3, pixels).
-        blurred: the same, blurred.
+        blurred: blurred `levels`.
         grey: luma of `blurred`, shape (n, 1, pixels).
-        white: which levels of `blurred` lie at white, or beside one that does.
-        black: the same at black.
+        white: whether a level of `blurred`, or one next to it, is at white.
+        black: whether a level of `blurred`, or one next to it, is at black.
     """
 
     levels: np.ndarray
@@ -234,19 +234,18 @@ def _tones(pictures: np.ndarray) -> _Tones:
 
 
 def _unexplained(source: _Tones, target: _Tones, seen: np.ndarray) -> np.ndarray:
-    """Return what differs between aligned pictures when one is predicted from the other.
+    """Return how much a target differs from its prediction from an aligned source.
 
-    Brightness of the target is that of the source by a gain and an offset, and its colours are the
-    source's by a factor from 0 (grey) up. Where a channel is clipped in both, as seen and as
-    predicted, it is not compared.
+    The brightness of the source gets a gain and an offset, and its colours a factor of at least 0
+    (grey). A channel is not compared where it is clipped both in the target and in the prediction.
 
     Args:
         source: n pictures.
         target: pictures of the same shape.
-        seen: bool (n, pixels): where both pictures are.
+        seen: bool (n, pixels): where the pictures overlap.
 
     Returns:
-        Shape (2, n), as `aligned_difference` does.
+        Shape (2, n), as in `aligned_difference`.
     """
     n = len(seen)
     cut_off = (source.white | target.white | source.black | target.black).any(1)
@@ -260,7 +259,7 @@ def _unexplained(source: _Tones, target: _Tones, seen: np.ndarray) -> np.ndarray
     strength = strength.clip(0, 3)[:, None, None]
     grey = (LUMA @ source.levels)[:, None]
     image = gain * grey + 128 * offset + strength * (source.levels - grey)
-    # Cut off before it is blurred, as in the picture itself.
+    # Clipped before it is blurred, as the picture itself was.
     image, unlimited = _blurred(image.clip(0, 255)), _blurred(image)
     clipped = (target.white & _dilated(unlimited >= _WHITE)) | (
         target.black & _dilated(unlimited <= _BLACK)
@@ -292,7 +291,7 @@ def _blurred(pictures: np.ndarray) -> np.ndarray:
 
 
 def _dilated(pixels: np.ndarray) -> np.ndarray:
-    """Return which pixels, shape (n, channels, pixels), are among those given or touch one."""
+    """Return a mask, shape (n, channels, pixels), dilated by one pixel."""
     square = pixels.reshape(*pixels.shape[:2], SIZE, SIZE)
     rows = square.copy()
     rows[:, :, 1:] |= square[:, :, :-1]

@@ -1,8 +1,8 @@
-"""Checks of the data: what is wrong with images or with their division, and what is done about it.
+"""Checks of the data: faulty images, duplicates, and leaks between splits.
 
-Each check has a policy: `drop` leaves the images out and counts them, `fail` stops with their
-names, and duplicates may also be kept, all copies in the same split. What is left out is logged,
-counted in metrics/data.json and listed, with reasons, in data/splits/dropped.csv.
+Each check has a policy: `drop` leaves the images out, `fail` stops and names them, and some checks
+may `keep` them, copies in the same split. Images that are left out are logged, counted in
+metrics/data.json and listed, with reasons, in data/splits/dropped.csv.
 """
 
 import logging
@@ -28,16 +28,16 @@ from facegender.errors import UserError, listed
 from facegender.labels import LABELS, NAMES
 from facegender.params import Compute, Data, Split
 
-# Images by label in the study's table of its data, whose training split was not yet divided.
+# The study's images by label, before it divided its training split.
 STUDY_COUNTS = {
     "train": {"female": 1225, "male": 1358},
     "test": {"female": 348, "male": 754},
 }
-# The widest range of a colour channel, of 255, at which an image still counts as one colour.
+# Widest range of a colour channel, of 255, at which an image counts as one colour.
 MAX_CONSTANT_CONTRAST = 8
 # The checks that need a detector.
 FACE_CHECKS = ("no_face", "several_faces", "bad_box")
-# The checks whose images are named and counted, in the order in which they are made.
+# The checks that metrics/data.json lists, in the order in which they run.
 CHECKS = (
     "too_small",
     "extreme_shape",
@@ -59,10 +59,10 @@ class Findings:
 
     Attributes:
         policies: `drop`, `keep` or `fail`, by check.
-        reasons: what is wrong, by check and path; `invalid` holds files that are not images.
-        without_subject: images that `split.group_by` says nothing of; None without it.
-        largest_subject: images of the largest group that stays together; None without it.
-        groups: the group of images of one picture or subject, which stay together, by path.
+        reasons: reasons by check and path; `invalid` holds files that are not images.
+        without_subject: number of images without a value of `split.group_by`; None if it is null.
+        largest_subject: number of images in the largest subject; None likewise.
+        groups: by path, the group of images that share a split: one picture or subject.
         crowded: images that resemble more others than were compared with them.
     """
 
@@ -82,8 +82,7 @@ class Findings:
         if policy == "fail":
             raise UserError(
                 f"The check {check} finds {len(reasons)} image(s), and data.checks.{check} is "
-                f"fail: {shown}. List them in the file "
-                "that data.exclude names, or set it to drop."
+                f"fail: {shown}. List them in the file that data.exclude names, or set it to drop."
             )
         done = "left out" if policy == "drop" else "kept"
         _log.warning("%s: %d image(s) are %s: %s", check, len(reasons), done, shown)
@@ -102,7 +101,7 @@ class Findings:
         }
 
     def summary(self) -> dict[str, Any]:
-        """Return what metrics/data.json says of the checks, ready for JSON."""
+        """Return what metrics/data.json holds about the checks."""
         found = self.reasons
         subjects = {
             "without_subject": self.without_subject,
@@ -124,7 +123,7 @@ class Findings:
         }
 
     def table(self) -> pd.DataFrame:
-        """Return what is left out: columns `path`, `check` and `reason`."""
+        """Return the images that are left out: columns `path`, `check` and `reason`."""
         rows = [
             (path, check, reason)
             for check, reasons in self.reasons.items()
@@ -149,10 +148,10 @@ def clean(
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
         faces: return value of `face_table.find_all_faces`, or None to judge whole images.
         compute: where images are decoded; by default on all cores of this machine.
-        scratch: directory for what memory need not hold, as in `fingerprint_images`.
+        scratch: directory for temporary files, as in `fingerprint_images`.
 
     Returns:
-        The manifests of `train`, `validation` and `test`, and what the checks found.
+        The manifests of `train`, `validation` and `test`, and the findings.
 
     Raises:
         UserError: a check whose policy is `fail` found something, too many images are left out or
@@ -210,16 +209,16 @@ def check_images(
     min_side: int,
     max_aspect_ratio: float,
 ) -> tuple[pd.DataFrame, Fingerprints]:
-    """Leave out files that are not images, and images in which no face can be seen.
+    """Leave out files that are not images, and images that can show no face.
 
     Args:
         manifest: column `path` and any others.
         fingerprints: fingerprints of its rows, from `fingerprint_images`.
         min_side: pixels of the shorter side.
-        max_aspect_ratio: longest side over shortest that passes.
+        max_aspect_ratio: largest ratio of the longer side to the shorter.
 
     Returns:
-        The rows that are left, and their fingerprints.
+        The remaining rows and their fingerprints.
 
     Raises:
         UserError: a check whose policy is `fail` found something.
@@ -248,14 +247,14 @@ def check_images(
 
 
 def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings) -> pd.Series:
-    """Note the images without a face and those of several.
+    """Record the images with no face, several faces or a bad box.
 
     Args:
         manifest: column `path` and any others.
         faces: return value of `face_table.find_all_faces`.
 
     Returns:
-        By row of the manifest, whether its image stays.
+        bool for each row of the manifest: whether its image stays.
 
     Raises:
         UserError: a check whose policy is `fail` found something.
@@ -278,17 +277,15 @@ def find_duplicate_groups(
 ) -> pd.Series:
     """Find the files that show the same picture, byte for byte or nearly, whatever their names.
 
-    The findings get the names of images that were not compared with all that they resemble.
+    Images that were not compared with all that they resemble are recorded in the findings.
 
     Returns:
-        By path, the least SHA-256 of the group that the file belongs to.
+        By path, the smallest SHA-256 of the file's group.
     """
-    # One file for each content, in the order of content.
-    order = np.argsort(manifest["sha256"].to_numpy(dtype=str), kind="stable")
-    _, first = np.unique(manifest["sha256"].to_numpy(dtype=str)[order], return_index=True)
-    distinct = order[first]
-    digests = [manifest["sha256"].iloc[index] for index in distinct]
-    group = {digest: digest for digest in digests}
+    # One file for each content, in the order of digests.
+    unique, distinct = np.unique(manifest["sha256"].to_numpy(dtype=str), return_index=True)
+    digests = unique.tolist()
+    group = dict(zip(digests, digests, strict=True))
     found = find_near_duplicates(fingerprints.thumbnails.take(distinct))
     for members in found.groups:
         group |= {digests[member]: digests[members[0]] for member in members}
@@ -307,31 +304,29 @@ def find_duplicate_groups(
 def check_labels(
     manifest: pd.DataFrame, duplicate_groups: pd.Series, findings: Findings, *, min_per_class: int
 ) -> pd.DataFrame:
-    """Leave out the files of a picture that lies under both labels: those of the rarer label.
+    """Of a picture that has both labels, leave out the files with the rarer label.
 
-    If both labels have as many files of the picture, all of them are left out.
+    If both labels are as frequent, leave out all files of the picture.
 
     Args:
         manifest: columns `path`, `label` and any others.
-        min_per_class: images of each label that must be left.
+        min_per_class: smallest number of remaining images of each label.
 
     Raises:
-        UserError: pictures are found and the policy is to fail, or too few images are left.
+        UserError: such pictures are found and the policy is `fail`, or too few images remain.
     """
     group = manifest["path"].map(duplicate_groups)
     both = manifest.groupby(group)["label"].transform("nunique") > 1
-    reasons = {}
+    reasons: dict[str, str] = {}
     for _, members in manifest[both].groupby(group[both]):
-        counts = {label: int((members["label"] == label).sum()) for label in NAMES}
         for label, name in NAMES.items():
-            others = members.loc[members["label"] != label, "path"]
-            if counts[label] > len(others):
+            has_label = members["label"] == label
+            files, others = members["path"][has_label], members["path"][~has_label]
+            if len(files) > len(others):
                 continue
-            more = f" (as {len(others)} files are)" if counts[label] < len(others) else ""
-            for path in members.loc[members["label"] == label, "path"]:
-                reasons[path] = (
-                    f"is labelled {name}, and {others.iloc[0]!r} is the same picture{more}"
-                )
+            more = f" (as {len(others)} files are)" if len(files) < len(others) else ""
+            why = f"is labelled {name}, and {others.iloc[0]!r} is the same picture{more}"
+            reasons |= dict.fromkeys(files, why)
     findings.add("both_labels", dict(sorted(reasons.items())))
     rest = manifest[~manifest["path"].isin(reasons)].reset_index(drop=True)
     for name, label in LABELS.items():
@@ -352,14 +347,14 @@ def drop_duplicates(
     sizes: pd.Series,
     findings: Findings,
 ) -> dict[str, pd.DataFrame]:
-    """Keep the largest image of each group, or all where the policy is to keep.
+    """Keep the largest image of each group, or all if the policy is `keep`.
 
     Args:
         splits: manifests, with each duplicate group in one of them.
         sizes: pixels of each image, by path.
 
     Raises:
-        UserError: duplicates are found and the policy is to fail.
+        UserError: duplicates are found and the policy is `fail`.
     """
     exact: dict[str, str] = {}
     near: dict[str, str] = {}
@@ -371,7 +366,7 @@ def drop_duplicates(
         first = ranked[~copies]
         kept = first.set_index("sha256")["path"]
         best = first.drop_duplicates("group").set_index("group")["path"]
-        # With its byte copies, because those show what it shows.
+        # Byte copies of a near duplicate are near duplicates, too.
         nearly = ranked["sha256"].isin(first.loc[first.duplicated("group"), "sha256"])
         if findings.policies["exact_duplicates"] == "drop":
             nearly &= ~copies
@@ -396,14 +391,11 @@ def drop_duplicates(
 def check_dropped(
     splits: Mapping[str, pd.DataFrame], total: int, findings: Findings, *, max_fraction: float
 ) -> None:
-    """Fail if the checks leave out too much.
+    """Raise UserError if the checks leave out more than a share of the images.
 
     Args:
         total: number of images before the checks.
-        max_fraction: share of the images that may be left out.
-
-    Raises:
-        UserError: more than that is left out.
+        max_fraction: largest share of them that may be left out.
     """
     dropped = total - sum(map(len, splits.values()))
     if dropped > max_fraction * total:
@@ -418,26 +410,21 @@ def check_dropped(
 
 
 def class_balance(splits: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, float]]:
-    """Return the share of female labels in training (with validation) and test, and the study's."""
+    """Return the share of female labels in train and validation, in test, and in the study."""
     ours = {"train": pd.concat([splits["train"], splits["validation"]]), "test": splits["test"]}
-    balance = {
-        name: {
+    balance: dict[str, dict[str, float]] = {}
+    for name, images in ours.items():
+        study = STUDY_COUNTS[name]
+        row = balance[name] = {
             "images": len(images),
             "female": round(float((images["label"] == LABELS["female"]).mean()), 4),
-            "study_images": sum(STUDY_COUNTS[name].values()),
-            "study_female": round(
-                STUDY_COUNTS[name]["female"] / sum(STUDY_COUNTS[name].values()), 4
-            ),
+            "study_images": sum(study.values()),
+            "study_female": round(study["female"] / sum(study.values()), 4),
         }
-        for name, images in ours.items()
-    }
-    for name, row in balance.items():
         _log.info(
             "%s: %d images, %.1f %% female (the study's: %d, %.1f %%)",
             "train and validation" if name == "train" else name,
-            row["images"],
-            100 * row["female"],
-            row["study_images"],
-            100 * row["study_female"],
+            *(row["images"], 100 * row["female"]),
+            *(row["study_images"], 100 * row["study_female"]),
         )
     return balance

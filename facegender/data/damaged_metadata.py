@@ -1,4 +1,4 @@
-"""Pictures whose pixels are whole and whose metadata are not."""
+"""Pictures with intact pixels and damaged metadata."""
 
 import hashlib
 import io
@@ -10,19 +10,19 @@ from PIL import ExifTags, Image
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _EOI = b"\xff\xd9"
-# Decoders ignore it after the last pixel, and read it as pixels if some are missing.
+# Decoders ignore these bytes after the last pixel, and read them as pixels if some are missing.
 _FILLER = b"\xa9\x5c\x37" * 700
 
 
 def without_metadata(content: bytes) -> tuple[bytes, int] | None:
-    """Strip a PNG or JPEG to what is needed to show it.
+    """Strip a PNG or JPEG of everything that is not needed to show it.
 
-    The pixels' own bytes and checksums stay as they are. A JPEG of one scan may lack its last two
-    bytes (FF D9), but none of its pixels.
+    The bytes and checksums of the pixels do not change. A JPEG of one scan may lack its last two
+    bytes (FF D9), but no pixels.
 
     Returns:
-        The shorter file and its EXIF orientation (1 if it cannot be read); None for other formats,
-        and for files whose structure is damaged.
+        The shorter file and its EXIF orientation (1 if unreadable); None for other formats, and for
+        files whose structure is damaged.
     """
     with suppress(struct.error, IndexError):
         if content.startswith(_PNG):
@@ -59,7 +59,7 @@ def _shorter_jpeg(content: bytes) -> tuple[bytes, int] | None:
         position += len(segment)
     shorter = b"".join([*kept, content[position:]])
     if _EOI not in content[position:]:
-        # A picture of several scans may lack whole ones, and nothing would show that.
+        # A picture of several scans may lack whole scans unnoticed.
         if progressive or not _is_whole(shorter):
             return None
         shorter += _EOI
@@ -67,7 +67,7 @@ def _shorter_jpeg(content: bytes) -> tuple[bytes, int] | None:
 
 
 def _is_whole(jpeg: bytes) -> bool:
-    """Whether the pixels stay the same, whatever follows: else it is read as more of them."""
+    """Return whether what follows the data changes no pixel: if some are missing, it does."""
     with suppress(OSError):
         return _pixels(jpeg + _EOI) == _pixels(jpeg + _FILLER + _EOI)
     return False
@@ -80,7 +80,7 @@ def _pixels(jpeg: bytes) -> bytes:
 
 def _orientation(exif: bytes) -> int:
     tags = Image.Exif()
-    # Whatever a damaged table of tags raises: then the picture stays as it lies.
+    # A damaged table of tags may raise anything; the picture is then not turned.
     with suppress(Exception):
         tags.load(exif)
         return int(tags.get(ExifTags.Base.Orientation, 1))

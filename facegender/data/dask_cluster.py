@@ -1,7 +1,7 @@
-"""Tasks on a Dask cluster, by a backend of joblib's.
+"""Tasks on a Dask cluster, run by a joblib backend of our own.
 
-joblib's own Dask backend waits forever for a task that the cluster gave up, and fetches results
-before the last ones are written.
+joblib's Dask backend waits forever for a task that the cluster gave up, and fetches results before
+earlier ones are written.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ from PIL import features
 from facegender.errors import UserError
 from facegender.files import file_sha256
 
-# What `joblib.delayed` makes: a function with its arguments.
+# A function with its arguments, as `joblib.delayed` returns it.
 Task = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
-# The code that decides the bytes.
+# Modules whose code decides the decoded bytes.
 _DECODING = (
     "data/damaged_metadata.py",
     "data/decode_rows.py",
@@ -41,24 +41,25 @@ _DECODING = (
     "data/images.py",
     "faces/crop.py",
     "faces/detector.py",
+    "model/interpreter.py",
 )
-_HELD = 4  # results that are here and not yet used
-_ANSWER_SECONDS = 10  # for what a scheduler knows without asking its workers
+_HELD = 4  # results that have arrived and are not yet used
+_ANSWER_SECONDS = 10  # for requests that a scheduler answers without asking its workers
 
 
 def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iterator[Any]:
     """Run tasks on a cluster and yield their results as they end.
 
-    A task whose worker is lost runs again on another, so it must be one that may. Only a few tasks
-    for each thread of the cluster, and a few results, are held at any time.
+    If a worker is lost, its tasks run again on another, so they must be idempotent. Only a few
+    tasks for each thread of the cluster, and a few results, are held at any time.
 
     Args:
         tasks: functions of this package, with arguments that can be pickled.
-        scheduler: its address, such as tcp://10.0.0.1:8786.
-        patience: seconds until the scheduler must answer, a worker must join and a task must end.
+        scheduler: address of the scheduler, such as tcp://10.0.0.1:8786.
+        patience: seconds within which the scheduler must answer, a worker join and a task end.
 
     Raises:
-        UserError: that took too long, the cluster gave a task up, or a worker has another version
+        UserError: a wait took too long, the cluster gave up a task, or a worker has another version
             of the code or of a decoder.
     """
     client = _connect(scheduler, patience)
@@ -74,18 +75,18 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
             backend.used()
     except (NoTaskEnded, TimeoutError) as error:
         raise UserError(
-            f"No task has ended on the Dask cluster for {patience:g} seconds: "
-            f"{_state(client)}. Only this stage is lost: see the logs of its workers, and "
-            "run `dvc repro` again. If tasks take that long, raise compute.patience."
+            f"No task has ended on the Dask cluster for {patience:g} seconds: {_state(client)}. "
+            "Only this stage is lost: see the logs of its workers, and run `dvc repro` again. If "
+            "tasks take that long, raise compute.patience."
         ) from error
     except CancelledError as error:
         raise UserError(
-            f"The connection to the Dask scheduler at {scheduler} was lost while tasks "
-            "ran. When it is up again, run `dvc repro` again."
+            f"The connection to the Dask scheduler at {scheduler} was lost while tasks ran. When "
+            "it is up again, run `dvc repro` again."
         ) from error
     except KilledWorker as error:
         raise UserError(
-            f"The Dask cluster gave a task up: {error.allowed_failures + 1} workers died while "
+            f"The Dask cluster gave up a task: {error.allowed_failures + 1} workers died while "
             f"running it, the last at {error.last_worker.address}. The usual causes are too little "
             "memory and another commit of facegender: see their logs."
         ) from error
@@ -96,9 +97,9 @@ def run_tasks(tasks: Iterable[Task], scheduler: str, *, patience: float) -> Iter
 
 @functools.cache
 def environment() -> Mapping[str, str]:
-    """Return what decides, besides its input, the bytes that a process makes, by name.
+    """Return, by name, what decides a task's bytes apart from its input.
 
-    The machine's type is among it, as in all that is promised to be the same bit for bit.
+    Bytes are promised to be the same on one type of machine only, so its name is included.
     """
     package = Path(__file__).parents[1]
     return {
@@ -132,11 +133,11 @@ def _run(
 
 
 def _connect(scheduler: str, patience: float) -> Client:
-    # It prints pages of tracebacks when a connection is lost; the error that it raises says enough.
+    # Dask logs pages of tracebacks when a connection is lost; the error that it raises is enough.
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        # First, because a client waits forever for a scheduler that accepts it and stays silent.
+        # A client waits forever for a scheduler that accepts its connection and stays silent.
         asyncio.run(asyncio.wait_for(_greet(scheduler), patience))
         client = Client(scheduler, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -158,9 +159,9 @@ def _connect(scheduler: str, patience: float) -> Client:
 
 
 def _check_workers(client: Client) -> None:
-    """Check that the workers have this module, by a function of Python's own.
+    """Check that the workers have this module.
 
-    A worker dies if it cannot import what a message names.
+    The function is Python's own, because a worker dies if it cannot import one that it is sent.
     """
     asked = [
         client.submit(
@@ -176,7 +177,7 @@ def _check_workers(client: Client) -> None:
         try:
             lacks = future.result(timeout=_ANSWER_SECONDS) is None
         except TimeoutError:
-            continue  # start without a slow worker
+            continue  # do not wait for a slow worker
         except ImportError:
             lacks = True
         if lacks:
@@ -187,7 +188,7 @@ def _check_workers(client: Client) -> None:
 
 
 async def _greet(scheduler: str) -> None:
-    certificates = Security().get_connection_args("client")  # by Dask's own settings
+    certificates = Security().get_connection_args("client")  # from Dask's configuration
     async with rpc(scheduler, connection_args=certificates) as remote:
         await remote.identity()
 
@@ -201,7 +202,7 @@ def _state(client: Client) -> str:
 
 
 class _Backend(ParallelBackendBase):
-    """joblib's tasks as Dask's futures, whose results wait until there is room for them."""
+    """Runs joblib's tasks as Dask futures, whose results wait until there is room for them."""
 
     supports_retrieve_callback = True
     default_n_jobs = -1
@@ -214,7 +215,7 @@ class _Backend(ParallelBackendBase):
         self._over = False
 
     def effective_n_jobs(self, n_jobs: int) -> int:
-        # With one, joblib would run the tasks itself.
+        # With one job, joblib would run the tasks in this process.
         return max(2, sum(self._client.nthreads().values()))
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future], None]) -> Future:
@@ -223,8 +224,8 @@ class _Backend(ParallelBackendBase):
         return future
 
     def _hand_over(self, callback: Callable[[Future], None], future: Future) -> None:
-        # In Dask's only callback thread, so later results wait, too, on their workers: joblib sends
-        # the next task when it has the result of one.
+        # Blocks Dask's only callback thread, so later results wait on their workers: joblib sends
+        # the next task only when it receives a result.
         self._room.acquire()
         if self._over:
             self._room.release()

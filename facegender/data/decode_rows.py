@@ -1,4 +1,4 @@
-"""Rows of processed data: what each process of preprocessing runs.
+"""Decoding of rows of processed data, as each process of preprocessing runs it.
 
 Kept separate because every worker imports this module, and importing pandas takes longer than
 decoding a thousand images.
@@ -20,7 +20,7 @@ from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
 
-# `decode_picture` may have halved a picture of more pixels.
+# `decode_picture` may halve a picture of more pixels than this.
 _MAYBE_HALVED = 12_000_000
 
 
@@ -38,7 +38,7 @@ def write_rows(
     """Decode images into consecutive rows of an array on disk.
 
     Args:
-        array: file to write into; it has all its rows already.
+        array: file to write into, of its full size.
         offset: bytes before its first row.
         first_row: row of the first of the images.
         size: pixels a side, without the border.
@@ -47,13 +47,13 @@ def write_rows(
         border: same as in `crop.cut_out`.
 
     Returns:
-        How many images were tried, and by row the reasons why images could not be decoded.
+        The number of images, and by row the reasons why some could not be decoded.
 
     Raises:
-        UserError: a file was not read whole, or the memory did not suffice, several times.
+        UserError: a file could not be read whole, or memory ran out, several times.
     """
-    # Pillow keeps the memory of this many images to use again; asking the system for new pages for
-    # every image takes a fifth of the time of decoding it.
+    # Pillow reuses this many blocks of memory. New pages for every image would take a fifth of the
+    # time of decoding it.
     Image.core.set_blocks_max(4)
     reasons = {}
     row_bytes = (size + 2 * border) ** 2 * 3
@@ -83,14 +83,14 @@ def decode_rows(
     """Decode images on another machine, which must see the same files.
 
     Args:
-        digests: SHA-256 of each file. Other arguments are those of `write_rows`.
+        digests: SHA-256 of each file. The other arguments are those of `write_rows`.
 
     Returns:
         `first_row`, the images as uint8 of shape (n, side, side, 3), and by row the reasons why
-        images could not be decoded; those are zero.
+        some could not be decoded; their pixels are zero.
 
     Raises:
-        UserError: a file is not there, cannot be read, or is another one.
+        UserError: a file is missing, cannot be read, or differs from its digest.
     """
     Image.core.set_blocks_max(4)
     side = size + 2 * border
@@ -116,19 +116,19 @@ def locate_faces(
     """Find the faces of each image.
 
     Args:
-        digests: SHA-256 of each file, empty where unknown, to check on another machine.
-        boxes: left, top, width and height of the faces of each image, to take if they are usable.
+        digests: SHA-256 of each file, to check on another machine.
+        boxes: left, top, width and height of the faces of each image, taken if usable.
 
     Returns:
-        `first_row`, and for each image its faces, the largest first, and why boxes that should
-        be there are not used; an image that cannot be decoded has no face.
+        `first_row`, and for each image its faces, the largest first, and what is wrong with its
+        boxes; an image that cannot be decoded has no face.
 
     Raises:
-        UserError: a file is not there, or is another one.
+        UserError: a file is missing, cannot be read, or differs from its digest.
     """
     found: list[tuple[list[Face], str | None]] = []
     for index, path in enumerate(paths):
-        if digests and digests[index]:
+        if digests:
             check_file(path, digests[index])
         try:
             picture = decode_picture(path)
@@ -143,7 +143,7 @@ def locate_faces(
 def _given_faces(
     path: Path, picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]
 ) -> tuple[list[Face], str | None]:
-    """Return the faces of usable boxes, the largest first, and what is wrong with the others."""
+    """Return the faces of the usable boxes, the largest first, and what is wrong with another."""
     if not boxes:
         return [], "no box in the table"
     scale = 1.0
@@ -158,11 +158,11 @@ def _given_faces(
         elif width <= 0 or height <= 0:
             problem = "the box is empty"
         elif max(box[2:]) <= 1:
-            problem = "the box is no larger than a pixel: shares of the picture are not read"
+            problem = "the box is at most a pixel large: shares of the picture are not read"
         elif not (
             0 <= left + width / 2 <= picture.width and 0 <= top + height / 2 <= picture.height
         ):
-            problem = f"the box lies outside: its middle is not within {picture.size} pixels"
+            problem = f"the box lies outside: its centre is not within {picture.size} pixels"
         else:
             unknown = (math.nan,) * 5
             faces.append(Face(left, top, width, height, *unknown))
@@ -176,7 +176,7 @@ def _with_faces(
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Raise UserError unless the file is there and has this SHA-256."""
+    """Raise UserError unless the file exists and has this SHA-256."""
     try:
         problem = None if file_sha256(path) == digest else "another file is there"
     except OSError as error:

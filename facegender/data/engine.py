@@ -1,4 +1,4 @@
-"""Where tasks run: in processes of this machine (loky), or on a Dask cluster."""
+"""Runs tasks in processes of this machine (loky) or on a Dask cluster."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, TypedDict
@@ -25,13 +25,13 @@ def run_tasks(
 
     Args:
         tasks: calls from `joblib.delayed`. The first argument of each is a list of files; other
-            lists of this length hold something for each of these.
-        jobs: processes of this machine; -1 for one a core.
-        scheduler: address of a Dask cluster that runs them, instead of this machine.
-        patience: seconds without sign of life after which a cluster is given up.
+            lists of the same length hold one item for each file.
+        jobs: number of processes on this machine; -1 for one a core.
+        scheduler: address of a Dask cluster to use instead of this machine.
+        patience: seconds without a sign of life after which the cluster is given up.
 
     Raises:
-        UserError: a process of this machine is killed, and its file is named if one alone does it;
+        UserError: a process of this machine is killed (names the file if one file alone kills it);
             the cluster does not answer, is lost, or runs other code.
     """
     if scheduler is None:
@@ -48,7 +48,7 @@ def run_tasks(
 
 
 def _run_here(tasks: Iterable[Any], jobs: int) -> Iterator[Any]:
-    """Run tasks in processes of this machine; when one is killed, find the file that did it."""
+    """Run tasks in processes of this machine; if one is killed, find the file that does it."""
     started: dict[int, Any] = {}
 
     def numbered() -> Iterator[Any]:
@@ -63,13 +63,13 @@ def _run_here(tasks: Iterable[Any], jobs: int) -> Iterator[Any]:
     except TerminatedWorkerError as error:
         killer = _find_killer(started.values())
         raise UserError(
-            "A process that decodes images was killed, and no file does this alone: too little "
-            "memory is the likely cause. Close other programs, or start again with fewer "
+            "A process that decodes images was killed, and no file does this alone: the likely "
+            "cause is too little memory. Close other programs, or start again with fewer "
             "processes: `LOKY_MAX_CPU_COUNT=1 dvc repro`."
             if killer is None
             else f"The process that decodes {str(killer)!r} is killed each time: the file crashes "
-            "the decoder, or needs more memory than there is. Name it in the list `data.exclude` "
-            "(docs/parameters.md), or free some memory."
+            "the decoder or needs too much memory. List it in the file that data.exclude names, or "
+            "free some memory."
         ) from error
 
 
@@ -78,8 +78,8 @@ def _with_number(number: int, function: Any, args: Any, kwargs: Any) -> tuple[in
 
 
 def _find_killer(tasks: Iterable[Any]) -> Any | None:
-    """Return the first file of unfinished tasks that alone kills the process it is read in."""
-    # One by one: halves of a task would decode each file as often, and more than once.
+    """Return the first file of unfinished tasks that by itself kills the process that reads it."""
+    # One by one, because bisection would decode files more than once.
     with loky.ProcessPoolExecutor(max_workers=1) as executor:
         for function, args, kwargs in tasks:
             for index, file in enumerate(args[0]):

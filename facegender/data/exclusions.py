@@ -3,9 +3,8 @@
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-
-import pandas as pd
 
 from facegender.data.notes import Notes
 from facegender.errors import UserError, listed
@@ -16,64 +15,54 @@ _log = logging.getLogger(__name__)
 
 
 def read_exclusions(source: Path) -> list[str]:
-    """Return the entries of a list, without comments. Raises UserError if it is unreadable."""
+    """Return the entries of a list. Raises UserError if it cannot be read."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"Cannot read {source}, which data.exclude names: {error}. Write one path below "
-            "data/raw, or one SHA-256, a line."
+            f"Cannot read {source}, which data.exclude names: {error}. Each line holds a path "
+            "relative to data/raw, or a SHA-256."
         ) from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return [entry for line in lines if (entry := line.strip()) and not entry.startswith("#")]
 
 
-def exclude_paths(
-    images: Sequence[PurePosixPath], entries: Sequence[str], notes: Notes
-) -> list[PurePosixPath]:
-    """Return the images whose path is not an entry, and note the others."""
-    named = set(entries)
-    notes.excluded |= {str(path): "is listed by its path" for path in images if str(path) in named}
-    return [path for path in images if str(path) not in notes.excluded]
+def exclude_images(
+    images: Sequence[PurePosixPath], directory: Path, entries: Sequence[str], notes: Notes
+) -> dict[str, str]:
+    """Return the SHA-256 of the images that no entry names, by path, and note the others.
 
+    Warns of digests that match no image, and of remaining copies of an image that is excluded by
+    its path.
 
-def exclude_digests(
-    manifest: pd.DataFrame, directory: Path, entries: Sequence[str], notes: Notes
-) -> pd.DataFrame:
-    """Return the rows whose SHA-256 is not an entry, and note the others.
+    Args:
+        images: images, relative to `directory`.
+        entries: paths and SHA-256 digests.
 
-    Warns of copies that stay of an image that is excluded by its path.
+    Raises:
+        UserError: a path matches no image, or a file cannot be read.
     """
-    digests = {entry.lower() for entry in entries if _DIGEST.fullmatch(entry)}
-    named = manifest["sha256"].isin(digests)
-    rest = manifest[~named].reset_index(drop=True)
-    gone = {digest_if_readable(directory / path) for path in notes.excluded} - {""}
-    if copies := list(rest["path"][rest["sha256"].isin(gone)]):
-        _log.warning(
-            "data.exclude lists images by path, and copies of them stay: %s. List the SHA-256 to "
-            "leave out every copy.",
-            ", ".join(map(repr, copies[:10])),
-        )
-    notes.excluded |= dict.fromkeys(manifest["path"][named], "is listed by its SHA-256")
-    notes.unmatched_digests = sorted(digests - set(manifest["sha256"]) - gone)
-    return rest
-
-
-def digest_if_readable(path: Path) -> str:
-    """Return the SHA-256 of a file, or nothing if it cannot be read."""
-    try:
-        return file_sha256(path)
-    except OSError:
-        return ""
-
-
-def refuse_unmatched(entries: Sequence[str], notes: Notes) -> None:
-    """Log what is excluded and unknown digests. Raises UserError if a path matches no image."""
-    lost = [e for e in entries if e not in notes.excluded and not _DIGEST.fullmatch(e)]
-    if lost:
+    paths, listed_paths = [str(path) for path in images], set(entries)
+    named = {entry.lower() for entry in entries if _DIGEST.fullmatch(entry)}
+    by_path = [path for path in paths if path in listed_paths]
+    rest = [path for path in paths if path not in listed_paths]
+    if lost := [e for e in entries if e not in set(by_path) and not _DIGEST.fullmatch(e)]:
         raise UserError(
             f"data.exclude lists {len(lost)} path(s) that match no image: "
             f"{', '.join(map(repr, lost[:10]))}. Paths are relative to data/raw, with / between "
             "folders. Correct or remove them."
+        )
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(rest, pool.map(_digest, [directory / path for path in rest]), strict=True))
+    gone = {_digest_if_readable(directory / path) for path in by_path} - {""}
+    by_digest = [path for path in rest if found[path] in named]
+    notes.excluded |= dict.fromkeys(by_path, "is listed by its path")
+    notes.excluded |= dict.fromkeys(by_digest, "is listed by its SHA-256")
+    notes.unmatched_digests = sorted(named - set(found.values()) - gone)
+    if copies := [path for path in rest if found[path] in gone - named]:
+        _log.warning(
+            "data.exclude lists images by path, and copies of them stay: %s. List the SHA-256 to "
+            "leave out every copy.",
+            ", ".join(map(repr, copies[:10])),
         )
     if notes.unmatched_digests:
         _log.warning(
@@ -85,3 +74,22 @@ def refuse_unmatched(entries: Sequence[str], notes: Notes) -> None:
         _log.warning(
             "data.exclude leaves out %d image(s): %s", len(notes.excluded), listed(notes.excluded)
         )
+    return {path: digest for path, digest in found.items() if digest not in named}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read: {error.strerror}. Check the disk or network, and run "
+            "the same command again."
+        ) from error
+
+
+def _digest_if_readable(path: Path) -> str:
+    """Return the SHA-256 of a file, or an empty string if it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""

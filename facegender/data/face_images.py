@@ -1,4 +1,4 @@
-"""From the bytes of an image file to each of its faces, as a model takes them."""
+"""Cuts the faces out of an image file, as a model takes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def face_images(
 ) -> list[tuple[Face | None, np.ndarray]]:
     """Return the faces of an image, the largest first, each with its pixels.
 
-    Training, prediction, serving and scoring all cut out here.
+    Training, prediction, serving and scoring all call this.
 
     Args:
         source: the file's bytes, or its path.
@@ -26,7 +26,7 @@ def face_images(
         crop: how faces are cut out; None takes the whole picture.
 
     Returns:
-        Faces, in pixels of what `decode_picture` returns, with uint8 arrays of shape
+        Faces, in pixels of the picture that `decode_picture` returns, with uint8 arrays of shape
         (size, size, 3). Without a crop or a face: None, with the whole picture.
 
     Raises:
@@ -53,9 +53,9 @@ def cut_image(
     *,
     border: int = 0,
 ) -> np.ndarray:
-    """Return one image as the model takes it, with a face that is known: see `face_images`.
+    """Return an image as the model takes it, cut to a known face: see `face_images`.
 
-    With a crop, `border` is that of `crop.cut_out`.
+    `border` is that of `crop.cut_out`, and needs a crop.
     """
     if crop is None:
         return decode_image(source, size)

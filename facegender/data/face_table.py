@@ -1,4 +1,4 @@
-"""The table of faces beside the manifests: what was found in each image of the data."""
+"""The table of the faces found in each image of the data."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 
 _CHUNK = 16  # images a task
-_MOST_GROUPS = 50  # a column of more values may name each image
+_MOST_GROUPS = 50  # a column with more values may be an identifier
 _BOX = [field.name for field in fields(Face)]
 
 
@@ -30,17 +30,17 @@ def find_all_faces(
     boxes: Mapping[str, Sequence[Box]] | None = None,
     **where: Unpack[Where],
 ) -> pd.DataFrame:
-    """Look for faces in every image, on all cores.
+    """Find the faces in every image.
 
     Args:
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
-        boxes: boxes of faces by path, to be taken if they are usable.
+        boxes: boxes of faces by path, taken if usable.
         where: arguments of `engine.run_tasks`.
 
     Returns:
-        A row for each image: `path`, `faces` (how many) and the fields of the largest `Face`,
-        which are missing if there are none. An image that cannot be decoded has no face. With
-        `boxes` also `bad_box`: what is wrong with the image's box, if anything.
+        A row for each image: `path`, `faces` (their number) and the fields of the largest `Face`,
+        empty if there is none. An image that cannot be decoded has no face. With `boxes` also
+        `bad_box`: what is wrong with the image's box, if anything.
     """
     folder = raw.absolute()
     paths, digests = [folder / path for path in manifest["path"]], manifest["sha256"]
@@ -69,23 +69,23 @@ def find_all_faces(
 
 
 def read_faces(path: Path) -> dict[str, Face | None]:
-    """Return the face of each image by its path, or None, from a table that was written as CSV."""
+    """Read a table written by `write_table`: the face of each image, or None, by path."""
     table = read_manifest(path)
     boxes = table[_BOX].astype("Float64")
     return {
-        # A box of a table has no score and no eyes.
+        # A box that the dataset gives has no score and no eyes.
         name: None if pd.isna(row["left"]) else Face(*row.to_numpy(float, na_value=math.nan))
         for name, (_, row) in zip(table["path"], boxes.iterrows(), strict=True)
     }
 
 
 def missed_by_group(manifest: pd.DataFrame, faces: pd.DataFrame) -> dict:
-    """Return how many images, and how many without a face, each group of the metadata has.
+    """Count the images, and those without a face, in each group of the metadata.
 
-    A detector that misses one group more often than another is a finding.
+    Shows whether the detector misses one group more often than another.
 
     Args:
-        manifest: columns of a manifest; each one beyond `path` and `sha256` divides into groups.
+        manifest: manifest whose columns, other than `path` and `sha256`, define the groups.
         faces: return value of `find_all_faces`.
     """
     missed = manifest["path"].map(faces.set_index("path")["faces"]) == 0

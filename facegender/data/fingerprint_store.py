@@ -1,4 +1,4 @@
-"""The fingerprints of all images: few bytes of each in memory, thumbnails in a file."""
+"""Fingerprints of all images: a few bytes each in memory, the thumbnails in a file."""
 
 import mmap
 import tempfile
@@ -20,7 +20,7 @@ _SHAPE = (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
 
 
 class Thumbnails:
-    """Rows of a file, read as an array of shape (n, 32, 32, 3) is."""
+    """Rows of a file, indexed like an array of shape (n, 32, 32, 3)."""
 
     def __init__(self, file: Any, rows: np.ndarray) -> None:
         self._file, self._rows = file, rows
@@ -29,7 +29,7 @@ class Thumbnails:
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> np.ndarray:  # noqa: D105
-        # Mapped for this access only, because pages of a map that stays count as memory.
+        # Mapped for this access only, because mapped pages count as this process's memory.
         with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
             return np.ndarray((pages.size() // int(np.prod(_SHAPE)), *_SHAPE), np.uint8, pages)[
                 self._rows[index]
@@ -45,7 +45,7 @@ class Fingerprints:
     """Fingerprints of the images of a manifest, by row.
 
     Attributes:
-        measures: int32 (n, 3): width, height and contrast, as `take_fingerprints` says.
+        measures: int32 (n, 3): width, height and contrast, as `take_fingerprints` returns them.
         thumbnails: uint8 (n, 32, 32, 3).
         reasons: why an image cannot be decoded, by row.
     """
@@ -55,7 +55,7 @@ class Fingerprints:
     reasons: Mapping[int, str]
 
     def take(self, rows: np.ndarray) -> "Fingerprints":
-        """Return those of some rows, all of them images."""
+        """Return the fingerprints of some rows, all of which could be decoded."""
         return Fingerprints(self.measures[rows], self.thumbnails.take(rows), {})
 
 
@@ -66,17 +66,16 @@ def fingerprint_images(
     scratch: Path | None = None,
     **where: Unpack[Where],
 ) -> Fingerprints:
-    """Decode every image once, small, on all cores of this machine or of a Dask cluster.
+    """Decode every image at a small size.
 
     Args:
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
-        scratch: directory on whose disk the thumbnails lie, 3 KB an image, in a file without a
-            name; by default that of temporary files.
+        scratch: directory of the temporary file for the thumbnails, 3 KB an image; by default the
+            system's.
         where: arguments of `engine.run_tasks`.
 
     Raises:
-        UserError: a process is killed; the cluster does not answer, is lost, sees other files or
-            runs other code.
+        UserError: as `engine.run_tasks` and `take_fingerprints` do.
     """
     n = len(manifest)
     folder = raw.absolute()

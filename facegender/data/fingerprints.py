@@ -1,6 +1,6 @@
-"""Fingerprints of image files: what each process of the data checks computes.
+"""Fingerprints of image files, as each process of the data checks computes them.
 
-Kept apart from `checks` because every worker imports this module, and must not import pandas.
+Kept separate from `checks` because every worker imports this module, and must not import pandas.
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from facegender.data.images import InvalidImage, measure_image, verdict
 
 THUMBNAIL_SIZE = 32  # pixels a side
 
-_DECODED_SIZE = 64  # pixels a side: what the thumbnail is averaged from
+_DECODED_SIZE = 64  # pixels a side, averaged into the thumbnail
 
 
 def take_fingerprints(
     paths: Sequence[Path], digests: Sequence[str] | None = None, *, first_row: int = 0
 ) -> tuple[int, np.ndarray, np.ndarray, dict[int, str]]:
-    """Decode images once, small.
+    """Decode images at a small size.
 
     Args:
-        digests: SHA-256 of each file, empty where unknown, to check on another machine.
+        digests: SHA-256 of each file, to check on another machine.
         first_row: row of the first of the images.
 
     Returns:
         `first_row`; int32 (n, 3): width and height in pixels, perhaps before the image is turned
-        upright, and its contrast, the widest range of a colour channel (0 to 255); thumbnails,
-        uint8 (n, 32, 32, 3); and by row the reasons why images cannot be decoded, whose
-        other values are zero.
+        upright, and contrast, the widest range of a colour channel (0 to 255); thumbnails, uint8
+        (n, 32, 32, 3); and by row the reasons why some images cannot be decoded. Their other values
+        are zero.
 
     Raises:
         UserError: a file cannot be read, or differs from its digest.
@@ -41,7 +41,7 @@ def take_fingerprints(
     thumbnails = np.zeros((len(paths), THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
     reasons = {}
     for index, path in enumerate(paths):
-        if digests is not None and digests[index]:
+        if digests:
             check_file(path, digests[index])
         try:
             pixels, width, height = measure_image(path, _DECODED_SIZE)

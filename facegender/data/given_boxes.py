@@ -1,4 +1,4 @@
-"""Boxes of faces that a table of the dataset gives, to be taken instead of the detector's."""
+"""Boxes of faces from a table of the dataset, which replace the detector's."""
 
 import csv
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def read_boxes(
     A row names its image as in `label_sources.label_by_table`. An image may have several rows.
 
     Args:
-        paths: images to read them for, relative to `directory`.
+        paths: images whose boxes to read, relative to `directory`.
         notes: where to note rows that match no image, or several.
 
     Returns:
-        Boxes by path: left, top, width and height in pixels of the upright image. What is not a
-        number is NaN. Images without a row are missing.
+        Boxes by path: left, top, width and height in pixels of the upright image, NaN where a cell
+        is not a number. Images without a row are missing.
 
     Raises:
         UserError: no CSV has such a name, or one cannot be read or lacks a column.
@@ -61,7 +61,9 @@ def read_boxes(
         rows = rows[rows.index.isin(used)]
         values = rows.to_numpy(dtype=float, na_value=float("nan")).tolist()
         for path, (left, top, width, height) in zip(rows.index, values, strict=True):
-            found.setdefault(path, []).append((left, top, width, height))
-        # Metadata has no use for a table without a `file` column, but this one is used.
+            known = found.setdefault(path, [])
+            if (box := (left, top, width, height)) not in known:  # a row may come twice
+                known.append(box)
+        # `read_metadata` skips a table without a `file` column, but this one is used.
         notes.skipped_tables.pop(name, None)
     return found

@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = frozenset(
         *(".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     }
 )
-# How images begin whose ending is unknown or missing. Without TIFF: raw photos of cameras, too.
+# First bytes of images whose ending is unknown or missing. TIFF's are also those of raw photos.
 _IMAGE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s(?:\s|#[^\n]*\n)*\d+\s|BM.{4}\0{4}|"
     rb".{4}ftyp(avif|heic|heix|mif1|msf1)",
@@ -28,7 +28,7 @@ _NAMED = 5
 
 @dataclass
 class PassedOver:
-    """Number and first names of files that are not images and of links to folders, in a search."""
+    """Number and first names of what a search passes over: other files and links to folders."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class PassedOver:
             self.first.append(str(path))
 
     def text(self, folder: str) -> str:
-        """Return a line about them, or an empty string if there are none."""
+        """Return a line for the user, or an empty string if nothing was passed over."""
         if not self.count:
             return ""
         names = ", ".join(map(repr, self.first)) + (", ..." if self.count > _NAMED else "")
@@ -57,8 +57,9 @@ def find_images(
     Hidden files and the litter of operating systems (`__MACOSX`) are passed over.
 
     Args:
-        unreadable: called with each error of a folder that cannot be listed; None logs them.
-        passed_over: counts the rest, except hidden files; folders that are links are not followed.
+        unreadable: called with the error of each folder that cannot be listed; None logs it.
+        passed_over: counts other files, except hidden ones, and links to folders, which are not
+            followed.
     """
     return sorted(walk_images(directory, unreadable, passed_over), key=str)
 
@@ -68,7 +69,7 @@ def walk_images(
     unreadable: Callable[[OSError], None] | None = None,
     passed_over: PassedOver | None = None,
 ) -> Iterator[PurePosixPath]:
-    """Yield what `find_images` returns, folder by folder, without holding all of it."""
+    """Yield what `find_images` returns, folder by folder, without holding it all in memory."""
     for folder, folders, names in os.walk(directory, onerror=unreadable or _log_unreadable):
         folders.sort()
         below = PurePosixPath(Path(folder).relative_to(directory).as_posix())
@@ -87,7 +88,7 @@ def walk_images(
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a path is a file, or may be one: the decoder says why it cannot be read."""
+    """Return whether a path is or may be a file; the decoder reports why it cannot be read."""
     try:
         return path.is_file()
     except PermissionError:
@@ -95,11 +96,12 @@ def _is_file(path: Path) -> bool:
 
 
 def find_tables(directory: Path, pattern: str = "*") -> list[Path]:
-    """Return the CSV files under `directory` whose names fit a pattern, in any case, sorted."""
+    """Return the CSV files under `directory` whose names fit a pattern of * and ?, in any case."""
+    pattern = pattern.lower().replace("[", "[[]")
     return sorted(
         path
         for path in directory.rglob("*")
-        if fnmatchcase(path.name.lower(), pattern.lower())
+        if fnmatchcase(path.name.lower(), pattern)
         and path.suffix.lower() == ".csv"
         and path.is_file()
         and not is_litter(PurePosixPath(path.relative_to(directory)))
@@ -111,12 +113,12 @@ def _log_unreadable(error: OSError) -> None:
 
 
 def is_photo(relative: PurePosixPath) -> bool:
-    """Return whether a path below a folder names a photo, by its suffix; no litter is one."""
+    """Return whether a relative path has a photo's suffix and is not litter."""
     return not is_litter(relative) and relative.suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_litter(relative: PurePosixPath) -> bool:
-    """Return whether a path below a folder is hidden or an operating system's own."""
+    """Return whether a relative path is hidden or a by-product of an operating system."""
     return any(
         part.startswith(".") or part in {"__MACOSX", "Thumbs.db", "desktop.ini"}
         for part in relative.parts
@@ -129,12 +131,12 @@ def looks_like_image(start: bytes) -> bool:
 
 
 def looks_like_archive(start: bytes) -> bool:
-    """Return whether a file's first 512 bytes are those of an archive."""
+    """Return whether a file begins as an archive does, given its first 512 bytes."""
     return _ARCHIVE.match(start) is not None
 
 
 def read_start(path: Path) -> bytes:
-    """Return the first bytes of a file; none if it may not be read."""
+    """Return the first 512 bytes of a file; none if permission is denied."""
     try:
         with path.open("rb") as file:
             return file.read(START_BYTES)

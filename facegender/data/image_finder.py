@@ -1,4 +1,4 @@
-"""Find the image that a row of a table means, by the name that the row gives."""
+"""Finds the image that a row of a table describes, by the name in the row."""
 
 import re
 import unicodedata
@@ -17,20 +17,20 @@ class ImageFinder:
     """Finds images by the paths and names that people write into tables.
 
     Args:
-        images: all images, including those that are left out, so that their rows match no other.
-        unused: images that are left out; if a name also fits a used image, it means that one.
+        images: all images, including unused ones, so that their rows match no other image.
+        unused: images that are left out. A name that also fits a used image means the used one.
     """
 
     def __init__(self, images: Sequence[str], unused: Collection[str] = ()) -> None:
         self._images = images
         self._unused = frozenset(unused)
         self._known = set(images)
-        # By how many of the last parts of a path, and by whether its ending counts, the images.
+        # Images by their last parts, for each number of parts, with and without the ending.
         self._endings: dict[tuple[int, bool], dict[_Parts, list[str]]] = {}
         self._folders = {"."} | {
             str(folder) for image in images for folder in PurePosixPath(image).parents
         }
-        # By how many parts of a path follow them, the names of folders.
+        # Names of folders, by the number of parts that follow them in a path.
         self._above: dict[int, set[str]] = {}
 
     @property
@@ -39,16 +39,16 @@ class ImageFinder:
         return next((image for image in self._images if image not in self._unused), None)
 
     def find(self, folder: PurePosixPath, name: str) -> list[str]:
-        """Return the images that a name may mean: one if it is clear.
+        """Return the images that fit a name: one if it is unambiguous.
 
-        A name is a path from its table or from the raw data, or the end of one. If that fits no
-        image, case, Unicode form, the leading folders of an absolute path and a missing ending
-        (`000001` for 000001.jpg) do not count. A leading folder does count if the data have one of
-        that name at the same depth. Images in or below the table's folder take precedence.
+        A name is a path relative to its table or to the raw data, or the end of one. If that fits
+        no image, these are ignored: case, Unicode form, a missing ending (`000001` for 000001.jpg)
+        and the leading folders of an absolute path, unless the data have a folder of that name at
+        the same depth. Images in or below the table's folder take precedence.
 
         Args:
             folder: folder of the table, relative to the raw data.
-            name: name in the row; backslashes separate folders, too.
+            name: name in the row; backslashes also separate folders.
         """
         slashed = _slashed(name)
         for path in (str(folder / name), normpath(folder / slashed), normpath(slashed)):
@@ -61,7 +61,7 @@ class ImageFinder:
             return []
         for count in range(len(parts), shortest - 1, -1):
             if count < len(parts) and parts[-count - 1] in self._folders_above(count):
-                break  # the image was in this folder, and is gone
+                break  # this folder exists, but the image is gone
             for ending in (True,) if with_ending else (True, False):
                 fitting = self._below(folder, self._ending_in(parts[-count:], ending))
                 same = [path for path in fitting if path.endswith(slashed)]
@@ -95,7 +95,7 @@ class ImageFinder:
 
 
 def is_named_exactly(image: str, name: str) -> bool:
-    """Return whether an image's path ends in the name that a row gives, letter for letter."""
+    """Return whether an image's path ends in the name of a row, letter for letter."""
     written = normpath(_slashed(name))
     while written.startswith("../"):
         written = written.removeprefix("../")
@@ -107,5 +107,5 @@ def _slashed(name: str) -> str:
 
 
 def _parts(path: PurePosixPath) -> _Parts:
-    """Return the parts of a path as disks that ignore case and Unicode form compare them."""
+    """Return the parts of a path in a form that ignores case and Unicode form."""
     return tuple(unicodedata.normalize("NFC", part).casefold() for part in path.parts)

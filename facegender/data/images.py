@@ -1,4 +1,4 @@
-"""Decoding: from the bytes of any image file to the uint8 RGB array that the model takes."""
+"""Decodes the bytes of any image file to the uint8 RGB array that the model takes."""
 
 import errno
 import io
@@ -34,19 +34,19 @@ from facegender.errors import UserError
 
 _T = TypeVar("_T")
 _MAX_SAMPLE_VALUE = 281  # tag of a TIFF
-# A declared size past this is refused before a pixel is decoded (a decompression bomb).
+# A larger declared size is refused before a pixel is decoded (a decompression bomb).
 MAX_PIXELS = 100_000_000
 # A file is read whole before it is decoded; the largest picture takes 400 MB uncompressed.
 MAX_BYTES = 1 << 29
 # Seconds between attempts to read or decode a file when the disk or the memory fails.
 _PAUSES = (0.1, 1.0, 3.0)
-# Pictures past this are reduced before they are converted, or each conversion is another copy.
+# Larger pictures are reduced before they are converted, because each conversion makes a copy.
 _LARGE_PIXELS = 16_000_000
-# Pictures past this are halved before faces are looked for in them.
+# Larger pictures are halved before faces are looked for in them.
 _FULL_PIXELS = 50_000_000
-# Named, because Pillow would try all that it knows, and EPS starts Ghostscript.
+# Named, because Pillow would try all formats that it knows, and EPS starts Ghostscript.
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-# Offset and first bytes of files that people take for photos, and that are not read.
+# Offset and first bytes of unsupported files that people may take for photos.
 _UNSUPPORTED = (
     (0, b"<svg", "SVG"),
     (0, b"<?xml", "SVG or XML"),
@@ -61,14 +61,14 @@ class InvalidImage(ValueError):
 
 
 class UnreadableImage(InvalidImage):
-    """A file that was not read whole, or not decoded for lack of memory: it may be sound."""
+    """A file that could not be read whole, or decoded for lack of memory: it may be intact."""
 
 
 def verdict(error: InvalidImage, path: Path) -> str:
-    """Return why a file is not an image, as its decoder says.
+    """Return why a file is not an image.
 
     Raises:
-        UserError: the file was not read or memory ran out, so the image may be sound.
+        UserError: the file could not be read or memory ran out, so the image may be intact.
     """
     if isinstance(error, UnreadableImage):
         raise UserError(
@@ -81,10 +81,10 @@ def verdict(error: InvalidImage, path: Path) -> str:
 def decode_image(source: bytes | Path, size: int) -> np.ndarray:
     """Decode an image as the model sees it: upright, RGB, `size` x `size`.
 
-    The orientation tag of EXIF is applied, transparency is laid over white, other colour modes
-    become RGB, and the picture is resized with an antialiasing filter, without keeping its aspect
-    ratio (as the study's generator did). Of animations and pages the first is taken. Training,
-    prediction and serving all decode here.
+    The EXIF orientation is applied, transparent parts become white, other colour modes become RGB,
+    and the picture is resized with an antialiasing filter, without keeping its aspect ratio (as the
+    study's generator did). Of animations and pages the first is taken. Training, prediction and
+    serving all decode here.
 
     Args:
         source: the file's bytes, or its path.
@@ -94,16 +94,16 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
         uint8 array of shape (size, size, 3).
 
     Raises:
-        InvalidImage: the bytes are not an image that can be decoded, or it is too large.
-        UnreadableImage: the file was not read whole, or memory ran out, several times.
+        InvalidImage: the image is too large or cannot be decoded.
+        UnreadableImage: the file could not be read whole, or memory ran out, several times.
     """
     return measure_image(source, size)[0]
 
 
 def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int]:
-    """Decode an image as `decode_image` does, and return its own width and height, too.
+    """Decode an image as `decode_image` does, and also return its own width and height.
 
-    They may be those before it is turned upright: that depends on the format.
+    Depending on the format, they are those before the image is turned upright.
 
     Raises:
         InvalidImage: as `decode_image` does.
@@ -122,9 +122,9 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
 
 
 def decode_picture(source: bytes | Path) -> Image.Image:
-    """Decode an image upright and in RGB, at its own size, as faces are looked for in it.
+    """Decode an image upright and in RGB, at its own size, to find faces in it.
 
-    A picture of more than 50 million pixels is halved, or it would take a gigabyte.
+    A picture of more than 50 million pixels is halved, because it would take a gigabyte.
 
     Raises:
         InvalidImage: as `decode_image` does.
@@ -145,7 +145,7 @@ def decode_picture(source: bytes | Path) -> Image.Image:
 
 
 def _decode(source: bytes | Path, use: Callable[[Image.Image], _T]) -> _T:
-    """Return what `use` makes of an open image, trying again while memory is short."""
+    """Call `use` with the open image, and try again while memory is short."""
     content = _read(source) if isinstance(source, Path) else source
     for pause in (*_PAUSES, None):
         try:
@@ -163,7 +163,7 @@ def _read(path: Path) -> bytes:
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                # A pipe would be waited for, a device has no end.
+                # A pipe would block, and a device has no end.
                 raise InvalidImage("not a plain file")
             if status.st_size > MAX_BYTES:
                 raise InvalidImage(f"too large: {status.st_size:,} bytes")
@@ -177,7 +177,7 @@ def _read(path: Path) -> bytes:
             reason = "not enough memory"
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            # No time heals these.
+            # These do not pass.
             if error.errno in {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR}:
                 raise UnreadableImage(reason) from error
         if pause is not None:
@@ -190,7 +190,7 @@ def _use(content: bytes, use: Callable[[Image.Image], _T]) -> _T:
         with _open(content) as image:
             return use(image)
     except InvalidImage as error:
-        # Refuse oversized content, in metadata too.
+        # Oversized metadata are refused, not stripped.
         if "too large" in str(error) or (rest := without_metadata(content)) is None:
             raise
         shorter, orientation = rest
@@ -205,7 +205,7 @@ def _use(content: bytes, use: Callable[[Image.Image], _T]) -> _T:
 
 @contextmanager
 def _open(content: bytes) -> Iterator[Image.Image]:
-    """Open an image that is within the limits; whatever fails inside is an InvalidImage."""
+    """Open an image that is within the limits; any failure inside becomes an InvalidImage."""
     try:
         formats = _FORMATS
         if content[4:8] == b"ftyp":
@@ -213,7 +213,7 @@ def _open(content: bytes) -> Iterator[Image.Image]:
             _register_heic_and_avif()
             _check_coded_size(content)
         with warnings.catch_warnings():
-            # Pillow only warns between its limit and twice that; the check below is ours.
+            # Between its limit and twice that, Pillow only warns; our own check is below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=formats)
         with image:
@@ -227,7 +227,7 @@ def _open(content: bytes) -> Iterator[Image.Image]:
         raise InvalidImage(_unidentified(content)) from None
     except Image.DecompressionBombError:
         raise InvalidImage("too large: decompression bomb") from None
-    # Decoders of damaged files raise what they like; each means that this file cannot be read.
+    # Decoders may raise anything at a damaged file.
     except Exception as error:
         raise InvalidImage(f"cannot be decoded: {_reason(error)}") from error
 
@@ -235,7 +235,7 @@ def _open(content: bytes) -> Iterator[Image.Image]:
 def _draft(image: Image.Image, size: tuple[int, int]) -> None:
     """Let JPEG decode at a fraction of its size, never below `size`.
 
-    HEIC would take its thumbnail, which may be of anything.
+    Not HEIC, which would take its thumbnail, and that may show anything.
     """
     if image.format != "HEIF":
         image.draft("RGB", size)
@@ -243,7 +243,7 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> None:
 
 @cache
 def _register_heic_and_avif() -> None:
-    """Register what decodes the photos of telephones, when one comes: it takes 0.1 s to import."""
+    """Register the decoders of phones' photos when the first one comes: the import takes 0.1 s."""
     import pillow_heif
     from PIL import AvifImagePlugin  # noqa: F401
 
@@ -251,7 +251,7 @@ def _register_heic_and_avif() -> None:
 
 
 def _check_coded_size(content: bytes) -> None:
-    """Refuse a HEIC or AVIF of too many pixels, even if it says to show only some of them."""
+    """Refuse a HEIC or AVIF of too many pixels, even if it declares that only some are shown."""
     for size in re.findall(rb"ispe\0{4}(.{8})", content, re.DOTALL):
         width, height = struct.unpack(">II", size)
         if width * height > MAX_PIXELS:
@@ -271,7 +271,7 @@ def _unidentified(content: bytes) -> str:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Return greys of more than 8 bits scaled to 8: Pillow clips them at 255."""
+    """Scale greys of more than 8 bits to 8, because Pillow clips them at 255."""
     if image.mode not in {"F", "I"} and not image.mode.startswith("I;16"):
         return image
     tags = getattr(image, "tag_v2", {})  # of a TIFF
@@ -292,10 +292,11 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _bits(image: Image.Image, tags: Mapping[int, Any]) -> int:
-    """Return the number of bits that white takes in a grey picture of more than 8 bits.
+    """Return the number of bits of white in a grey picture of more than 8 bits.
 
-    A TIFF of 12 bits says so, or by its largest sample. Samples of a PNG fill all bits. 32 bits, or
-    floating point, hold what a program had in memory: levels of 8 or 16 bits, or from 0 to 1.
+    A TIFF of 12 bits declares them, or its largest sample. Samples of a PNG use all bits. Those of
+    32 bits or floating point hold what a program had in memory: levels of 8 or 16 bits, or from 0
+    to 1.
     """
     stored, largest = (
         int(np.ravel(tags.get(tag, default))[0])
@@ -303,9 +304,9 @@ def _bits(image: Image.Image, tags: Mapping[int, Any]) -> int:
     )
     darkest, brightest = (float(np.ravel(level)[0]) for level in image.getextrema())
     if stored <= 16:
-        told = largest.bit_length()
-        plausible = 8 < told < 16 and largest == 2**told - 1 and brightest <= largest
-        return told if plausible else stored
+        declared = largest.bit_length()
+        plausible = 8 < declared < 16 and largest == 2**declared - 1 and brightest <= largest
+        return declared if plausible else stored
     for bits in (1, 8, 16) if image.mode == "F" else (8, 16):
         if darkest >= 0 and brightest <= 2**bits - 1:
             return bits
@@ -315,7 +316,7 @@ def _bits(image: Image.Image, tags: Mapping[int, Any]) -> int:
 
 
 def _reduced(image: Image.Image, least: int) -> Image.Image:
-    """Return a large picture averaged to a fraction of its size, no side below `least`."""
+    """Average a large picture to a fraction of its size, with no side below `least`."""
     factor = min(image.size) // least
     if image.width * image.height <= _LARGE_PIXELS or factor < 2:
         return image
@@ -324,7 +325,7 @@ def _reduced(image: Image.Image, least: int) -> Image.Image:
 
 def _averaged(image: Image.Image, factor: int) -> Image.Image:
     if image.mode in {"1", "P", "PA"}:
-        # Numbers of colours have no average.
+        # Indices of colours have no average.
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return image.reduce(factor)
 
@@ -333,12 +334,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    # Without the copy that `convert` makes even so.
+    # `convert` would copy an RGB picture, too.
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:
-    # Messages of OSError can name the file; reasons must not depend on where it lies.
+    # The message of an OSError can name the file, and reasons must not depend on its path.
     return (error.strerror if isinstance(error, OSError) else None) or (
         str(error).splitlines()[0] if str(error) else type(error).__name__
     )

@@ -1,4 +1,4 @@
-"""How many images may be invalid."""
+"""The limit on invalid images."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ def check_invalid(invalid: Mapping[str, str], total: int, most: float) -> None:
 
     Args:
         invalid: reasons by path.
-        total: number of images that the source has, before any check leaves one out.
+        total: number of images before any check leaves one out.
         most: largest share, from 0 to 1.
 
     Raises:
-        UserError: there are more; names the first.
+        UserError: the share is larger.
     """
     if len(invalid) > most * total:
         shown = "; ".join(f"{path}: {reason}" for path, reason in list(invalid.items())[:10])

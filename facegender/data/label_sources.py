@@ -1,10 +1,10 @@
-"""Where labels come from: class folders, a table beside the images, or their file names."""
+"""Labels from class folders, from tables, or from file names."""
 
 import csv
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from posixpath import commonpath
 
@@ -30,7 +30,7 @@ from facegender.params import FilenameLabels, TableLabels
 def meanings(
     female: Sequence[str], male: Sequence[str], ignore: Sequence[str], where: str, what: str
 ) -> dict[str, int | None]:
-    """Return what each name means, by the name in lower case: 0, 1 or None to leave out.
+    """Return the label of each name, by the name as `_spelt` returns it; None to leave it out.
 
     Raises:
         UserError: one name is listed twice with different meanings.
@@ -46,7 +46,7 @@ def meanings(
 
 
 def _spelt(name: str) -> str:
-    """Return a name without what people do not see: case, spaces at its ends, Unicode form."""
+    """Return a name without differences of case, Unicode form and spaces at its ends."""
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 
@@ -60,7 +60,7 @@ def label_images(
     """Give each image the label of the folders above it whose names, in any case, are aliases.
 
     An alias of one letter counts only at the top level of the dataset: below folders that all
-    images share or that name a split. Elsewhere such folders sort names by their first letter.
+    images share or that name a split. Elsewhere, such folders group names by first letter.
 
     Args:
         paths: images, relative to the raw data.
@@ -73,7 +73,7 @@ def label_images(
         UserError: an image lies below no known folder, or below folders of both classes.
     """
     meaning = meanings(female, male, ignore, "split.classes", "folder name")
-    shared = _shared_folders(paths)
+    shared = len(Path(commonpath([path.parent for path in paths])).parts) if paths else 0
     rows: list[tuple[str, int]] = []
     unknown: dict[str, int] = {}
     contradicting: list[str] = []
@@ -97,15 +97,15 @@ def label_images(
         if rows:
             first = next(path for path in paths if len(path.parts) == 1)
             raise UserError(
-                f"Cannot tell the class of {unknown['.']} image(s): they lie beside the class "
-                f"folders and not in one, such as {str(first)!r}. Move them into a class folder, "
-                "or list them in the file that data.exclude names."
+                f"Cannot tell the class of {unknown['.']} image(s): they lie next to the class "
+                f"folders instead of in one, such as {str(first)!r}. Move them into a class "
+                "folder, or list them in the file that data.exclude names."
             )
         raise UserError(
-            f"Cannot tell the class of {unknown['.']} image(s): they are in no subfolder, and "
-            "labels come from folder names. If labels are in a table or in the file names, "
-            "use dataset=table, filename, celeba, fairface or utkface; else sort the images into "
-            "class folders (female/, male/). docs/kaggle.md shows each."
+            f"Cannot tell the class of {unknown['.']} image(s): they are not in a subfolder, and "
+            "labels come from folder names. If labels are in a table or in the file names, use "
+            "dataset=table, filename, celeba, fairface or utkface; else sort the images into class "
+            "folders (female/, male/). docs/kaggle.md shows each."
         )
     if unknown:
         listed = ", ".join(
@@ -126,14 +126,11 @@ def label_images(
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
 
 
-def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
-    """Return the number of leading folders that all paths share."""
-    shared = commonpath([path.parent for path in paths]) if paths else ""
-    return len(PurePosixPath(shared).parts)
-
-
 def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
-    """Return the known folder names above an image, outermost first."""
+    """Return the known folder names above an image, outermost first.
+
+    `shared` is the number of leading folders that all images share.
+    """
     found = []
     top = True
     for index, part in enumerate(path.parent.parts):
@@ -146,29 +143,34 @@ def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> l
 
 
 def label_by_table(
-    directory: Path, images: Sequence[PurePosixPath], labels: TableLabels, notes: Notes
+    directory: Path,
+    images: Sequence[PurePosixPath],
+    labels: TableLabels,
+    notes: Notes,
+    unused: Mapping[Path, Sequence[str]],
 ) -> tuple[pd.DataFrame, list[Path]]:
     """Label images by the rows of one or more CSVs.
 
-    `ImageFinder` says which image a row means. CSVs without the columns may be metadata.
+    `ImageFinder` finds the image of a row. CSVs without the columns may be metadata.
 
     Args:
         images: images, relative to `directory`.
-        notes: where to note images without row, and rows without image; its excluded images are
-            left out with their rows.
+        notes: where to note images without a row, and rows without an image; its excluded images
+            are left out with their rows.
+        unused: columns that are not metadata, by CSV.
 
     Returns:
         A frame with the columns `path`, `label` and the other columns of the CSVs, sorted by path,
-        and the CSVs.
+        and the CSVs that gave labels.
 
     Raises:
-        UserError: no CSV has such a name and both columns, one cannot be read, a value has no
-            meaning, a row fits several images, or two rows of one image differ in more than the
-            spelling of the label.
+        UserError: no CSV has such a name and both columns, one cannot be read, a value is unknown,
+            a row fits several images, or two rows of one image differ in more than the spelling of
+            the label.
     """
     sources = find_tables(directory, labels.file)
     if not sources:
-        others = [path.relative_to(directory).as_posix() for path in find_tables(directory)]
+        others = sorted({path.name for path in find_tables(directory)})
         raise UserError(
             f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
             f"{', '.join(others[:10]) or 'none'}. Name one of them (save other tables as "
@@ -181,7 +183,7 @@ def label_by_table(
     for source in sources:
         name = source.relative_to(directory).as_posix()
         try:
-            table, files, given = read_csv(source, labels.image)
+            table, files, given = read_csv(source, labels.image, unused.get(source, ()))
             column = as_written(labels.label, list(given))
             if column not in given:
                 raise MissingColumnError(f"it has no `{labels.label}` column")
@@ -235,36 +237,34 @@ def label_by_name(
         A frame with the columns `path`, `label` and the other groups of the pattern.
 
     Raises:
-        UserError: a value has no meaning.
+        UserError: a value is unknown.
     """
     pattern = re.compile(labels.pattern)
-    columns = ["path", *pattern.groupindex]
-    rows = []
+    groups: dict[str, dict[str, str | None]] = {}
     for path in images:
-        match = pattern.fullmatch(path.name)
-        if match:
-            rows.append((str(path), *match.group(*pattern.groupindex, 0)[:-1]))
+        if match := pattern.fullmatch(path.name):
+            groups[str(path)] = match.groupdict()
         else:
             notes.unlabelled[str(path)] = "does not match dataset.labels.pattern"
-    table = pd.DataFrame(rows, columns=columns, dtype="string")
-    paths = table.pop("path").astype(str)
-    table = tidy_cells(table)
-    table.insert(0, "path", paths)
+    table = tidy_cells(
+        pd.DataFrame(list(groups.values()), columns=list(pattern.groupindex), dtype="string")
+    )
     value = table.pop("label").fillna("")
-    table = table.rename(columns={name: our_name(name) for name in table.columns[1:]})
+    table = table.rename(columns=our_name)
+    table.insert(0, "path", pd.Series(list(groups), dtype=str))
     table.insert(1, "label", _labels(value, labels, "file names"))
     return _labelled(table)
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:
-    """Return the labels of values, missing if ignored. Raises UserError if one has no meaning."""
+    """Return the labels of values, missing if ignored. Raises UserError if one is unknown."""
     meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
     keys = values.map(_spelt)
     unknown = Counter(values[~keys.isin(set(meaning))])
     if unknown:
         listed = ", ".join(f"{value!r} ({count})" for value, count in sorted(unknown.items())[:20])
         raise UserError(
-            f"The {where} hold values without meaning: {listed}. Known are "
+            f"Unknown values in the {where}: {listed}. Known are "
             f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1): "
             "add them to dataset.labels.female, male or ignore."
         )
@@ -272,10 +272,10 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
 
 
 def _one_spelling(values: pd.Series, labels: TableLabels) -> pd.Series:
-    """Return values so that those of one meaning are equal: as the first of them is written."""
+    """Return values in one spelling for each meaning: that of its first value."""
     meaning = meanings(labels.female, labels.male, labels.ignore, "dataset.labels", "value")
     keys = values.map(_spelt, na_action="ignore")
-    # Apart from unknown values, which may be named like a label: 0 and 1.
+    # Prefixed, because unknown values may be equal to a label: 0 and 1.
     same = keys.map({name: f"label {label}" for name, label in meaning.items()}).fillna(keys)
     return values.groupby(same).transform("first")
 

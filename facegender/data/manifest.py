@@ -1,8 +1,8 @@
-"""Manifests: the table of images with their labels, digests and whatever else is known of them.
+"""Manifests: tables of images with their labels, digests and metadata.
 
 A manifest is a pandas DataFrame with the columns `path` (POSIX, relative to the raw data),
-`label` (0 female, 1 male), `sha256` of the file, and one column for each attribute that a
-metadata CSV beside the images gives (age, country, ...).
+`label` (0 female, 1 male), `sha256` of the file, and one column for each attribute in the metadata
+(age, country, ...).
 """
 
 from collections import defaultdict
@@ -21,16 +21,6 @@ _TYPES: dict[str, Any] = {
     "probability": "Float64",
 }
 SPLITS = ("train", "validation", "test")
-# The split that a folder name of a dataset, in lower case, stands for.
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -41,7 +31,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 def read_manifest(source: Path | TextIO) -> pd.DataFrame:
     """Read a manifest or a table of predictions that `write_table` wrote.
 
-    Metadata stays text, such as NA and 007; only an empty cell is missing.
+    Metadata stay text, even NA and 007; only an empty cell is missing.
     """
     return pd.read_csv(
         source,

@@ -1,8 +1,8 @@
-"""Metadata from CSV files beside the images."""
+"""Metadata of images, from CSV files."""
 
 import codecs
 import csv
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,28 +27,29 @@ class MissingColumnError(ValueError):
 def read_metadata(
     directory: Path,
     images: Sequence[PurePosixPath],
-    notes: Notes | None = None,
+    notes: Notes,
     *,
-    skip: Container[Path] = (),
+    skip: Container[Path],
+    unused: Mapping[Path, Sequence[str]],
 ) -> pd.DataFrame:
     """Collect the columns of every CSV under `directory` that has a `file` column.
 
-    `ImageFinder` says which image a `file` is. Every value is text, and only an empty cell is
-    missing. A CSV that cannot be parsed is named and skipped; rows that match no image, or
-    several, are counted. A column named like one of ours gets the prefix `metadata_`.
+    `ImageFinder` finds the image of a `file`. Every value is text, and only an empty cell is
+    missing. A CSV that cannot be parsed is skipped and named; rows that match no image, or several,
+    are counted. A column with a name of ours gets the prefix `metadata_`.
 
     Args:
         images: all images, relative to `directory`.
         notes: where to note CSVs that are skipped, and rows that match no image.
         skip: CSVs that give labels.
+        unused: columns that are not metadata, by CSV.
 
     Returns:
         A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
 
     Raises:
-        UserError: two rows say different things of one image, or a CSV cannot be opened.
+        UserError: two rows of one image disagree, or a CSV cannot be opened.
     """
-    notes = Notes() if notes is None else notes
     finder = ImageFinder([str(path) for path in images], notes.excluded)
     tables = []
     for source in find_tables(directory):
@@ -56,7 +57,7 @@ def read_metadata(
             continue
         name = source.relative_to(directory).as_posix()
         try:
-            table, files, _ = read_csv(source)
+            table, files, _ = read_csv(source, unused=unused.get(source, ()))
         except OSError as error:
             raise UserError(f"Cannot read the metadata file {name}: {error.strerror}.") from error
         except (ValueError, csv.Error) as error:
@@ -71,28 +72,28 @@ def read_metadata(
 def rows_by_image(
     table: pd.DataFrame, files: pd.Series, source: PurePosixPath, finder: ImageFinder, notes: Notes
 ) -> pd.DataFrame:
-    """Return the rows that match one image, indexed by its `path`; note the others.
+    """Return the rows that match exactly one image, indexed by its `path`; note the others.
 
     Args:
         table: other columns of the CSV `source`.
-        files: name in each of its rows.
+        files: name of the image in each row.
         source: path of the CSV, relative to the raw data.
         notes: where to note rows that match no image or several.
     """
     names = files.tolist()
     found = [finder.find(source.parent, name) for name in names]
     notes.match_rows(str(source), names, found, finder.example)
-    table = table[[len(images) == 1 for images in found]]
+    table = table.loc[[len(images) == 1 for images in found]]
     paths = [images[0] for images in found if len(images) == 1]
     return table.set_axis(pd.Index(paths, dtype=str, name="path"))
 
 
 def one_row_each(table: pd.DataFrame, subject: str) -> pd.DataFrame:
-    """Return one row for each path: the rows of one path put together.
+    """Merge the rows of each path into one.
 
     Args:
         table: rows, indexed by `path`.
-        subject: start of the sentence that names what disagrees.
+        subject: start of the error message.
 
     Raises:
         UserError: two rows of one path differ in a cell that neither leaves empty.
@@ -114,16 +115,17 @@ def one_row_each(table: pd.DataFrame, subject: str) -> pd.DataFrame:
 
 
 def read_csv(
-    source: Path, file_column: str = "file"
+    source: Path, file_column: str = "file", unused: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.Series, dict[str, str]]:
-    """Read the rows that hold anything, all as text, with the columns' names made unique.
+    """Read the rows that are not empty, all cells as text, with unique names of columns.
 
-    Commas, semicolons and tabs separate cells, whichever gives a header with the column of files.
-    Cells are tidied (`tidy_cells`), except those that name a file.
+    Cells are separated by commas, semicolons or tabs, whichever gives a header with `file_column`.
+    They are tidied (`tidy_cells`), except those that name a file.
 
     Args:
-        source: CSV in UTF-8, or in UTF-16 with its mark, as Excel writes them.
+        source: CSV in UTF-8, or in UTF-16 with a byte order mark, as Excel writes them.
         file_column: column that names the file, in any case.
+        unused: columns to leave out, in any case.
 
     Returns:
         The other columns, the files that the rows name (empty where they name none), and the
@@ -131,8 +133,8 @@ def read_csv(
 
     Raises:
         MissingColumnError: the CSV has no such column.
-        ValueError: the CSV has a longer row than its header, a quote that is not closed, or
-            another encoding.
+        ValueError: a row is longer than the header, a quote is not closed, or the encoding is
+            another one.
         csv.Error: the CSV cannot be parsed.
     """
     with source.open("rb") as file:
@@ -154,31 +156,33 @@ def read_csv(
         raise ValueError(f"it is not UTF-8 ({error}): save it as CSV UTF-8") from error
     table = pd.DataFrame(rows, columns=names, dtype="string")
     given = dict(zip(reversed(header), reversed(names), strict=True))
-    files = table.pop(given[as_written(file_column, header)])
-    table = tidy_cells(table)
+    # A row may end before the column of files.
+    files = table.pop(given[as_written(file_column, header)]).fillna("")
+    left_out = [given.get(as_written(column, header)) for column in unused]
+    table = tidy_cells(table.drop(columns=left_out, errors="ignore"))
     empty = [
         name
         for name, called in zip(names, header, strict=True)
         if not called and name in table and table[name].isna().all()
     ]
-    said = (files.str.strip() != "") | table.notna().any(axis=1)
-    return table[said].drop(columns=empty), files[said], given
+    filled = (files.str.strip() != "") | table.notna().any(axis=1)
+    return table[filled].drop(columns=empty), files[filled], given
 
 
 def tidy_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of text without what people do not see, so that what looks alike is equal.
+    """Return a table of text in which cells that look alike are equal.
 
-    Spaces at the ends of a cell go, Unicode is composed (NFC), and an empty cell is missing.
+    Spaces at the ends are removed, Unicode is composed (NFC), and an empty cell is missing.
     """
     tidied = {str(name): cells.str.strip().str.normalize("NFC") for name, cells in table.items()}
     return table.assign(**tidied).replace("", pd.NA)
 
 
 def _read_rows(file: Iterable[str], dialect: dict[str, Any]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of its last line, and the cells, of each row of a CSV.
+    """Yield the number of the last line, and the cells, of each row of a CSV.
 
     Raises:
-        ValueError: a quote is not closed, and so takes the rows that follow into one cell.
+        ValueError: a quote is not closed, so that a cell would hold the rows that follow.
     """
     lines: list[str] = []
 
@@ -189,7 +193,7 @@ def _read_rows(file: Iterable[str], dialect: dict[str, Any]) -> Iterator[tuple[i
 
     reader = csv.reader(remembered(), **dialect)
     for row in reader:
-        # Of several lines, or cut off in the last one.
+        # A row of several lines, or the last line without its end.
         if len(lines) > 1 or not lines[-1].endswith(("\n", "\r")):
             try:
                 list(csv.reader(lines, strict=True, **dialect))
@@ -201,34 +205,34 @@ def _read_rows(file: Iterable[str], dialect: dict[str, Any]) -> Iterator[tuple[i
 
 
 def _find_header(source: Path, encoding: str, column: str) -> tuple[dict[str, Any], int, list[str]]:
-    """Return how a CSV separates cells, how many rows go before the data, and its header.
+    """Return a CSV's dialect, the number of rows before the data, and the header.
 
     Raises:
-        MissingColumnError: no separator gives a header with the column.
+        MissingColumnError: no dialect gives a header with the column.
     """
     for delimiter, spaced in product(_DELIMITERS, (False, True)):
         dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": spaced}
         with source.open(encoding=encoding, errors="replace", newline="") as file:
             reader = csv.reader(file, **dialect)
             first = next(reader, [])
-            # "sep=;" in the first line tells Excel the separator.
-            told = "".join(first).lower().startswith("sep=")
-            written = next(reader, []) if told else first
+            # A first line such as "sep=;" is for Excel.
+            for_excel = "".join(first).lower().startswith("sep=")
+            written = next(reader, []) if for_excel else first
             if len(written) > 1 and all(name.startswith(" ") for name in written[1:]):
                 continue  # a space follows each separator, and quotes may follow the space
             header = [name.strip() for name in written]
             if as_written(column, header) in header:
-                return dialect, 1 + told, header
+                return dialect, 1 + for_excel, header
     start = ", ".join(first)[:80]
     raise MissingColumnError(f"it has no `{column}` column; it begins with {start!r}")
 
 
 def as_written(column: str, header: Sequence[str]) -> str:
-    """Return the name of a column as a header writes it, in any case if the same is not there."""
+    """Return a column's name as the header spells it: preferably as given, else in any case."""
     same = (name for name in header if name.casefold() == column.casefold())
     return column if column in header else next(same, column)
 
 
 def our_name(name: str) -> str:
-    """Return the name of a metadata column, kept apart from those of manifests."""
+    """Return the name of a metadata column, with a prefix if manifests have one of that name."""
     return f"metadata_{name}" if name in _OURS else name

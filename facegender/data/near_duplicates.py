@@ -1,7 +1,7 @@
-"""Near duplicates: the same picture in two files, whatever was done to one of them.
+"""Near duplicates: one picture in two files, even if one of them was changed.
 
-Found are copies that were encoded again, resized, brightened, mirrored, made grey or paler, turned
-by 5 degrees or cropped by 10 %. `similar_pictures` proposes pairs, and `alignment` decides.
+Finds copies that were encoded again, resized, brightened, mirrored, made grey or paler, turned by 5
+degrees or cropped by 10 %. `similar_pictures` proposes pairs, and `alignment` decides.
 """
 
 import functools
@@ -16,16 +16,16 @@ from tqdm import tqdm
 from facegender.data import alignment, similar_pictures
 from facegender.data.fingerprint_store import Thumbnails
 
-_PAIRS = 32  # aligned at a time; their arrays fit into a core's cache
+_PAIRS = 32  # pairs aligned at a time; their arrays fit into a core's cache
 
 
 class NearDuplicates(NamedTuple):
-    """Pictures that are linked by near duplicates, as positions.
+    """Indices of pictures that are linked by near duplicates.
 
     Attributes:
-        groups: the members of each group of two or more, in order.
-        crowded: pictures that resemble more than `similar_pictures.MOST` others, in order. The most
-            likely of these were compared, so that a copy among the rest can be missed.
+        groups: members of each group of two or more, in order.
+        crowded: pictures that resemble more than `similar_pictures.MOST` others, in order. Only the
+            likeliest of these were compared, so a copy may be missed.
     """
 
     groups: list[list[int]]

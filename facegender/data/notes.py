@@ -1,4 +1,4 @@
-"""Notes on images left out before the checks, for the log, metrics/data.json and dropped.csv."""
+"""Notes on images that are left out while labels are read, before the checks."""
 
 import logging
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Notes:
-    """Images that were left out while labels were read, and why.
+    """Images that were left out, and rows of CSVs that were not used, with reasons.
 
     Attributes:
-        excluded: the entry of `data.exclude` that names an image, by path.
-        unmatched_digests: entries of `data.exclude` that name no image.
-        unlabelled: why an image has no label, by path.
-        ignored: images that `ignore` leaves out.
-        skipped_tables: why a CSV is skipped, by CSV.
+        excluded: reason by path of the images that `data.exclude` names.
+        unmatched_digests: digests in `data.exclude` that match no image.
+        unlabelled: reason by path of the images without a label.
+        ignored: number of images that `ignore` leaves out.
+        skipped_tables: reason by CSV that is skipped.
         unmatched_rows: number of rows that match no image, with an example of each side, by CSV.
         ambiguous_rows: number of rows that fit several images, with an example, by CSV.
         renamed_rows: number of rows whose name differs from the file's, with an example, by CSV.
@@ -39,7 +39,7 @@ class Notes:
     renamed_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def skip_table(self, table: str, why: str) -> None:
-        """Note that a table is not read."""
+        """Note that a table is skipped."""
         _log.warning("%s is skipped: %s", table, why)
         self.skipped_tables[table] = why
 
@@ -50,12 +50,12 @@ class Notes:
 
         Args:
             files: name in each row.
-            found: the images that fit, by row.
-            image: an example of an image.
+            found: images that fit each row.
+            image: path of an image, as an example.
         """
         rows = len(files)
-        unmatched = [file for file, images in zip(files, found, strict=True) if not images]
-        if unmatched:
+        matches = list(zip(files, found, strict=True))
+        if unmatched := [file for file, images in matches if not images]:
             self.unmatched_rows[table] = {
                 "rows": rows,
                 "unmatched": len(unmatched),
@@ -66,28 +66,25 @@ class Notes:
                 "%s: %d of %d rows match no image; the first is %r, and an image is %r",
                 *(table, len(unmatched), rows, unmatched[0], image),
             )
-        several = [
-            (file, images) for file, images in zip(files, found, strict=True) if len(images) > 1
-        ]
-        if several:
+        if several := [(file, images) for file, images in matches if len(images) > 1]:
+            first, fitting = several[0]
             self.ambiguous_rows[table] = {
                 "rows": rows,
                 "ambiguous": len(several),
-                "first": several[0][0],
-                "fitting": len(several[0][1]),
-                "images": list(several[0][1][:5]),
+                "first": first,
+                "fitting": len(fitting),
+                "images": list(fitting[:5]),
             }
             _log.warning(
                 "%s: %d of %d rows fit several images and are left out; the first is %r, and fits "
                 "%s",
-                *(table, len(several), rows, several[0][0], ", ".join(several[0][1][:5])),
+                *(table, len(several), rows, first, ", ".join(fitting[:5])),
             )
-        renamed = [
+        if renamed := [
             (file, images[0])
-            for file, images in zip(files, found, strict=True)
+            for file, images in matches
             if len(images) == 1 and not is_named_exactly(images[0], file)
-        ]
-        if renamed:
+        ]:
             first, image = renamed[0]
             self.renamed_rows[table] = {
                 "rows": rows,
@@ -102,7 +99,7 @@ class Notes:
             )
 
     def limit_unlabelled(self, fraction: float, total: int) -> None:
-        """Log images without label. Raises UserError if they exceed a `fraction` of `total`."""
+        """Log images without a label. Raises UserError if they exceed a `fraction` of `total`."""
         if not self.unlabelled:
             return
         shown = listed(self.unlabelled)
@@ -118,16 +115,16 @@ class Notes:
                 "dataset.labels, list the images in the file that data.exclude names, or raise the "
                 "limit."
             )
-        _log.warning("%d image(s) without label are left out: %s", len(self.unlabelled), shown)
+        _log.warning("%d image(s) without a label are left out: %s", len(self.unlabelled), shown)
 
     def table(self) -> pd.DataFrame:
-        """Return what is left out: columns `path`, `check` and `reason`."""
+        """Return the images that are left out: columns `path`, `check` and `reason`."""
         kinds = {"excluded": self.excluded, "unlabelled": self.unlabelled}
         rows = [(path, kind, why) for kind, found in kinds.items() for path, why in found.items()]
         return pd.DataFrame(rows, columns=["path", "check", "reason"])
 
     def summary(self) -> dict[str, Any]:
-        """Return what metrics/data.json says of this, ready for JSON."""
+        """Return what metrics/data.json holds about these notes."""
         return {
             "excluded": {
                 **_counted(self.excluded),

@@ -1,6 +1,6 @@
-"""Preprocessing: decode and resize every image once, on all cores, into the processed data.
+"""Preprocessing: decodes and resizes every image once, into the processed data.
 
-Or on all cores of a Dask cluster, which makes the same bytes.
+It runs on all cores of this machine or of a Dask cluster, with the same bytes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,10 +18,10 @@ from facegender.data.manifest import write_table
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 
-_CHUNK = 64  # images a task: enough to pay for its dispatch, little to hold
-_CHUNK_BYTES = 16_000_000  # of rows that a task on a cluster returns
+_CHUNK = 64  # images a task: enough to pay for its dispatch, few enough to hold
+_CHUNK_BYTES = 16_000_000  # most bytes that a task on a cluster returns
 
-# How many images a task has tried, and by row the reasons why some could not be decoded.
+# The number of a task's images, and by row the reasons why some could not be decoded.
 _Progress = Iterator[tuple[int, dict[int, str]]]
 
 
@@ -39,10 +39,8 @@ def write_split(
 ) -> list[dict[str, str]]:
     """Decode and resize the images of a manifest into the new directory `target`.
 
-    With a border, the images are written a second time, into `wide.npy`.
-
-    Memory does not grow with the number of images. The row of an undecodable image stays zero and
-    is missing from the index.
+    With a border, the images are also written with it, into `wide.npy`. Memory does not grow with
+    the number of images. The row of an undecodable image stays zero and is missing from the index.
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
@@ -50,15 +48,14 @@ def write_split(
         name: name of the split in the progress bar.
         crop: how faces are cut out; None takes whole images.
         faces: the face of each image by its path, with `crop`.
-        border: same as in `crop.cut_out`, for images to cut at random while training; 0 for none.
+        border: that of `crop.cut_out`, for training that cuts at random; 0 for none.
         where: arguments of `engine.run_tasks`.
 
     Returns:
-        For each image that could not be decoded, its `path` and the `reason`, in order.
+        The `path` of each image that could not be decoded, and the `reason`, in order.
 
     Raises:
-        UserError: a process is killed; the cluster does not answer, is lost, sees other files or
-            runs other code.
+        UserError: as `engine.run_tasks`, `write_rows` and `decode_rows` do.
     """
     target.mkdir(parents=True)
     cuts = [faces[path] for path in manifest["path"]] if faces and crop else []
@@ -104,7 +101,7 @@ def _on_this_machine(
     options: dict[str, Any],
     where: Where,
 ) -> _Progress:
-    """Have processes write rows of the array straight to disk."""
+    """Write rows in processes of this machine, straight to disk."""
     tasks = (
         joblib.delayed(write_rows)(
             [raw / path for path in manifest["path"].iloc[start : start + _CHUNK]],
@@ -128,9 +125,9 @@ def _on_cluster(
 ) -> _Progress:
     """Write rows that workers on other machines return.
 
-    They do not write themselves: an NFS client that writes part of a page may send all of it, and
-    with it what it holds of a neighbour's rows; and one that was taken for dead might write into
-    the data of a later run.
+    Workers do not write themselves: an NFS client that writes part of a page may send all of it,
+    with old bytes of other rows; and a worker that was taken for dead could write into the data of
+    a later run.
     """
     row_bytes = (options["size"] + 2 * options["border"]) ** 2 * 3
     chunk = max(1, min(_CHUNK, _CHUNK_BYTES // row_bytes))

@@ -1,10 +1,9 @@
-"""Processed data: each split's images in one memory-mappable array, decoded and resized.
+"""Processed data: the decoded and resized images of each split in one array on disk.
 
 A split is a directory with `images.npy` (uint8, (n, size, size, 3), NumPy's own format) and
 `index.csv`, the rows of the manifest whose image could be decoded, in the order of the array
 (column `row`). A training split may also hold `wide.npy`, the same images with a border, to cut at
-random. Training reads rows straight from the page cache: nothing is decoded again, and
-nothing holds the set in memory.
+random. Training reads rows from the page cache, and never holds all images in memory.
 """
 
 import os
@@ -25,9 +24,9 @@ class ProcessedSplit:
     """A split of the processed data, open for reading.
 
     Attributes:
-        images: memory-mapped uint8 array of shape (n, size, size, 3), to look at; `read` and
-            `batches` are for passes over the set.
-        index: the manifest's rows, with `row`, the position in `images`.
+        images: memory-mapped uint8 array of shape (n, size, size, 3), for single images; `read`
+            and `batches` are for passes over all of them.
+        index: rows of the manifest, with `row`, the index into `images`.
     """
 
     def __init__(self, directory: Path, array: str = "images.npy") -> None:
@@ -54,7 +53,7 @@ class ProcessedSplit:
 
     @cached_property
     def wide(self) -> "ProcessedSplit | None":
-        """The same images with a border around what the model sees, if the split has them."""
+        """The same images with a border around what the model sees, or None."""
         exists = (self.directory / _WIDE).exists()
         return ProcessedSplit(self.directory, _WIDE) if exists else None
 
@@ -75,18 +74,18 @@ class ProcessedSplit:
         return self.index["row"].to_numpy(dtype=np.int64)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """Return the images at positions of the index: uint8 of shape (k, size, size, 3).
+        """Return the images of some rows of the index: uint8 of shape (k, size, size, 3).
 
-        Several threads may read at once.
+        Thread-safe.
 
         Args:
-            positions: integers of shape (k,), in any order.
+            positions: row numbers of shape (k,), in any order.
 
         Raises:
             OSError: the file has become shorter since it was opened.
         """
         images = np.empty((len(positions), *self.images.shape[1:]), np.uint8)
-        # Plain reads, not the memory map: mapped pages would count as this process's memory.
+        # Plain reads, because mapped pages would count as this process's memory.
         for image, row in zip(images, self.rows[positions].tolist(), strict=True):
             start = self.images.offset + row * image.nbytes
             if os.preadv(self._descriptor, [image], start) != image.nbytes:

@@ -1,10 +1,10 @@
-"""Pairs of pictures that may be one: which of many pictures resemble each other.
+"""Finds pairs of pictures that resemble each other, and may be one picture.
 
-A picture is described by its lowest frequencies, in grey and in colour. What it would look like
-cropped, turned, mirrored or brightened is described too, and pictures whose plain description is
-near one of these are candidates. To find them without comparing all with all, pictures are sorted
-into cells around some of them, and only the nearest cells are searched (an inverted file: Jégou,
-Douze and Schmid, "Product quantization for nearest neighbor search", PAMI 2011).
+A picture is described by its lowest frequencies, in grey and in colour, as it is and as it would
+look cropped, turned, mirrored or brightened. Pictures whose plain description is near one of these
+are candidates. To avoid comparing all with all, pictures are sorted into cells around some of them,
+and only the nearest cells are searched (an inverted file: Jégou, Douze and Schmid, "Product
+quantization for nearest neighbor search", PAMI 2011).
 """
 
 import functools
@@ -17,16 +17,16 @@ from facegender.data import alignment
 from facegender.data.alignment import LUMA, SIDE, SIZE
 from facegender.data.fingerprint_store import Thumbnails
 
-# Correlation of the descriptions, in grey and in colour, from which a pair is a candidate, and in
-# grey once the warp is refined.
+# Least correlation of the descriptions of a candidate pair: in grey, in colour, and in grey after
+# the warp is refined.
 MIN_GREY = 0.90
 MIN_COLOUR = 0.95
 MIN_REFINED = 0.95
 
 _FREQUENCIES = 12  # half waves a side, in grey
 _COLOUR_FREQUENCIES = 5
-_COLOURLESS = 150.0  # length of a description in colour below which it is noise
-_LEVELS = 200  # whole numbers, so that sums are exact in any order
+_COLOURLESS = 150.0  # length below which a description in colour is noise
+_LEVELS = 200  # length of a description in whole numbers, whose sums are exact in any order
 _CELL = 256  # pictures
 _PROBES = 8  # cells searched for each description
 _BLOCK = 128  # pictures described at a time, and searched for between two updates of the groups
@@ -38,15 +38,15 @@ _MANY = 500_000  # pairs held before the best are chosen
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs that may be one picture, and how: the MOST likely ones of each picture.
+    """Pairs that may be one picture, with their warps: the MOST likely ones of each picture.
 
     Attributes:
         moved: index of the picture that is cropped, turned or mirrored, shape (n,).
-        fixed: index of the other, shape (n,).
+        fixed: index of the other picture, shape (n,).
         matrix: see `alignment.same_picture`, shape (n, 2, 2).
-        shift: likewise, shape (n, 2).
+        shift: see `alignment.same_picture`, shape (n, 2).
         crowded: index of each picture with more candidates, the least likely of which are left out.
-        upto: how many pictures have been searched for.
+        upto: number of pictures that have been searched for.
     """
 
     moved: np.ndarray
@@ -66,9 +66,9 @@ def find_candidates(
 
     Args:
         thumbnails: uint8 of shape (n, 32, 32, 3); may be mapped from a file.
-        groups: shape (n,): pictures with the same number are known to be one, and are no
+        groups: shape (n,): pictures with the same number are known to be one, and are not
             candidates. The caller updates it.
-        run: calls a function with each of several arguments: `map`, or that of a pool of threads.
+        run: `map`, or the map of a pool of threads.
     """
     n = len(thumbnails)
     search = functools.partial(_search, thumbnails, _Index(thumbnails), groups)
@@ -90,7 +90,7 @@ def _search(
 
 
 class _Index:
-    """The plain descriptions of all pictures, and the cells that they lie in."""
+    """The plain descriptions of all pictures, sorted into cells."""
 
     def __init__(self, thumbnails: np.ndarray | Thumbnails) -> None:
         n = len(thumbnails)
@@ -114,7 +114,7 @@ class _Index:
     def search(
         self, thumbnails: np.ndarray, start: int, groups: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return pairs (moved, fixed, warp), with the best warp of each, and the crowded pictures.
+        """Return the arrays moved, fixed and warp (the best of each pair), and crowded pictures.
 
         Args:
             thumbnails: some of the pictures.
@@ -161,10 +161,13 @@ class _Index:
 
 
 def _best(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep of rows (moved, other, warp, likeness) the best warp, and the best others of each.
+    """Keep the best warp of each pair, and the MOST best pairs of each moved picture.
+
+    Args:
+        pairs: rows moved, other, warp and likeness; shape (4, n).
 
     Returns:
-        Those rows, and which pictures had more than MOST others.
+        The pairs that are kept, and the pictures that had more than MOST.
     """
     moved, other, warp, alike = pairs
     pairs = pairs[:, np.lexsort([warp, -alike, other, moved])]
@@ -179,19 +182,19 @@ def _best(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _refine(
     thumbnails: np.ndarray | Thumbnails, target: np.ndarray, moved: np.ndarray, warp: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Improve warps by one step of Gauss and Newton, on the descriptions.
+    """Improve warps by one Gauss-Newton step on the descriptions.
 
     Args:
         thumbnails: all pictures.
-        target: descriptions of the pictures that stay as they are, shape (n, k).
+        target: descriptions of the pictures that are not moved, shape (n, k).
         moved: index of the pictures that are moved, shape (n,).
         warp: index of the warp that makes them most alike, shape (n,).
 
     Returns:
-        The warps as matrices and shifts, and the correlation of the descriptions then.
+        The improved warps as matrices and shifts, and the correlation of the descriptions.
     """
     matrix, shift, _ = (part[warp] for part in _warps())
-    # Some pairs share a picture and its warp.
+    # Pairs may share a picture and its warp.
     warps = len(_warps()[0])
     views, view = np.unique(moved * warps + warp, return_inverse=True)
     pieces = [views[at : at + _WARPED] for at in range(0, max(1, len(views)), _WARPED)]
@@ -206,7 +209,7 @@ def _refine(
 
 
 def _terms(thumbnails: np.ndarray, warp: np.ndarray) -> np.ndarray:
-    """Describe warped pictures, and by what each affine change alters that: (n, 7, k)."""
+    """Return descriptions of warped pictures, and their derivatives by affine change: (n, 7, k)."""
     n = len(thumbnails)
     matrix, shift, gain = (part[warp] for part in _warps())
     light = np.minimum((thumbnails @ LUMA).reshape(n, SIZE * SIZE) * gain[:, None], 255)
@@ -218,8 +221,8 @@ def _describe(thumbnails: np.ndarray, *, plain: bool = False) -> tuple[np.ndarra
     """Describe pictures under each warp, or as they are.
 
     Returns:
-        In grey, shape (n, warps, k), and in colour; float32 whole numbers. The latter are zero
-        where there is no colour.
+        Descriptions in grey, shape (n, warps, k), and in colour, zero without colour. Whole numbers
+        as float32.
     """
     n = len(thumbnails)
     grey_operator, colour_operator = _operators()
@@ -231,7 +234,7 @@ def _describe(thumbnails: np.ndarray, *, plain: bool = False) -> tuple[np.ndarra
     for gain in np.unique(gains):
         image = np.minimum(pixels * gain, 255)
         light = image @ LUMA
-        tint = image[..., ::2] - light[..., None]  # of red and blue; that of green follows
+        tint = image[..., ::2] - light[..., None]  # red and blue, which determine green
         mine = gains == gain
         grey = np.einsum("vki,ni->nvk", grey_operator[mine], light, optimize=True)
         colour = np.einsum("vki,nic->nvkc", colour_operator[mine], tint, optimize=True)
@@ -274,12 +277,15 @@ def _warps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def _operators() -> tuple[np.ndarray, np.ndarray]:
-    """Return what describes a picture under each warp, in grey and colour: (warps, k, pixels)."""
+    """Return matrices that describe a picture under each warp, in grey and in colour.
+
+    Their shape is (warps, k, pixels).
+    """
     pixels = SIZE * SIZE
     unit = np.eye(pixels, dtype=np.float32).reshape(1, pixels, pixels)
     grey, colour = [], []
     for matrix, shift, _ in zip(*_warps(), strict=True):
-        # Column i is what the warp makes of a picture that is 1 at pixel i.
+        # Column i is the warped picture of a single 1 at pixel i.
         warp = alignment.sample(unit, matrix[None], shift[None])[0][0].T
         grey.append(_grey_basis() @ warp)
         colour.append(_colour_basis() @ warp)
@@ -290,7 +296,7 @@ def _operators() -> tuple[np.ndarray, np.ndarray]:
 def _grey_basis() -> np.ndarray:
     waves, frequency, window = _cosines(_FREQUENCIES)
     waves, frequency = waves[frequency > 0], frequency[frequency > 0]
-    # Without what an even grey adds under the window.
+    # A uniform grey must not count.
     waves -= waves.sum(1, keepdims=True) * window / window.sum()
     waves *= (frequency / np.linalg.norm(waves, axis=1))[:, None]
     return waves.astype(np.float32)
@@ -304,7 +310,7 @@ def _colour_basis() -> np.ndarray:
 
 
 def _cosines(most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return cosines of frequencies below `most` under a window, (k, pixels), and both."""
+    """Return windowed cosines below a frequency, (k, pixels), their frequencies, and the window."""
     side = np.arange(most)
     wave = np.cos(np.pi * (np.arange(SIZE) + 0.5) * side[:, None] / SIZE)
     edge = np.cos(SIDE.astype(np.float64) * 1.4) ** 0.75

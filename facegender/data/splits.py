@@ -12,14 +12,24 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from facegender.data.manifest import SPLIT_FOLDERS, SPLITS, read_manifest, write_table
+from facegender.data.manifest import SPLITS, read_manifest, write_table
 from facegender.errors import UserError
 from facegender.labels import LABELS
 
 _SHARED_GROUPS = "groups.csv"
-# A subject with a larger share than this, of more than a few images, is probably not one person but
-# a value such as `unknown`.
+# A subject with more than this share of at least this many images is probably not a person but a
+# value such as `unknown`.
 _LARGE_SUBJECT, _FEW = 0.1, 100
+# The split that a dataset's folder, in lower case, stands for; an ending may follow.
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
 _SPLIT_ENDINGS = ("", "set", "data", "images")
 _log = logging.getLogger(__name__)
 
@@ -35,25 +45,25 @@ def split_at_random(
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest at random, stratified by label.
 
-    The unit is the distinct picture: files that show the same one go to the same split. The result
-    depends on the images and the seed only, not on file names or their order on disk. The units of
-    each label are ranked by a hash of seed and unit; the first are the test split, the last the
+    The unit is the distinct picture: files that show the same one share a split. The result depends
+    on the images and the seed only, not on file names or their order on disk. The units of each
+    label are ranked by a hash of seed and unit: the first make the test split, the last the
     validation split. One more image thus moves at most one other into or out of either.
 
     Args:
         manifest: columns `path`, `label`, `sha256` and any others.
-        test_fraction: share of the distinct pictures that becomes the test split.
-        validation_fraction: share of the rest that becomes the validation split.
-        duplicate_groups: the group of files that show the same picture, by path
-            (`checks.find_duplicate_groups`); without it, files with the same bytes form a group.
-        subjects: the group of files that must stay together, by path (`group_by_subject`); without
-            it, the files of a duplicate group.
+        test_fraction: share of the distinct pictures for the test split.
+        validation_fraction: share of the rest for the validation split.
+        duplicate_groups: by path, the group of files that show one picture
+            (`checks.find_duplicate_groups`); by default, files with the same bytes.
+        subjects: by path, the group of files that must share a split (`group_by_subject`); by
+            default, the duplicate group.
 
     Returns:
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
 
     Raises:
-        UserError: there are too few images of a class to have one in each split.
+        UserError: a split would lack a class.
     """
     units = _Units(manifest, seed, duplicate_groups, subjects)
     rest, test = units.divide(manifest, test_fraction)
@@ -71,9 +81,9 @@ def split_by_folder(
 ) -> dict[str, pd.DataFrame]:
     """Divide a manifest by the dataset's own train and test folders.
 
-    `split_of_folder` says which folders these are. Without a test folder, the validation folder is
-    the test split. Without a validation folder, the validation split is carved from the training
-    folder. What `find_leaks` names is left out. Groups are those of `split_at_random`.
+    `split_of_folder` recognises these folders. Without a test folder, the validation folder is the
+    test split. Without a validation folder, the validation split is taken from the training folder.
+    The images that `find_leaks` names are left out. Groups are those of `split_at_random`.
 
     Args:
         validation_fraction: share of the training pictures, if there is no validation folder.
@@ -82,8 +92,8 @@ def split_by_folder(
         The manifests of `train`, `validation` and `test`, in the order of `manifest`.
 
     Raises:
-        UserError: an image lies in none of the folders, a split is missing, or there are too few
-            images of a class to have one in each split.
+        UserError: an image is outside these folders, the train or test split is missing, or a split
+            would lack a class.
     """
     if "test" not in set(manifest["path"].map(_folder_split)):
         _log.warning("the dataset has no test folder: its validation folder is the test split")
@@ -104,24 +114,24 @@ def find_leaks(
     duplicate_groups: pd.Series | None = None,
     subjects: pd.Series | None = None,
 ) -> dict[str, str]:
-    """Name the images that also occur in a later split of the dataset's own division.
+    """Find the images that recur in a later split of the dataset's own division.
 
-    Train comes before validation, and that before test: what is judged on is kept. Groups are those
-    of `split_at_random`.
+    The order is train, validation, test, because the images that are judged on are to be kept.
+    Groups are those of `split_at_random`.
 
     Args:
         manifest: columns `path` and `sha256`, and any others.
 
     Returns:
-        By path, in order, the later image that shows the same picture or subject.
+        Reasons by path, sorted, which name a later image of the same picture or subject.
 
     Raises:
-        UserError: an image lies in none of the folders, or a split is missing.
+        UserError: an image is outside these folders, or the train or test split is missing.
     """
     order = _folder_splits(manifest).map(SPLITS.index)
     leaks: dict[str, str] = {}
     kinds = [("is of the same subject", subjects)] if subjects is not None else []
-    # A copy is the graver finding, so its words replace those about the subject.
+    # A copy is the graver finding, so it comes last and replaces the words about the subject.
     for words, groups in [*kinds, ("shows the same", duplicate_groups)]:
         unit = _groups(manifest, groups)
         last = order.groupby(unit).transform("max")
@@ -137,18 +147,18 @@ def find_leaks(
 
 
 def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column: str) -> pd.Series:
-    """Join the files that show the same picture or have the same subject, directly or not.
+    """Group the files that are linked by the same picture or subject, directly or not.
 
     Args:
         manifest: columns `path`, `column` and any others.
-        column: column of the metadata that names the subject; files whose cell is empty are only
-            joined with their duplicates.
+        column: column of the metadata that names the subject; files with an empty cell are grouped
+            with their duplicates only.
 
     Returns:
         By path, the name of the group: the first of its subjects, else the duplicate group.
 
     Raises:
-        UserError: the manifest has no such column, or all of its cells are empty.
+        UserError: the manifest lacks the column, or all of its cells are empty.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -156,21 +166,21 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
     if column not in manifest or manifest[column].isna().all():
         others = ", ".join(manifest.columns[3:]) or "none"
         raise UserError(
-            f"split.group_by is {column}, of which the metadata has no value. Columns of the "
-            f"metadata: {others}. Put a CSV with the columns file and {column} beside the images, "
+            f"split.group_by is {column}, and the metadata has no value for it. Columns of the "
+            f"metadata: {others}. Put a CSV with the columns file and {column} next to the images, "
             "or set split.group_by=null."
         )
     subject = manifest[column]
     if missing := int(subject.isna().sum()):
         _log.warning(
-            "split.group_by: %d of %d image(s) have no %s, so only copies of them stay together; "
-            "the first is %r",
+            "split.group_by: %d of %d image(s) have no %s, so they stay together with their copies "
+            "only; the first is %r",
             missing,
             len(manifest),
             column,
             manifest["path"][subject.isna()].iloc[0],
         )
-    # Anna and anna are one: kept apart in error, they would be trained on and tested on.
+    # Anna and anna are one: if separated by mistake, one person would be in train and test.
     folded = subject.astype("string").str.casefold()
     largest = folded.value_counts()
     if len(manifest) >= _FEW and largest.iloc[0] > _LARGE_SUBJECT * len(manifest):
@@ -201,7 +211,7 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
 def write_shared_groups(
     folder: Path, splits: Mapping[str, pd.DataFrame], groups: pd.Series
 ) -> None:
-    """Write the images that share their picture or subject with another, and their group."""
+    """Write the images that share a picture or subject with another image, and their group."""
     left = groups[[path for images in splits.values() for path in images["path"]]]
     shared = left[left.duplicated(keep=False)]
     table = pd.DataFrame({"path": shared.index, "group": shared.to_numpy()})
@@ -227,9 +237,9 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
         outside = sorted({str(PurePosixPath(p).parent) for p in manifest.loc[split.isna(), "path"]})
         raise UserError(
             "split.predefined asks for the dataset's own train/test folders, but these are in "
-            f"neither: {', '.join(outside[:10])}. Names that are known, in any case and followed "
-            f"by {', '.join(_SPLIT_ENDINGS[1:])} or nothing, are {', '.join(SPLIT_FOLDERS)}: "
-            f"rename the folders. {advice}"
+            f"neither: {', '.join(outside[:10])}. Known names, in any case and followed by "
+            f"{', '.join(_SPLIT_ENDINGS[1:])} or nothing, are {', '.join(_SPLIT_FOLDERS)}: rename "
+            f"the folders. {advice}"
         )
     if "test" not in set(split):
         split = split.replace("validation", "test")
@@ -245,15 +255,15 @@ def _folder_splits(manifest: pd.DataFrame) -> pd.Series:
 def split_of_folder(name: str) -> str | None:
     """Return the split that a folder's name stands for: Train, test_set, "Training data"."""
     plain = re.sub(r"[\W_]+", "", name.casefold())
-    known = (SPLIT_FOLDERS.get(plain.removesuffix(ending)) for ending in _SPLIT_ENDINGS)
+    known = (_SPLIT_FOLDERS.get(plain.removesuffix(ending)) for ending in _SPLIT_ENDINGS)
     return next(filter(None, known), None)
 
 
 def _folder_split(path: str) -> str | None:
-    names = [split_of_folder(part) for part in PurePosixPath(path).parent.parts]
-    inside = list(dropwhile(lambda name: name is None, names))
-    # Of train/train/ and train/test/, as some archives have them, the inner folders tell.
-    return next(reversed(list(takewhile(bool, inside))), None)
+    names = map(split_of_folder, PurePosixPath(path).parent.parts)
+    found = list(takewhile(bool, dropwhile(lambda name: name is None, names)))
+    # Some archives hold train/train/ and train/test/: the inner folder counts.
+    return found[-1] if found else None
 
 
 def _groups(manifest: pd.DataFrame, groups: pd.Series | None) -> pd.Series:
@@ -261,7 +271,7 @@ def _groups(manifest: pd.DataFrame, groups: pd.Series | None) -> pd.Series:
 
 
 class _Units:
-    """Images that stay in one split: files of one picture, or of one subject."""
+    """Groups of images that share a split: the files of one picture, or of one subject."""
 
     def __init__(
         self,
@@ -283,19 +293,19 @@ class _Units:
     def divide(
         self, manifest: pd.DataFrame, fraction: float, *, from_end: bool = False
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return the rest and the `fraction`: of each label's units, the first that fit.
+        """Return the rest and a `fraction`, made of the first units of each label that fit.
 
         The number of pictures of one label does not depend on the other label.
 
         Args:
             manifest: images to divide; all files of a unit or none.
-            fraction: share of the distinct pictures, rounded to the nearest whole number.
-            from_end: takes the last units instead of the first.
+            fraction: share of the distinct pictures, rounded to the nearest number of them.
+            from_end: whether to take the last units instead of the first.
         """
         unit = manifest["path"].map(self._unit_of)
         table = self._table[self._table.index.isin(set(unit))]
         chosen: list[str] = []
-        # 0 and 1 are units of one label, what lies between are subjects of both.
+        # The mean label of a unit is 0, 1, or between them for a subject of both labels.
         for share in ((table["label"] == 0), (table["label"] == 1), (table["label"] % 1 > 0)):
             pictures = table.loc[share, "pictures"]
             left = floor(fraction * pictures.sum() + 0.5)
@@ -312,8 +322,8 @@ def _checked(splits: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         missing = [label for label, value in LABELS.items() if not (images["label"] == value).any()]
         if missing:
             raise UserError(
-                f"The {name} split has no image labelled {' or '.join(missing)}. Files that "
-                "show one picture, or one subject of split.group_by, are not divided. Add images, "
+                f"The {name} split has no image labelled {' or '.join(missing)}. Files of one "
+                "picture, or of one subject of split.group_by, always share a split. Add images, "
                 "or change the fractions under split in params.yaml."
             )
     return {name: splits[name].reset_index(drop=True) for name in SPLITS}

@@ -264,7 +264,7 @@ def test_a_task_that_kills_its_workers_is_given_up(tmp_path: Path) -> None:
     with local_cluster(tmp_path, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0") as fragile:
         fragile.start_worker()
         fragile.start_worker()
-        with pytest.raises(UserError, match=r"gave a task up: 1 worker"):
+        with pytest.raises(UserError, match=r"gave up a task: 1 worker"):
             list(run_tasks([(os._exit, (1,), {})], fragile.address, patience=300))
 
 

@@ -149,22 +149,6 @@ def test_predict_names_what_is_no_file(
         _run(["predict", *model, str(odd["folder"].parent)])
 
 
-def test_a_file_that_may_not_be_read_has_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    # Root reads what it has no permission for, so refuse it here.
-    monkeypatch.setattr("builtins.open", refuse)
-    monkeypatch.setattr("PIL.Image.open", refuse)
-    with pytest.raises(InvalidImage, match="Permission denied") as caught:
-        decode_image(path, 32)
-    assert str(path) not in str(caught.value)
-
-
 def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
     (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
     path.chmod(0)
@@ -175,7 +159,7 @@ def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
     )
     done = run_python(code, path, prefix=WITH_PERMISSIONS, check=False)
     assert done.returncode == 1
-    assert "UnreadableImage: Permission denied" in done.stderr
+    assert done.stderr.endswith("UnreadableImage: Permission denied\n")
 
 
 @pytest.fixture

@@ -326,12 +326,13 @@ def test_the_balance_is_set_beside_the_studys(
 def test_a_file_that_cannot_be_read_is_named(
     run: Callable[..., Result], raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Root reads what it has no permission for, so refuse it here.
-    path_open = Path.open
+    # Root reads what it has no permission for, so refuse it here. Once is enough: files without a
+    # digest would be taken for copies of each other.
+    path_open, errors = Path.open, [PermissionError(13, "Permission denied")]
 
     def refuse(self: Path, *args: object, **kwargs: object) -> object:
-        if self.name == "03.png" and self.parent.name == "male":
-            raise PermissionError(13, "Permission denied", str(self))
+        if self.name == "03.png" and self.parent.name == "male" and errors:
+            raise errors.pop()
         return path_open(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refuse)
@@ -349,20 +350,14 @@ def test_the_images_of_a_subject_are_listed_together(run: Callable[..., Result],
     assert read_shared_groups(raw.parent / "splits") == {}
 
 
-def test_images_without_a_subject_are_counted(run: Callable[..., Result], raw: Path) -> None:
-    rows = ["file,person", *(f"female/{number:02}.png,{number}" for number in range(3))]
-    (raw / "people.csv").write_text("\n".join(rows))
-    assert run(group_by="person").summary["without_subject"] == 37
-    assert "without_subject" not in run().summary
-
-
-def test_the_images_of_the_largest_subject_are_counted(
+def test_images_without_a_subject_and_of_the_largest_are_counted(
     run: Callable[..., Result], raw: Path
 ) -> None:
     rows = ["file,person", *(f"female/{number:02}.png,unknown" for number in range(5))]
     (raw / "people.csv").write_text("\n".join(rows))
-    assert run(group_by="person").summary["largest_subject"] == 5
-    assert "largest_subject" not in run().summary
+    summary = run(group_by="person").summary
+    assert (summary["without_subject"], summary["largest_subject"]) == (35, 5)
+    assert not {"without_subject", "largest_subject"} & run().summary.keys()
 
 
 def test_the_result_is_independent_of_names(run: Callable[..., Result], raw: Path) -> None:

@@ -184,21 +184,6 @@ def test_each_limit_keeps_different_pictures_apart() -> None:
         assert not same(pair[0][0], pair[1][0])
 
 
-def test_a_pair_is_judged_without_its_neighbours() -> None:
-    one = np.stack([scene(seed) for seed in range(3)])
-    other = one.copy()
-    other[1, 14:17, 14:17] = 128
-    other[2, 20:24, 8:12] = 60
-    start = np.repeat(np.eye(2, dtype=np.float32)[None], 3, 0), np.zeros((3, 2), np.float32)
-    together = alignment.aligned_difference(one, other, *start)
-    alone = [
-        alignment.aligned_difference(one[[i]], other[[i]], *(part[:1] for part in start))
-        for i in range(3)
-    ]
-    np.testing.assert_allclose(together, np.concatenate(alone, axis=1), rtol=1e-3, atol=1e-5)
-    assert np.isfinite(together).all()
-
-
 def test_white_is_compared_with_what_is_not_white() -> None:
     """A cut-out face with long dark hair, and the same without."""
     face = np.full((32, 32, 3), 255, np.uint8)

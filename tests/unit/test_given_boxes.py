@@ -15,11 +15,12 @@ from facegender.data.images import decode_picture
 from facegender.data.manifest import write_table
 from facegender.data.notes import Notes
 from facegender.data.preprocessing import write_split
+from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.faces.crop import cut_out
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
-from facegender.params import Boxes, Crop
+from facegender.params import Boxes, Crop, FilenameLabels, TableLabels
 
 CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
 CELEBA = Boxes(
@@ -27,6 +28,7 @@ CELEBA = Boxes(
 )
 TABLE = """image_id,x_1,y_1,width,height
 good.png,40,30,60,80
+good.png,40,30,60,80.0
 empty.png,40,30,0,80
 outside.png,400,30,60,80
 words.png,here,30,60,80
@@ -71,7 +73,7 @@ def test_usable_boxes_are_taken_and_others_named(raw: Path, tmp_path: Path) -> N
     assert problems["empty.png"] == "the box is empty"
     assert problems["words.png"] == "the box is not four numbers"
     assert problems["none.png"] == "no box in the table"
-    assert "lies outside: its middle is not within (200, 160)" in problems["outside.png"]
+    assert "lies outside: its centre is not within (200, 160)" in problems["outside.png"]
     assert notes.unmatched_rows["list_bbox_celeba.csv"]["first"] == "gone.png"
     assert notes.skipped_tables == {}
 
@@ -104,6 +106,23 @@ def test_the_box_of_an_image_that_is_left_out_is_not_of_another(raw: Path) -> No
     notes = Notes()
     assert read_boxes(raw, ["good.png"], CELEBA, notes) == {"good.png": [(40, 30, 60, 80)]}
     assert notes.unmatched_rows == notes.ambiguous_rows == {}
+
+
+@pytest.mark.parametrize("kind", ["filename", "table"])
+def test_boxes_are_not_metadata(raw: Path, kind: str) -> None:
+    """Their table may have several rows for an image, and other columns."""
+    meaning = {"female": ("f", "e", "g", "n"), "male": ("m", "o", "s", "w"), "ignore": ()}
+    labels = {
+        "filename": FilenameLabels(kind="filename", pattern="(?P<label>.).*", **meaning),
+        "table": TableLabels(kind="table", file="*", image="file", label="sex", **meaning),
+    }[kind]
+    rows = ("several.png,10,10,20,20,7,m", "several.png,60,40,50,50,7,m", "good.png,4,3,60,80,9,f")
+    table = "\n".join(["file,X_1,y_1,width,height,age,sex", *rows])
+    (raw / "list_bbox_celeba.csv").write_text(table)
+    options = {"female": [], "male": [], "ignore": [], "labels": labels, "max_unlabelled": 0.9}
+    manifest = build_manifest(raw, boxes=CELEBA, **options).set_index("path")
+    assert set(manifest) - {"sex"} == {"label", "sha256", "age"}
+    assert dict(manifest["age"].dropna()) == {"several.png": "7", "good.png": "9"}
 
 
 def test_the_detector_looks_where_no_box_is_usable(shared: Path, raw: Path) -> None:

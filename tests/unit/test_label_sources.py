@@ -79,7 +79,7 @@ TABLE = TableLabels(
 )
 NAME = FilenameLabels(
     kind="filename",
-    pattern=r"(?P<label>.)_(?P<row>.*)\.jpg",
+    pattern=r"(?P<label>.)_(?P<row>.*)\.(?P<path>jpg)",
     female=("f",),
     male=("m",),
     ignore=("x",),
@@ -120,8 +120,12 @@ IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("1.jpg,m\n2.jpg,f\n3.jpg,X\n", r"without meaning: 'X' \(1\).*dataset\.labels\.female"),
-        ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"without meaning: '' \(1\)"),
+        (
+            "1.jpg,m\n2.jpg,f\n3.jpg,X\n",
+            r"Unknown .* of labels\.csv: 'X' \(1\).*dataset\.labels\.female",
+        ),
+        ("1.jpg,m\n2.jpg,f\n3.jpg,\n", r"Unknown .* of labels\.csv: '' \(1\)"),
+        ("", r"3 of 3 images have no label.*'a/1\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n", r"1 of 3 images have no label.*'b/3\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n4.jpg,f\n", r"1 of 3 rows match no image, such as '4\.jpg'"),
         ("1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n", r"1 file.*'a/1\.jpg': its label is 'm' and 'f'"),
@@ -142,7 +146,7 @@ def test_rows_of_one_image_agree_when_their_labels_mean_the_same(tmp_path: Path)
     assert label(tmp_path, TABLE)["label"].tolist() == [1, 0, 0]
     # An unknown value does not become a label of that number.
     (tmp_path / "labels.csv").write_text("image,label\n1.jpg,M\n2.jpg,f\n3.jpg,0\n")
-    with pytest.raises(UserError, match=r"without meaning: '0' \(1\)"):
+    with pytest.raises(UserError, match=r"Unknown .* of labels\.csv: '0' \(1\)"):
         label(tmp_path, TABLE.model_copy(update={"female": ("f",)}))
 
 
@@ -191,7 +195,7 @@ def test_a_row_that_fits_two_images_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "header", "message"),
     [
-        ("other.csv", "image,label", r"no such file. CSVs found: other\.csv"),
+        ("a/other.csv", "image,label", r"no such file. CSVs found: other\.csv\."),
         ("labels.csv", "file,label", "no `image` column"),
         ("labels.csv", "image,gender", "no `label` column"),
     ],
@@ -202,6 +206,12 @@ def test_a_table_or_column_that_is_not_there_is_named(
     fill(tmp_path, {**IMAGES, name: f"{header}\n1.jpg,m\n"})
     with pytest.raises(UserError, match=message):
         label(tmp_path, TABLE)
+
+
+def test_brackets_in_the_name_of_a_table_are_letters(tmp_path: Path) -> None:
+    fill(tmp_path, {**IMAGES, "labels [2].csv": "image,label\n1.jpg,m\n2.jpg,f\n3.jpg,f\n"})
+    table = TABLE.model_copy(update={"file": "Labels [2].csv"})
+    assert label(tmp_path, table)["label"].tolist() == [1, 0, 0]
 
 
 def test_values_and_paths_are_read_as_people_write_them(tmp_path: Path) -> None:
@@ -229,7 +239,7 @@ def test_numbers_are_labels_only_where_somebody_says_which(
     tables = {"labels.csv": "image,label\n1.jpg,0\n2.jpg,1\n"} if dataset == "table" else {}
     fill(tmp_path / "raw", {**{name: name for name in images}, **tables})
     compose(tmp_path / "params.yaml", *overrides)
-    with pytest.raises(UserError, match=r"without meaning: '0' \(1\), '1' \(1\).*labels\.female"):
+    with pytest.raises(UserError, match=r"Unknown values .*: '0' \(1\), '1' \(1\).*labels\.female"):
         label(tmp_path / "raw", load_params(tmp_path / "params.yaml").dataset.labels)
     overrides += ["dataset.labels.female=[1]", "dataset.labels.male=[0]"]
     compose(tmp_path / "params.yaml", *overrides)
@@ -243,6 +253,7 @@ def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path)
     manifest = label(tmp_path, NAME, notes)
     assert manifest["label"].tolist() == [0, 1]
     assert manifest["metadata_row"].tolist() == ["1", "NA"]
+    assert manifest["metadata_path"].tolist() == ["jpg", "jpg"]
     assert notes.ignored == 1
 
 

@@ -4,11 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from facegender.data.sources.raw_directory import (
-    content_digest,
-    emptied_on_error,
-    replace_directory,
-)
+from facegender.data.sources.raw_directory import content_digest, replace_directory
 from tests import conftest
 from tests.conftest import fill, run_python
 
@@ -105,10 +101,3 @@ def test_a_link_is_replaced_and_what_it_leads_to_is_kept(tmp_path):
     assert read(album) == {"photo.jpg": "mine"}
     assert not target.is_symlink()
     assert read(target) == {"new.jpg": "new"}
-
-
-def test_emptied_on_error_refuses_to_empty_what_it_did_not_fill(tmp_path):
-    directory = fill(tmp_path / "full", {"a.jpg": "1"})
-    with pytest.raises(ValueError, match="not empty"), emptied_on_error(directory):
-        pass
-    assert read(directory) == {"a.jpg": "1"}

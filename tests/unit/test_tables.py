@@ -169,6 +169,15 @@ def test_a_table_in_a_folder_without_images_is_about_all(tmp_path: Path) -> None
     assert ages(tmp_path) == {"images/women/1.png": "20", "images/men/2.png": "30"}
 
 
+def test_a_row_that_ends_before_its_name_is_counted(tmp_path: Path) -> None:
+    images = dict.fromkeys(("women/1.png", "men/2.png"), b"")
+    write(tmp_path, images | {"t.csv": b"age,file\n20,1.png\n30,2.png\ntotal 50\n\n"})
+    notes = Notes()
+    assert ages(tmp_path, notes) == {"women/1.png": "20", "men/2.png": "30"}
+    (rows,) = notes.unmatched_rows.values()
+    assert (rows["rows"], rows["unmatched"], rows["first"]) == (3, 1, "")
+
+
 def test_zeros_that_a_spreadsheet_took_away_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

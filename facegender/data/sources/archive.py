@@ -1,8 +1,8 @@
-"""Unpacking untrusted archives: zip, tar, tar.gz, tar.bz2 and tar.xz.
+"""Unpacks untrusted archives: zip, tar, tar.gz, tar.bz2 and tar.xz.
 
-Every archive, from Kaggle or from disk, goes through `extract_archive`. It reads each member
-itself instead of calling `extractall`, and refuses the whole archive, with the reason, at the
-first member that is not a plain file or folder inside the target.
+Every archive, from Kaggle or from disk, goes through `extract_archive`. It reads each member itself
+instead of calling `extractall`, and refuses the whole archive, with the reason, at the first member
+that is not a plain file or folder inside the target.
 """
 
 import bz2
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from facegender.params import Archive
 
 _CHUNK = 1 << 20
-# Long names and other extended headers of a tar member, which tarfile reads in one go, have a
-# few hundred bytes; ends of tapes are padded to some thousands.
+# tarfile reads extended headers of a tar member, such as long names, in one go. They have a few
+# hundred bytes, and the padding at the end a few thousand.
 _MAX_HEADER_BYTES = 1 << 24
 _ENCRYPTED = 0x1 | 0x40 | 0x2000  # flags of a zip member: password, strong, hidden names
-_UTF8 = 0x800  # flag of a zip member: without it, zipfile takes its name for cp437
+_UTF8 = 0x800  # flag of a zip member: without it, zipfile decodes the name as cp437
 # Exceptions that the standard library raises for damaged archives.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -55,13 +55,13 @@ _REPACK = "Pack the images again without it, or ask the author of the archive."
 class ArchiveLimits:
     """Limits on an archive or folder.
 
-    JPEG and PNG are compressed already, so their archives have a ratio near 1; bitmaps and tables
-    may reach 20, a zip bomb 1000 and more.
+    JPEG and PNG are compressed already, so their archives have a ratio near 1. Bitmaps and tables
+    may reach 20; a zip bomb has 1000 and more.
 
     Attributes:
         max_total_bytes: total size of all files, unpacked.
         max_ratio: unpacked bytes for each byte of the archive.
-        max_files: files and folders.
+        max_files: number of files and folders.
     """
 
     max_total_bytes: int
@@ -75,11 +75,11 @@ class ArchiveLimits:
 
 
 class DamagedArchive(UserError):
-    """The archive is cut off, or its bytes are not what its checksums say."""
+    """The archive is cut off, or its checksums do not match."""
 
 
 class _RefusedError(Exception):
-    """Why an archive is not unpacked."""
+    """Reason why an archive is refused."""
 
     def __init__(self, reason: str, advice: str = _REPACK) -> None:
         super().__init__(reason)
@@ -87,13 +87,13 @@ class _RefusedError(Exception):
 
 
 class _DamagedError(Exception):
-    """The fault of an archive."""
+    """Damage of an archive."""
 
 
 @dataclass(frozen=True)
 class _Member:
     name: str
-    kind: str  # "file", "folder", or what else it is, with an article
+    kind: str  # "file", "folder", or another word for "it is ..."
     size: int  # bytes, unpacked, as the archive declares them
     open: Callable[[], IO[bytes] | None]
 
@@ -107,17 +107,17 @@ def extract_archive(
 ) -> None:
     """Unpack the files of `archive` into the empty directory `target`, or leave it empty.
 
-    Links, devices, encrypted members, names that lead out of the target or come twice, and
-    whatever exceeds `limits` are refused. Owners, permissions and dates are not restored.
+    Links, devices, encrypted members, duplicate names, names that lead out of the target, and more
+    than `limits` allow are refused. Owners, permissions and dates are not restored.
 
     Args:
-        archive: the file to unpack; its first bytes tell its kind.
-        target: an empty directory, made if it is missing.
+        archive: file to unpack; its first bytes decide its kind.
+        target: empty directory, created if missing.
         keep: whether to write a file, given its path and first 512 bytes; all are checked.
 
     Raises:
         DamagedArchive: the archive is truncated or corrupt.
-        UserError: the archive is refused or cannot be read, or the target not be written. Names
+        UserError: the archive is refused or cannot be read, or the target cannot be written. Names
             the archive, the member and the reason.
         ValueError: the target is not empty.
     """
@@ -137,7 +137,7 @@ def extract_archive(
             raise UserError(
                 f"{archive.name} is refused{where}: {refused}. {refused.advice}"
             ) from refused
-        except RuntimeError as error:  # zipfile: a method or version that it does not know
+        except RuntimeError as error:  # an unknown method or version, in zipfile
             raise UserError(
                 f"{archive.name} is refused{where}: its compression is not supported ({error}). "
                 "Pack the images again."
@@ -145,7 +145,7 @@ def extract_archive(
         except (_DamagedError, *_DAMAGE) as error:
             raise DamagedArchive(_damage(archive, where, error)) from error
         except OSError as error:
-            if error.errno is None:  # bz2 and gzip complain of bad data in this way
+            if error.errno is None:  # bad data, in bz2 and gzip
                 raise DamagedArchive(_damage(archive, where, error)) from error
             raise UserError(
                 f"{archive.name} cannot be unpacked{where}: {error.strerror}. Check that it can be "
@@ -162,7 +162,7 @@ def _damage(archive: Path, where: str, error: Exception) -> str:
 
 @dataclass
 class _Guard:
-    """Decides on each member in turn, knowing all that came before."""
+    """Decides on each member in turn, given all earlier ones."""
 
     limits: ArchiveLimits
     packed_bytes: int
@@ -172,7 +172,7 @@ class _Guard:
     folders: set[PurePosixPath] = field(default_factory=set)
 
     def admit(self, member: _Member) -> PurePosixPath:
-        """Return the path of the member inside the target, or raise _RefusedError."""
+        """Return the path of the member inside the target. Raises _RefusedError."""
         path = _safe_path(member.name)
         if member.kind not in {"file", "folder"}:
             raise _RefusedError(f"it is {member.kind}")
@@ -252,7 +252,7 @@ def _start(archive: Path) -> bytes:
 
 
 def _is_tar(start: bytes) -> bool:
-    """Whether this is a compressed file or a tar's header, those of the old format v7 included."""
+    """Return whether a file is compressed or a tar, even of the old format v7."""
     if start.startswith(_COMPRESSED) or start[257:262] == b"ustar":
         return True
     try:
@@ -265,17 +265,12 @@ def _is_tar(start: bytes) -> bool:
 def _open_zip(archive: Path) -> Generator[_Member, None, None]:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
-            yield _Member(
-                _zip_name(info),
-                _zip_kind(info),
-                info.file_size,
-                # Bound now: the loop goes on.
-                lambda info=info: zipped.open(info),  # type: ignore[misc]
-            )
+            open_member = partial(zipped.open, info)
+            yield _Member(_zip_name(info), _zip_kind(info), info.file_size, open_member)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; macOS writes it as UTF-8 without the flag that says so."""
+    """Return a member's name; macOS writes UTF-8 without its flag."""
     # zipfile cuts `filename` at a NUL; from Python 3.12 on it may hold a name in Unicode.
     name = info.orig_filename if "\0" in info.orig_filename else info.filename
     if not info.flag_bits & _UTF8:
@@ -301,14 +296,9 @@ def _open_tar(archive: Path, guard: _Guard) -> Generator[_Member, None, None]:
         stream = _Stream(plain, guard)
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
             while (info := tar.next()) is not None:
-                yield _Member(
-                    info.name,
-                    _tar_kind(info),
-                    info.size,
-                    lambda info=info: tar.extractfile(info),  # type: ignore[misc]
-                )
-                tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
-            # tarfile takes an archive that is cut off in, or just before, a header for complete.
+                yield _Member(info.name, _tar_kind(info), info.size, partial(tar.extractfile, info))
+                tar.members = []  # type: ignore[attr-defined]  # it would hold all of them
+            # tarfile treats an archive that ends in, or just before, a header as complete.
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise _DamagedError("its end is missing")
@@ -333,7 +323,7 @@ def _decompress(archive: Path) -> IO[bytes]:
     if start.startswith(_COMPRESSED[2]):
         return cast(IO[bytes], lzma.open(archive))
     if not _is_tar(start):
-        if archive.suffix in _SUFFIXES:
+        if archive.suffix.lower() in _SUFFIXES:
             raise _DamagedError("its bytes are not those of an archive")
         raise _RefusedError(
             "it is not an archive of a known kind",
@@ -343,7 +333,7 @@ def _decompress(archive: Path) -> IO[bytes]:
 
 
 class _Stream(io.RawIOBase):
-    """The uncompressed tar, which neither grows past the limits nor is read in huge pieces."""
+    """The uncompressed tar, limited in its total size and in the size of each read."""
 
     def __init__(self, plain: IO[bytes], guard: _Guard) -> None:
         self._plain = plain

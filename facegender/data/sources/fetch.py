@@ -1,4 +1,4 @@
-"""Where images come from: the built-in sample, Kaggle, or a folder or archive on disk."""
+"""Fetches images from the built-in sample, Kaggle, or a folder or archive on disk."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +17,16 @@ def fetch_dataset(
     cache: Path,
     known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Fill the directory `target` with a dataset's images; on failure it stays as it was.
+    """Fill the directory `target` with a dataset's images; on failure, it does not change.
 
     Args:
         cache: directory for partial downloads.
-        known: result of an earlier call, or None: the same version of a Kaggle dataset
-            must then have the same bytes.
+        known: result of an earlier call: the same version of a Kaggle dataset must have the same
+            bytes.
 
     Returns:
-        JSON-able facts: `source`, `version`, number of `files`, the `sha256` of the content, and
-        what was `left_out` and which `other_files` there are, if any.
+        Facts for JSON: `source`, `version`, number of `files`, the `sha256` of the content, and
+        `left_out` and `other_files`, if any.
 
     Raises:
         UserError: the source is unavailable, or has changed.
@@ -40,7 +40,7 @@ def fetch_dataset(
 def _fill(
     dataset: Dataset, target: Path, limits: ArchiveLimits, cache: Path, known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    # Import a source only when it is used, so that a change in one does not affect another.
+    # Imported only when used, so that a change in one source does not affect another.
     match dataset:
         case SampleDataset():
             from facegender.data.sources import sample

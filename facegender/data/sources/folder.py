@@ -30,31 +30,30 @@ _PACKED = "is an archive in the source: unpack it first"
 _SPREADSHEETS = frozenset({".ods", ".parquet", ".tsv", ".xls", ".xlsm", ".xlsx"})
 _LINK = "is a link that leads out of the folder, into itself or nowhere"
 _UNREADABLE = "cannot be read: permission denied"
-# Links that a path may hold to folders: where each folder links twice to the next, the number of
-# paths doubles with each more.
+# Most links to folders in a path. If each folder links twice to the next, the number of paths
+# doubles with each link.
 _MAX_LINKS = 2
 _log = logging.getLogger(__name__)
 
 
 def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
-    """Copy the images and metadata CSVs of a directory or archive, keeping their places.
+    """Copy the images and metadata CSVs of a directory or archive, under the same paths.
 
-    Hidden files and the litter of operating systems are left out. A symbolic link is followed
-    if it leads to somewhere else inside `source`, and, to a folder, if it is one of the first two
-    on its path. What else cannot be copied is left out, named in a warning and returned: other
-    links, pipes and devices, what this user may not read, and archives in it. Files that are
-    neither images nor CSVs, by their endings and their first bytes, are counted by ending.
+    Hidden files and the litter of operating systems are not copied. A symbolic link is followed if
+    it leads elsewhere inside `source`; a link to a folder only if it is one of the first two on its
+    path. Other links, pipes, devices, archives, files without permission, and files that are
+    neither images nor CSVs, by their endings and first bytes, are named in a warning and returned.
 
     Args:
-        source: a directory, or a zip or tar archive.
-        target: an empty directory, made if it is missing; empty again on failure.
+        source: directory, or zip or tar archive.
+        target: empty directory, created if missing; empty again on failure.
 
     Returns:
-        The reason for each thing left out, by its path in `source`.
+        The reason for each item that is left out, by its path in `source`.
 
     Raises:
         UserError: `source` is missing, holds no image, exceeds the limits, cannot be read, or holds
-            two names that are one when spelt out.
+            two names that `storable_path` makes equal.
         ValueError: the target is not empty.
     """
     _check_source(source, target)
@@ -80,7 +79,7 @@ def copy_folder(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, 
                     "`cp -rL` and name the copy"
                 )
             raise UserError(
-                f"{str(source)!r} holds no images{inside}. Put them in one folder for each class "
+                f"{str(source)!r} holds no images{inside}. Put them into one folder for each class "
                 f"(female/, male/). Known endings are {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
         return left_out
@@ -92,15 +91,15 @@ def list_folder(
     """Return what identifies the content of a directory or archive.
 
     Args:
-        target: the directory that `copy_folder` will fill.
+        target: directory that `copy_folder` will fill.
 
     Returns:
-        By its path in `source`, the digest of each file that `copy_folder` copies, and why it
-        leaves out what it does; of an archive, its own digest.
+        By path in `source`, the digest of each file that `copy_folder` copies, and the reason for
+        each item that it leaves out; for an archive, its own digest.
 
     Raises:
-        UserError: `source` is missing, exceeds the limits, cannot be read, or lies in `target`
-            or around it.
+        UserError: `source` is missing, exceeds the limits, cannot be read, or lies in `target` or
+            contains it.
     """
     _check_source(source, target)
     files = {PurePosixPath(source.name): source}
@@ -151,13 +150,13 @@ def _named_faults(source: Path) -> Iterator[None]:
 
 
 def log_left_out(left_out: dict[str, str], source: str) -> None:
-    """Warn of what a source has and the pipeline does not use, if anything."""
+    """Warn of the items of a source that the pipeline does not use, if any."""
     if left_out:
         _log.warning("Left out %d item(s) of %s: %s", len(left_out), source, listed(left_out))
 
 
 def summarize(left_out: dict[str, str]) -> dict[str, Any]:
-    """Return `left_out`, ready for JSON, with `other_files` counted by ending, if there are any."""
+    """Return, for JSON, what was `left_out`, and `other_files` counted by ending, if any."""
     named = {path: reason for path, reason in sorted(left_out.items()) if reason != OTHER}
     other: dict[str, dict[str, Any]] = {}
     for path in sorted(path for path, reason in left_out.items() if reason == OTHER):
@@ -178,12 +177,12 @@ def name_rest(directory: Path) -> dict[str, str]:
 
 
 def wanted(path: PurePosixPath, read: Callable[[], bytes], left_out: dict[str, str]) -> bool:
-    """Return whether a file is data, an image or a table of metadata; if not, note why.
+    """Return whether a file is an image or a CSV; if not, add the reason to `left_out`.
 
     Args:
         path: path of the file, relative to the source.
-        read: returns its first bytes, to 512; called only if its ending is unknown.
-        left_out: reasons by path, to which this adds. Litter has none.
+        read: function that returns its first 512 bytes; called only if its ending is unknown.
+        left_out: reasons by path; litter gets none.
     """
     if is_litter(path):
         return False
@@ -202,7 +201,7 @@ def wanted(path: PurePosixPath, read: Callable[[], bytes], left_out: dict[str, s
 
 
 def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, str]:
-    """Copy what is wanted of a directory; return what was left out, and why."""
+    """Copy the wanted files of a directory; return the reasons for the others."""
     with _named_faults(source):
         scan = _Scan(source.resolve(), limits)
         scan.walk(source, PurePosixPath(), ())
@@ -212,7 +211,7 @@ def _copy_tree(source: Path, target: Path, limits: ArchiveLimits) -> dict[str, s
             try:
                 shutil.copyfile(path, copy)
             except PermissionError as error:
-                # Not that of the target.
+                # The target's own permissions are an error.
                 if error.filename != str(path):
                     raise
                 scan.left_out[str(relative)] = _UNREADABLE
@@ -234,7 +233,7 @@ class _Scan:
     ) -> None:
         """Collect the files of `folder`, found at `relative`, inside the real folders `above`.
 
-        `links` of these are links.
+        `links` of them were reached by links.
         """
         above = (*above, folder.resolve())
         try:
@@ -263,7 +262,7 @@ class _Scan:
     def _may_follow(self, link: Path, above: tuple[Path, ...]) -> bool:
         try:
             real = link.resolve(strict=True)
-        except (OSError, RuntimeError):  # leads nowhere, or to itself
+        except (OSError, RuntimeError):  # it leads nowhere, or to itself
             return False
         return real.is_relative_to(self.root) and real not in above
 

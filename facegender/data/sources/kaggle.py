@@ -1,8 +1,8 @@
 """The source `kaggle`: a dataset of class folders, fetched with the official client.
 
-The client signs in, downloads and resumes. By itself it waits forever for a silent server, gives up
-at the first HTTP error, accepts a damaged archive, prints signed URLs (and tokens, if VERBOSE is
-set), and signs in on import, so it is imported in a function.
+The client signs in, downloads and resumes. On its own, it waits forever for a silent server, gives
+up at the first HTTP error, accepts a damaged archive, and prints signed URLs (and tokens, if
+VERBOSE is set). It also signs in on import, so it is imported in a function.
 """
 
 import io
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_WAIT = 120.0  # seconds; if the server asks for more, say so instead of waiting
+_LONGEST_WAIT = 120.0  # seconds; if the server asks for more, this is an error
 _SITE = "https://www.kaggle.com"
 _GET_TOKEN = (
     f"Create a token at {_SITE}/settings/api and set KAGGLE_API_TOKEN to it, or save it as "
@@ -43,9 +43,9 @@ _GET_TOKEN = (
 _NO_CREDENTIALS = "Kaggle credentials are missing."
 _REFUSED_TOKEN = "Kaggle does not accept the access token: it expired or was revoked."  # noqa: S105
 _BAD_CREDENTIALS = (
-    "The Kaggle credentials cannot be used: a file with them cannot be read or is not of the "
-    "expected form, or a token has characters that do not belong there, such as a line break, or "
-    "is longer than 255 characters, when it must be in a file."
+    "The Kaggle credentials cannot be used: their file cannot be read or is malformed, or a token "
+    "holds a line break or another invalid character, or has more than 255 characters, when it "
+    "must be in a file."
 )
 _NO_CONFIG_DIRECTORY = "The Kaggle client cannot make its configuration directory."
 _RUN_AGAIN = "run the same command again: it resumes the download."
@@ -56,7 +56,7 @@ class KaggleDownload:
     """A finished download.
 
     Attributes:
-        version: number, or None if none was asked for and Kaggle named none.
+        version: number, or None if neither the caller nor Kaggle named one.
         archive_sha256: SHA-256 of the archive as it came.
     """
 
@@ -90,17 +90,17 @@ def download_kaggle(
 ) -> KaggleDownload:
     """Download a dataset from Kaggle and unpack it into the empty directory `target`.
 
-    The client finds the credentials: see docs/kaggle.md. They are in no message, log or
+    The client finds the credentials: see docs/kaggle.md. They never appear in a message, log or
     exception of this function.
 
     Args:
         slug: `owner/name` of the dataset, the end of its address.
         version: number of a version; None for the newest.
-        target: an empty directory, made if it is missing; empty again on failure.
+        target: empty directory, created if missing; empty again on failure.
         cache: directory where an unfinished download stays for the next call to resume.
         expected_sha256: `archive_sha256` of an earlier download.
         expected_version: version of that download; another version may have other bytes.
-        attempts: number of tries, the first one included, while failures may be transient.
+        attempts: largest number of attempts while failures may be transient.
         delay: seconds before the second attempt, doubled for each later one.
         timeout: seconds without a byte after which a connection counts as broken.
 
@@ -125,7 +125,7 @@ def download_kaggle(
                     extract_archive(archive, target, limits)
                     break
                 except DamagedArchive as error:
-                    # Perhaps two halves that do not fit: once more, from the start.
+                    # Perhaps two halves that do not match: try once more, from the start.
                     shutil.rmtree(folder)
                     damaged += 1
                     got = _Failure(
@@ -173,8 +173,8 @@ def _fetch(
             with _silence():
                 status = client.dataset_status(slug, format="json(current_version_number)")
             version = json.loads(status)["current_version_number"] or None
-        # One folder for each version: the client takes any file that is newer than the dataset,
-        # and as large, for the dataset.
+        # One folder for each version, because the client takes any file that is as large as the
+        # dataset, and newer, for the dataset.
         version_folder = folder / str(version or "newest")
         archive = version_folder / f"{slug.rpartition('/')[2]}.zip"
         if version is None:
@@ -190,8 +190,8 @@ def _fetch(
         return version, archive
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         if type(error) is ValueError:
-            # The client wrote something of the wrong size, perhaps an error page, into the
-            # archive, and would resume from there.
+            # The client wrote something of the wrong size into the archive, perhaps an error page,
+            # and would resume from there.
             shutil.rmtree(folder, ignore_errors=True)
         return _explain(error, slug, version)
 
@@ -200,8 +200,8 @@ def _sign_in(timeout: float, max_bytes: int) -> "KaggleApi":
     """Return a client that has found credentials, retries nothing and waits `timeout` seconds.
 
     Raises:
-        UserError: it found none, or none that can be used.
-        requests.RequestException: Kaggle, which is asked about access tokens, cannot be reached.
+        UserError: credentials are missing or cannot be used.
+        requests.RequestException: Kaggle cannot be reached to check an access token.
     """
     trouble, advice = _NO_CREDENTIALS, _GET_TOKEN
     with _silence(), _private_files():
@@ -221,7 +221,7 @@ def _sign_in(timeout: float, max_bytes: int) -> "KaggleApi":
 
                 if get_access_token_from_env()[0]:
                     trouble = _REFUSED_TOKEN
-            except Exception:  # it does not check what it reads: anything may come
+            except Exception:  # the client does not check what it reads, so it may raise anything
                 trouble = _BAD_CREDENTIALS
     raise UserError(f"{trouble} {advice}")
 
@@ -247,18 +247,18 @@ def _make_client(timeout: float, max_bytes: int) -> "KaggleApi":
             size = int(response.headers.get("Content-Length") or 0)
             if size > max_bytes:
                 raise UserError(
-                    f"Nothing was downloaded: Kaggle's archive has {size:,} bytes, and what it "
-                    f"holds may have {max_bytes:,}. Raise archive.max_gigabytes if there is room "
-                    "for three times its size, or choose another dataset."
+                    f"Nothing was downloaded: Kaggle's archive has {size:,} bytes, and its content "
+                    f"may have {max_bytes:,}. Raise archive.max_gigabytes if there is room for "
+                    "three times its size, or choose another dataset."
                 )
-            # Its own retries use the same signed URL for minutes; ours get a new one.
+            # The client's retries use the same signed URL for minutes; ours get a new one.
             super().download_file(response, *args, **kwargs, max_retries=0, timeout=timeout)
 
     return Client()
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
-    """Gives the requests of the client, which sets none, a timeout in seconds."""
+    """Gives the client's requests a timeout in seconds, because the client sets none."""
 
     def __init__(self, timeout: float) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 @contextmanager
 def _no_requests() -> Iterator[None]:
-    """Keep the client, which signs in on import and drops the outcome, from the network."""
+    """Block the network for the client, which signs in on import and drops the result."""
     from kagglesdk.kaggle_http_client import KaggleHttpClient
 
     def refuse(*_: object) -> None:
@@ -286,7 +286,7 @@ def _no_requests() -> Iterator[None]:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Make new files the user's alone: the client restricts its credentials only afterwards."""
+    """Create new files for the user only: the client restricts its credentials too late."""
     umask = os.umask(0o077)
     try:
         yield
@@ -296,7 +296,7 @@ def _private_files() -> Iterator[None]:
 
 @contextmanager
 def _silence(*, stderr: bool = True) -> Iterator[None]:
-    """Drop what the client prints and logs; `stderr=False` lets its progress bar through."""
+    """Drop what the client prints and logs; `stderr=False` keeps its progress bar."""
     loggers = [logging.getLogger(name) for name in ("kaggle", "kagglesdk", "urllib3", "requests")]
     levels = [logger.level for logger in loggers]
     with ExitStack() as stack:
@@ -310,7 +310,7 @@ def _silence(*, stderr: bool = True) -> Iterator[None]:
 
 
 def _explain(error: Exception, slug: str, version: int | None) -> _Failure:
-    """Describe an exception of the client without its own words, which may hold secrets."""
+    """Describe an exception of the client without its message, which may hold secrets."""
     kind = type(error).__name__
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return _explain_answer(error.response, slug, version)
@@ -365,7 +365,7 @@ def _explain_answer(response: requests.Response, slug: str, version: int | None)
             wait=wait,
         )
     if status >= 500 or status == 408 or response.history:
-        # After a redirect it is the storage behind Kaggle that answers; a new link may help.
+        # After a redirect, the storage behind Kaggle answers; a new link may help.
         return _Failure(
             f"Kaggle failed (HTTP {status}).",
             f"Wait for {patience} and {_RUN_AGAIN}",
@@ -406,17 +406,14 @@ def _retry_after(response: requests.Response) -> float | None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Wait until no other process downloads to `directory`: parallel experiments share it.
-
-    The log says which process it waits for.
-    """
+    """Hold the lock of `directory`, which parallel experiments share; log which process has it."""
     directory.mkdir(parents=True, exist_ok=True)
     owner, lock = directory / "owner", FileLock(directory.with_name(f"{directory.name}.lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
         who = "another process"
-        with suppress(FileNotFoundError):  # it has just ended
+        with suppress(FileNotFoundError):  # the other process has just ended
             who = owner.read_text(encoding="utf-8")
         _log.info("waiting for %s, which downloads to %s", who, directory)
         lock.acquire()

@@ -1,4 +1,4 @@
-"""The directory of raw data: its digest, and how it is put in place whole or not at all."""
+"""The directory of raw data: its digest, and its replacement as a whole or not at all."""
 
 import hashlib
 import os
@@ -13,8 +13,8 @@ from facegender.files import file_sha256
 def content_digest(directory: Path) -> tuple[int, str]:
     """Return the number of files under `directory` and one SHA-256 for all of them.
 
-    The digest covers each file's path (POSIX, relative) and bytes and nothing else, so dates,
-    permissions and empty folders make no difference. Symbolic links are left out.
+    The digest covers only the path (POSIX, relative) and bytes of each file, so dates, permissions
+    and empty folders make no difference. Symbolic links are left out.
     """
     digest = hashlib.sha256()
     paths = sorted(
@@ -23,16 +23,16 @@ def content_digest(directory: Path) -> tuple[int, str]:
         if path.is_file() and not path.is_symlink()
     )
     for name, path in paths:
-        # A length before each name: no two sets of names run into the same bytes.
+        # With its length before each name, different sets of names cannot give the same bytes.
         digest.update(f"{len(os.fsencode(name))}:".encode() + os.fsencode(name))
         digest.update(file_sha256(path).encode())
     return len(paths), digest.hexdigest()
 
 
 def storable_path(path: PurePosixPath) -> PurePosixPath:
-    r"""Return a path with what is not UTF-8 spelt out, as in `ren\xe9.jpg`, and `\r`, too.
+    r"""Return a path in which bytes that are not UTF-8 are escaped, as in `ren\xe9.jpg`, and `\r`.
 
-    Old disks and archives have such names. DVC cannot hold the former; most readers of CSV take
+    Old disks and archives have such names. DVC cannot store the former; most readers of CSV take
     the latter for the end of a row.
     """
     text = os.fsencode(path).decode(errors="backslashreplace")
@@ -40,17 +40,17 @@ def storable_path(path: PurePosixPath) -> PurePosixPath:
 
 
 def clear_directory(directory: Path) -> None:
-    """Remove everything in `directory`, and leave it empty."""
+    """Remove everything in `directory`, but not the directory."""
     for path in directory.iterdir():
         _remove(path)
 
 
 @contextmanager
 def emptied_on_error(directory: Path) -> Iterator[None]:
-    """Make `directory` if need be, and leave nothing in it when the body raises.
+    """Create `directory` if it is missing, and empty it if the body raises.
 
     Raises:
-        ValueError: something lies in the directory already, which this would remove.
+        ValueError: the directory is not empty, so that this would remove something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
@@ -64,11 +64,11 @@ def emptied_on_error(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that replaces `target` when the body succeeds.
+    """Yield an empty directory that replaces `target` if the body succeeds.
 
-    It lies beside `target`, on the same filesystem, so that the change is a rename. If the body
-    raises anything, Ctrl-C included, `target` stays as it was; the next call clears what a killed
-    one left. Under DVC `target` does not exist: DVC removes a stage's outputs before it runs.
+    It lies next to `target`, on the same filesystem, so that the replacement is a rename. If the
+    body raises anything, even by Ctrl-C, `target` does not change. The next call removes what a
+    killed one left. Under DVC `target` does not exist: DVC removes outputs before a stage runs.
     """
     temporary = target.with_name(f".{target.name}.partial")
     _remove(temporary)
@@ -83,7 +83,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    # A link is removed as a link: what it leads to belongs to somebody else.
+    # Of a link, only the link is removed: its target belongs to somebody else.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,6 +1,6 @@
-"""The built-in sample: cartoon faces whose labels are stipulated by the distributions below.
+"""The built-in sample: cartoon faces whose labels follow from the distributions below.
 
-The pictures are drawn by DiceBear's `avataaars` style. Their labels teach and test the pipeline;
+DiceBear's `avataaars` style draws the pictures. Their labels serve to test and teach the pipeline;
 they say nothing about people. `python -m facegender.data.sources.sample` prints the distributions
 and the accuracy of the best possible classifier (docs/sample-data.md).
 """
@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 CLASSES = ("female", "male")
 
-# Each value with its probability in percent for (female, male). Given the class, the attributes
-# are independent. Every class has every value, so none gives the label away for certain.
+# The probability of each value, in percent, for (female, male). Given the class, the attributes are
+# independent. Both classes have every value, so none decides the label alone.
 SIGNAL: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "hair": {
         # Long: most of one class.
@@ -48,7 +48,7 @@ SIGNAL: Mapping[str, Mapping[str, tuple[float, float]]] = {
         "theCaesar": (0.2, 14),
         "sides": (0.1, 10),
         "shortCurly": (0.2, 10.1),
-        # As common in both: what else shows must decide.
+        # As common in both: other attributes must decide.
         "dreads": (0.4, 0.4),
         "fro": (0.4, 0.4),
         "winterHat1": (0.4, 0.4),
@@ -81,8 +81,8 @@ SIGNAL: Mapping[str, Mapping[str, tuple[float, float]]] = {
     },
 }
 
-# Drawn uniformly and alike for both classes: what a model must learn to look past. No colour of
-# hair, clothing or background comes near one of skin: a beard, a neckline or a face always shows.
+# Drawn uniformly, from the same values for both classes: a model must learn to ignore them. No
+# colour of hair, clothing or background resembles one of skin, so beards, necklines and faces show.
 NUISANCE: Mapping[str, tuple[str, ...]] = {
     "skin_color": ("7a5240", "a9714b", "cf9468", "edb98a", "ffdbb4"),
     "hair_color": ("1c1210", "3b241d", "5a2d1c", "8f3a16", "c9a23f", "a8a3a3"),
@@ -94,8 +94,8 @@ NUISANCE: Mapping[str, tuple[str, ...]] = {
     "mirrored": ("no", "yes"),
 }
 
-# Whole numbers, first and last, all as likely and alike for both classes. The ranges keep the
-# face in the picture and the cut edge of the shoulders at its border.
+# First and last of whole numbers, drawn uniformly for both classes. The ranges keep the face in the
+# picture, and the cut edge of the shoulders at its border.
 PLACEMENT: Mapping[str, tuple[int, int]] = {
     "rotation_degrees": (-6, 6),
     "scale_percent": (98, 110),
@@ -114,7 +114,7 @@ SHORT_HAIR = frozenset(
 )
 
 _CHUNK = 20  # pictures a task: about 0.2 s
-# The style's name of each attribute that is a part of the drawing.
+# The style's name of each attribute that is drawn as a component.
 _COMPONENTS = {
     "hair": "top",
     "facial_hair": "facialHair",
@@ -128,7 +128,7 @@ _MAY_BE_NONE = frozenset({"facial_hair", "accessories"})
 
 
 def version() -> str:
-    """Return what decides the pictures' bytes: versions of packages, digest of the tables."""
+    """Return what decides the pictures' bytes: versions of packages, and a digest of the tables."""
     tables = json.dumps([SIGNAL, NUISANCE, PLACEMENT, _UNDER_HIJAB])
     packages = ("dicebear-core", "resvg-py", "numpy")
     return ", ".join(
@@ -142,17 +142,17 @@ def version() -> str:
 
 @cache
 def _style() -> Style:
-    # Parsed and validated once a process: that takes as long as many pictures.
+    # Parsed once a process, because that takes as long as drawing many pictures.
     return Style.from_json(
         files("dicebear_styles").joinpath("avataaars.json").read_text(encoding="utf-8")
     )
 
 
 def check_variants(choices: Mapping[str, Collection[str]]) -> None:
-    """Check every variant against the style, which draws nothing for a name that it lacks.
+    """Check every variant against the style, which draws nothing for an unknown name.
 
     Args:
-        choices: values by attribute; attributes that are not part of the drawing are ignored.
+        choices: values by attribute; attributes that are not components are ignored.
 
     Raises:
         ValueError: the style has no such variant.
@@ -178,17 +178,17 @@ def check_probabilities(signal: Mapping[str, Mapping[str, tuple[float, float]]])
 
 
 def show(signal: Mapping[str, str]) -> dict[str, str]:
-    """Return what shows of the drawn values of `SIGNAL`'s attributes, which a hijab limits."""
+    """Return the visible values of `SIGNAL`'s attributes: a hijab covers the clothing."""
     return {**signal, "clothing": COVERED} if signal["hair"] == "hijab" else dict(signal)
 
 
 def draw_attributes(label: str, index: int, seed: int) -> dict[str, str | int]:
-    """Return the attributes of one picture, which depend on (seed, label, index) alone.
+    """Return the attributes of one picture, which depend only on the arguments.
 
     Args:
         label: female or male.
         index: number of the picture within its class.
-        seed: source of chance, from 0 up.
+        seed: random seed, from 0 up.
     """
     column = CLASSES.index(label)
     generator = np.random.default_rng([seed, column, index])
@@ -211,8 +211,7 @@ def draw_attributes(label: str, index: int, seed: int) -> dict[str, str | int]:
 
 def render(attributes: Mapping[str, str | int], image_size: int) -> bytes:
     """Return the picture of `attributes` as PNG, `image_size` pixels a side."""
-    # Each option has one value, so that nothing is left to DiceBear's own chance; the seed
-    # settles what does not show.
+    # Each option has one value, so that DiceBear draws nothing at random that shows.
     options: dict[str, Any] = {
         "seed": "facegender",
         "skinColor": attributes["skin_color"],
@@ -233,7 +232,7 @@ def render(attributes: Mapping[str, str | int], image_size: int) -> bytes:
         options[f"{component}Probability"] = 0 if variant == "none" else 100
         options[f"{component}Variant"] = [] if variant == "none" else [variant]
     svg = Avatar(_style(), options).to_string()
-    # Fonts are left out because nothing is written in these pictures.
+    # The pictures contain no text, so no fonts are loaded.
     return bytes(
         resvg_py.svg_to_bytes(
             svg_string=svg, width=image_size, height=image_size, skip_system_fonts=True
@@ -242,20 +241,20 @@ def render(attributes: Mapping[str, str | int], image_size: int) -> bytes:
 
 
 def draw_sample(
-    target: Path, *, per_class: int, image_size: int, seed: int, jobs: int | None = None
+    target: Path, *, per_class: int, image_size: int, seed: int, jobs: int = -1
 ) -> None:
     """Draw the sample into the empty directory `target`.
 
-    Makes female/0000.png, ..., male/0000.png, ... and metadata.csv: each picture's path relative
-    to `target`, and its attributes. A larger sample holds the smaller one of the same seed.
+    Writes female/0000.png, ..., male/0000.png, ... and metadata.csv: each picture's path relative
+    to `target`, and its attributes. A larger sample contains the smaller one of the same seed.
 
     Args:
         image_size: pixels a side.
-        seed: source of chance, from 0 up.
-        jobs: processes; None for one a core. Their number changes no byte.
+        seed: random seed, from 0 up.
+        jobs: number of processes, -1 for one a core; it changes no byte.
 
     Raises:
-        FileExistsError: `target` holds a sample already.
+        FileExistsError: `target` already holds a sample.
         ValueError: the tables of this module name an unknown variant or do not add up to 100 %.
     """
     check_probabilities(SIGNAL)
@@ -270,10 +269,8 @@ def draw_sample(
         for start in range(0, len(pictures), _CHUNK)
     )
     chunks: dict[int, list[dict[str, str | int]]] = {}
-    parallel = joblib.Parallel(
-        n_jobs=-1 if jobs is None else jobs, batch_size=1, return_as="generator_unordered"
-    )
-    # A log gets few lines, a terminal a bar that moves.
+    parallel = joblib.Parallel(jobs, batch_size=1, return_as="generator_unordered")
+    # A moving bar in a terminal, few lines in a log.
     interval = 0.5 if sys.stderr.isatty() else 10
     with tqdm(
         total=len(pictures), desc="draw", unit="image", mininterval=interval, ncols=80
@@ -301,13 +298,13 @@ def _draw_chunk(
 
 
 def bayes_accuracy(attributes: Collection[str] | None = None) -> float:
-    """Return the accuracy of the best classifier on balanced classes.
+    """Return the exact accuracy of the best classifier on balanced classes.
 
-    Exact: each combination of values counts for the class in which it is likelier. Combinations
-    that look the same count as one, and nothing outside `SIGNAL` depends on the class.
+    It labels each combination of values by the class in which it is likelier. Combinations that
+    look the same count as one. Nothing outside `SIGNAL` depends on the class.
 
     Args:
-        attributes: those of `SIGNAL` that the classifier sees; None for all.
+        attributes: attributes of `SIGNAL` that the classifier sees; None for all.
     """
     shares: dict[tuple[str, ...], list[float]] = {}
     for values in itertools.product(*SIGNAL.values()):
