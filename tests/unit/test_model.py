@@ -1,5 +1,7 @@
+import os
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -175,6 +177,25 @@ def test_no_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path:
     )
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=r"model\.weights=PATH"):
+        network(weights="imagenet", image_size=128)
+
+
+@pytest.mark.parametrize("trouble", ["a connection that breaks", "a download that was killed"])
+def test_imagenet_weights_that_did_not_arrive_whole_are_not_called_unfit(
+    trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def break_off(*_: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", break_off)
+    monkeypatch.setattr("keras.src.backend.config.keras_home", lambda: str(tmp_path))
+    if trouble == "a download that was killed":
+        (tmp_path / "models").mkdir()
+        truncated = tmp_path / "models" / "mobilenet_2_5_128_tf_no_top.h5"
+        with h5py.File(truncated, "w") as file:
+            file["weights"] = np.zeros(1000)
+        os.truncate(truncated, 4000)
+    with pytest.raises(UserError, match=r"downloaded or read \(.*delete the file there"):
         network(weights="imagenet", image_size=128)
 
 
