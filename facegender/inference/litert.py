@@ -45,29 +45,23 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         ) from error
     if _lost_its_end(content):
         raise UserError(
-            f"The model {path.name} is cut off: the end of the file is missing, and with it how "
-            f"the model is to be used. {_REMEDY}"
+            f"The model {path.name} is cut off: the end of the file, which says how to use the "
+            f"model, is missing. {_REMEDY}"
         )
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    shape = inputs[0]["shape_signature"].tolist()
-    if (
-        len(inputs) != 1
-        or len(outputs) != 1
-        or inputs[0]["dtype"] != np.uint8
-        or outputs[0]["dtype"] != np.float32
-        or outputs[0]["shape_signature"].tolist() != [-1, 1]
-        or len(shape) != 4
-        or shape[0] != -1
-        or shape[1] != shape[2]
-        or shape[3] != 3
-    ):
-        raise UserError(
-            f"This project did not export the model {path.name}: it takes {shape} of "
-            f"{inputs[0]['dtype'].__name__} and gives "
-            f"{outputs[0]['shape_signature'].tolist()} of {outputs[0]['dtype'].__name__}, where "
-            "uint8 images (n, size, size, 3) and float32 probabilities (n, 1) are expected. "
-            f"{_REMEDY}"
-        )
+    taken, given = (
+        [(item["shape_signature"].tolist(), item["dtype"].__name__) for item in items]
+        for items in (inputs, outputs)
+    )
+    match taken, given:
+        case [([-1, size, width, 3], "uint8")], [([-1, 1], "float32")] if size == width:
+            pass
+        case _:
+            raise UserError(
+                f"This project did not export the model {path.name}: it takes {taken} and gives "
+                f"{given}, where uint8 images (n, size, size, 3) and float32 probabilities (n, 1) "
+                f"are expected. {_REMEDY}"
+            )
     source, target = inputs[0]["index"], outputs[0]["index"]
     rows = 1
 
@@ -81,7 +75,7 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         interpreter.invoke()
         return checked(interpreter.get_tensor(target)[:, 0].astype(np.float64), path.name)
 
-    return Predictor(shape[1], predict, read_crop(path))
+    return Predictor(size, predict, read_crop(path))
 
 
 def _lost_its_end(content: bytes) -> bool:

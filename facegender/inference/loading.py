@@ -59,15 +59,16 @@ def _checked_keras_predictor(path: Path) -> Predictor:
     from facegender.model.saved_model import load_model
 
     model = load_model(path)
-    shape, output = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    match shape:
-        case (_, int(height), int(width), 3) if height == width and output == (None, 1):
+    taken = [(*item.shape, item.dtype) for item in getattr(model, "inputs", None) or ()]
+    given = getattr(model, "output_shape", None)
+    match taken:
+        case [(_, int(height), int(width), 3, "uint8")] if height == width and given == (None, 1):
             pass
         case _:
             raise UserError(
-                f"This project did not save the model {path.name}: it takes {shape} and gives "
-                f"{output}, where images (n, size, size, 3) and probabilities (n, 1) are expected. "
-                "`dvc repro` trains the model, `dvc pull` fetches it from a remote."
+                f"This project did not save the model {path.name}: it takes {taken} and gives "
+                f"{given}, where uint8 images (n, size, size, 3) and probabilities (n, 1) are "
+                "expected. `dvc repro` trains the model, `dvc pull` fetches it from a remote."
             )
     plain = keras_predictor(model, read_crop(path))
     if plain.crop:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -217,11 +218,16 @@ def test_a_model_of_another_project_labels_nothing(kind: str, ending: str, tmp_p
         load_predictors(path, 1, trusted=True)[0].predict(white)
 
 
-def test_a_keras_model_of_images_of_any_size_is_named(tmp_path: Path) -> None:
-    images = keras.Input((None, None, 3))
-    pixels = keras.layers.GlobalAveragePooling2D()(images)
-    keras.Model(images, keras.layers.Dense(1)(pixels)).save(tmp_path / "any.keras")
-    with pytest.raises(UserError, match=r"any\.keras: it takes \(None, None, None, 3\)"):
+@pytest.mark.parametrize(("side", "dtype"), [(None, "uint8"), (8, "float32")])
+def test_a_keras_model_of_other_images_is_named(
+    tmp_path: Path, side: int | None, dtype: str
+) -> None:
+    images = keras.Input((side, side, 3), dtype=dtype)
+    pixels = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1.0)(images))
+    model = keras.Model(images, keras.layers.Dense(1, activation="sigmoid")(pixels))
+    model.save(tmp_path / "any.keras")
+    expected = re.escape(f"any.keras: it takes [(None, {side}, {side}, 3, '{dtype}')]")
+    with pytest.raises(UserError, match=expected):
         load_predictors(tmp_path / "any.keras", 1, trusted=True)
 
 
