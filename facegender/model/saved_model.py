@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 
 
 def save_model(model: keras.Model, path: Path) -> None:
@@ -60,10 +60,10 @@ def load_model(path: Path) -> keras.Model:
         raise UserError(f"The model {path.name} is not a .keras file. {remedy}")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Files that nobody vouches for make Keras raise what it likes.
+    # Untrusted files can make Keras raise anything.
     except Exception as error:
-        # Its advice on how to run the code after all is not passed on.
-        reason = str(error).partition(" If you trust")[0].rstrip(".")
+        # Leave out its advice on how to run the code after all.
+        reason = reason_of(error).partition(" If you trust")[0].rstrip(".")
         raise UserError(f"Cannot load the model {path.name}: {reason}. {remedy}") from error
 
 

@@ -131,9 +131,10 @@ def test_a_layer_that_is_none_is_refused(
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))
     path = with_layer(exported, tmp_path / "hostile.keras", LAYERS[name](tmp_path))
-    with pytest.raises(UserError, match=r"Cannot load the model hostile\.keras"):
+    with pytest.raises(UserError, match=r"Cannot load the model hostile\.keras") as caught:
         load_model(path)
     assert not (tmp_path / "mark").exists()
+    assert "\n" not in str(caught.value)
 
 
 def test_the_unchanged_model_loads(exported: Exported, tmp_path: Path) -> None:
@@ -143,6 +144,7 @@ def test_the_unchanged_model_loads(exported: Exported, tmp_path: Path) -> None:
 
 
 FILES: dict[str, Callable[[Path], object]] = {
+    "absent.keras": lambda path: None,
     "empty.keras": lambda path: path.write_bytes(b""),
     "text.keras": lambda path: path.write_text("a model"),
     "weights.keras": lambda path: h5py.File(path, "w").close(),
@@ -154,8 +156,9 @@ FILES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_no_keras_file_is_refused(tmp_path: Path, name: str) -> None:
     FILES[name](tmp_path / name)
-    with pytest.raises(UserError, match=rf"Cannot load the model {name}"):
+    with pytest.raises(UserError, match=rf"Cannot load the model {name}: .*dvc repro") as caught:
         load_model(tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 def test_formats_without_a_safe_mode_are_refused(tmp_path: Path) -> None:

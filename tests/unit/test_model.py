@@ -9,7 +9,7 @@ import pytest
 from facegender.errors import UserError
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE
 from facegender.model.network import Network, set_trainable
-from facegender.model.saved_model import load_model, save_model
+from facegender.model.saved_model import save_model
 from tests.networks import small_network
 
 
@@ -45,22 +45,6 @@ def test_the_same_weights_make_the_same_file(flip: bool, tmp_path: Path) -> None
         save_model(network(test_time_flip=flip).inference(), tmp_path / name)
     assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.keras", "b.keras"]
-
-
-def test_stock_keras_loads_what_was_saved(built: Network, tmp_path: Path) -> None:
-    save_model(built.inference(), tmp_path / "a.keras")
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    loaded = keras.models.load_model(tmp_path / "a.keras", compile=False)
-    expected = built.inference().predict_on_batch(images)
-    np.testing.assert_array_equal(loaded.predict_on_batch(images), expected)
-
-
-def test_no_model_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.keras"):
-        load_model(tmp_path / "absent.keras")
-    (tmp_path / "broken.keras").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"broken\.keras"):
-        load_model(tmp_path / "broken.keras")
 
 
 def trainable(built: Network) -> list[str]:
