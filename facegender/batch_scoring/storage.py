@@ -1,9 +1,10 @@
 """Folders of many files, local or in object storage, through fsspec.
 
 Endpoint and credentials of object storage come from the standard environment of each machine
-(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...); none is stored.
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) and are not stored.
 """
 
+import errno
 import logging
 import uuid
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ _OBJECT_ERRORS = {
     "AccessDenied": "cannot be read: AccessDenied",
     "InvalidObjectState": "cannot be read: it is archived",
 }
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Packages whose errors concern the storage as a whole.
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
 
@@ -220,6 +222,11 @@ def storage_errors_as_user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+            raise UserError(
+                f"Cannot use {error.filename}: {error.strerror}. Name another folder, or change "
+                "its permissions."
+            ) from None
         # s3fs raises OSErrors whose cause is botocore's error, which names the problem.
         cause = error.__cause__ or error
         if not type(cause).__module__.startswith(_CLIENTS):

@@ -238,6 +238,22 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert list(folder.names()) == ["a"]
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photos(tmp_path / "in", 1)
+
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(UserError, match=r"Cannot use .*/out/_score/plan: Permission denied"),
+        storage_module.storage_errors_as_user_errors(),
+    ):
+        prepare(source, tmp_path / "out")
+
+
 def test_an_alias_becomes_its_version(store: Store) -> None:
     with pytest.raises(UserError, match="no models:/facegender@champion"):
         registry.pin_version("models:/facegender@champion")
