@@ -134,6 +134,7 @@ def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        _log.warning("another process runs the same training, so this one saves no checkpoint")
         yield Checkpoint(None)
         return
     try:

@@ -179,13 +179,16 @@ def test_a_checkpoint_that_cannot_be_read_or_written_costs_itself_only(
     assert "no checkpoint of this epoch" in caplog.text
 
 
-def test_the_same_training_in_two_processes_has_one_checkpoint(tmp_path: Path) -> None:
+def test_the_same_training_in_two_processes_has_one_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with open_checkpoint(tmp_path, "a" * 64) as first:
         first.write({}, {})
         with open_checkpoint(tmp_path, "a" * 64) as second:
             assert second.saved is None
             second.write({"weights.0": np.zeros(3)}, {})
             second.remove()
+        assert "this one saves no checkpoint" in caplog.text
     with open_checkpoint(tmp_path, "a" * 64) as third:
         assert third.saved is not None
         assert third.saved.arrays == {}
