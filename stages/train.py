@@ -53,10 +53,7 @@ def main() -> None:
     connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
-    train, validation = (
-        ProcessedSplit(args.processed / "train"),
-        ProcessedSplit(args.processed / "validation"),
-    )
+    train, validation = (ProcessedSplit(args.processed / name) for name in ("train", "validation"))
     digest = checkpoints.inputs_digest(params, [train, validation])
     folder = project_root() / ".dvc" / "tmp" / "facegender"
     with checkpoints.open_checkpoint(folder, digest) as checkpoint, ExitStack() as stack:

@@ -74,11 +74,10 @@ class Face:
 class Detector:
     """A loaded face detector; not thread-safe."""
 
-    def __init__(self, *, threads: int = 1) -> None:
-        """Load the network; `threads` is the number of threads of the computation."""
-        # Two, because a change of the input's shape allocates a network again.
-        self._square = open_interpreter(_network(), threads=threads)
-        self._whole = open_interpreter(_network(), threads=threads)
+    def __init__(self) -> None:
+        # Two, because each change of the input's shape allocates memory again.
+        self._square = open_interpreter(_network())
+        self._whole = open_interpreter(_network())
 
     def find(self, picture: Image.Image, *, min_score: float, min_size: float) -> list[Face]:
         """Return the faces in an upright RGB picture, the largest first.

@@ -18,16 +18,11 @@ if TYPE_CHECKING:
     import keras
 
 
-def image_size(model: keras.Model) -> int:
-    """Return the side, in pixels, of the images that a model takes."""
-    return int(model.input_shape[1])
-
-
 def keras_predictor(model: keras.Model, crop: FaceCrop | None = None) -> Predictor:
-    """Return a Keras model as a predictor; `crop` is that of `Predictor`."""
+    """Return a Keras model as a predictor."""
     from facegender.model.saved_model import predict_arrays
 
-    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]), crop)
+    return Predictor(model.input_shape[1], lambda batch: predict_arrays(model, [batch]), crop)
 
 
 def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor]:

@@ -193,20 +193,20 @@ def set_trainable(trained_base: keras.Model, fine_tune_from: str) -> None:
     """Make the layers from `fine_tune_from` on trainable, and freeze those before it.
 
     Args:
-        trained_base: MobileNet, or its folded equal.
-        fine_tune_from: `all`, `none`, or the name of a layer, such as `conv_pw_6`.
+        trained_base: MobileNet, or its folded copy.
+        fine_tune_from: `all`, or the name of a layer, such as `conv_pw_6`.
 
     Raises:
         UserError: no layer has that name.
     """
     names = [layer.name for layer in trained_base.layers]
-    starts = {"all": 0, "none": len(names)} | {name: place for place, name in enumerate(names)}
-    if fine_tune_from not in starts:
+    if fine_tune_from not in {"all", *names}:
         raise UserError(
             f"MobileNet has no layer {fine_tune_from!r}: train.fine_tune_from is `all` or one of "
             f"{', '.join(name for name in names if name.startswith('conv'))}."
         )
+    first = 0 if fine_tune_from == "all" else names.index(fine_tune_from)
     trained_base.trainable = True
-    # Each layer by itself: Keras does not hand a flag on to layers when the model has it already.
-    for place, layer in enumerate(trained_base.layers):
-        layer.trainable = place >= starts[fine_tune_from]
+    # One by one: Keras does not pass the flag on to layers if the model has that value already.
+    for index, layer in enumerate(trained_base.layers):
+        layer.trainable = index >= first

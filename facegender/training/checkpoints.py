@@ -122,7 +122,7 @@ def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
 
     Args:
         folder: folder of all checkpoints; created if missing, and cleared of old ones.
-        digest: from `training_digest`.
+        digest: from `inputs_digest`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     oldest = time.time() - MAX_AGE_DAYS * 24 * 3600
@@ -149,38 +149,18 @@ def inputs_digest(
     """Return the SHA-256, 64 hexadecimal digits, of everything that decides a training's result.
 
     Args:
-        params: All parameters; those of the gate, say, do not count.
-        splits: The splits to train and validate on.
-        package: The directory of facegender's code. What training logs or reports does not count.
+        params: all parameters, of which DECISIVE_PARAMS count.
+        splits: training and validation split.
+        package: directory of facegender's code, of which DECISIVE_CODE counts.
     """
+    files = [file for split in splits for file in split.files]
     weights = Path(params.model.weights)
-    return training_digest(
-        params=params.model_dump_json(include=DECISIVE_PARAMS),
-        files=[
-            *(file for split in splits for file in split.files),
-            *([weights] if weights.is_file() else []),
-        ],
-        code=[
-            path
-            for name in DECISIVE_CODE
-            for path in (
-                [package / name] if name.endswith(".py") else sorted((package / name).glob("*.py"))
-            )
-        ],
-    )
-
-
-def training_digest(*, params: str, files: Sequence[Path], code: Sequence[Path]) -> str:
-    """Return the SHA-256, 64 hexadecimal digits, of parameters, files, code and packages.
-
-    Args:
-        params: The parameters as text.
-        files: The data, and the weights to start from.
-        code: The modules that train.
-    """
-    digest = hashlib.sha256(params.encode())
-    for package in _PACKAGES:
-        digest.update(f"{package} {version(package)}\n".encode())
-    for path in (*files, *code):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+    if weights.is_file():
+        files.append(weights)
+    for name in DECISIVE_CODE:
+        code = package / name
+        files += [code] if code.suffix == ".py" else sorted(code.glob("*.py"))
+    lines = [params.model_dump_json(include=DECISIVE_PARAMS)]
+    lines += [f"{name} {version(name)}" for name in _PACKAGES]
+    lines += [f"{path.name} {file_sha256(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

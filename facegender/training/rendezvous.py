@@ -83,15 +83,11 @@ def read_worker_group(text: str | None) -> WorkerGroup:
 
 
 def require_chief(cluster: WorkerGroup) -> None:
-    """Refuse the pipeline to all workers but the first.
-
-    Raises:
-        UserError: this process is another worker.
-    """
+    """Raise UserError if this process is not worker 0, which alone runs the pipeline."""
     if cluster.index:
         raise UserError(
-            f"This is worker {cluster.index} of TF_CONFIG, where `facegender worker` is to be run: "
-            "the pipeline runs at worker 0 alone, which logs and writes for all."
+            f"This is worker {cluster.index} of TF_CONFIG: run `facegender worker` here. Only "
+            "worker 0 runs the pipeline; it logs and writes for all."
         )
 
 

@@ -73,22 +73,18 @@ def new_network(params: Params, strategy: tf.distribute.Strategy | None = None) 
     """
     make_deterministic(params.train.seed)
     with (strategy or tf.distribute.get_strategy()).scope():
-        return _build(params)
-
-
-def _build(params: Params) -> Network:
-    return build_network(
-        image_size=params.image.size,
-        alpha=params.model.alpha,
-        weights=params.model.weights,
-        weights_sha256=params.model.weights_sha256,
-        dropout=params.model.dropout,
-        test_time_flip=params.model.test_time_flip,
-        batch_norm=params.train.batch_norm,
-        batch_norm_momentum=params.train.batch_norm_momentum,
-        seed=params.train.seed,
-        mixed_precision=params.train.mixed_precision,
-    )
+        return build_network(
+            image_size=params.image.size,
+            alpha=params.model.alpha,
+            weights=params.model.weights,
+            weights_sha256=params.model.weights_sha256,
+            dropout=params.model.dropout,
+            test_time_flip=params.model.test_time_flip,
+            batch_norm=params.train.batch_norm,
+            batch_norm_momentum=params.train.batch_norm_momentum,
+            seed=params.train.seed,
+            mixed_precision=params.train.mixed_precision,
+        )
 
 
 def train_network(

@@ -26,10 +26,7 @@ def run_worker(cluster: WorkerGroup, processed: Path, wait: float) -> int:
     Raises:
         UserError: the chief or another worker is missing or gone, or has other data or code.
     """
-    train, validation = (
-        ProcessedSplit(processed / "train"),
-        ProcessedSplit(processed / "validation"),
-    )
+    train, validation = (ProcessedSplit(processed / name) for name in ("train", "validation"))
 
     def digest(text: str) -> str:
         try:
