@@ -3,7 +3,7 @@
 Each round trains MobileNet for a few epochs with params.yaml, once with `enable_op_determinism` and
 once without. Each training has its own process, because TensorFlow cannot turn determinism off
 again. The first epoch, in which TensorFlow builds its graph, does not count. Prints images per
-second and the ratio of times; above 1, determinism is slower.
+second and their ratio; above 1, determinism is slower.
 
     python -m bench.determinism
 """
