@@ -42,7 +42,7 @@ def main() -> None:
         cluster = rendezvous.read_worker_group(os.environ.get("TF_CONFIG"))
         rendezvous.require_chief(cluster)
 
-    # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
+    # After the arguments, so that --help and a bad parameter do not wait for TensorFlow.
     with hide_native_notes(), without_packages("matplotlib", "sklearn"):
         from facegender.data.processed import ProcessedSplit
         from facegender.model.saved_model import save_model
@@ -68,7 +68,7 @@ def main() -> None:
                 name=name,
                 params=flatten(params),
                 tags={**tags, **inputs},
-                manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+                manifests={name: args.splits / f"{name}.csv" for name in ("train", "validation")},
                 resume=checkpoint.run_id,
             )
         )

@@ -12,10 +12,10 @@ from facegender.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# An image of a part: its name, and its bytes or path, or the reason why it cannot be read.
+# The name of an image, and its bytes, its path, or the reason why it cannot be read.
 NamedImage = tuple[str, bytes | Path | InvalidImage]
 
-# A row group is cut into at most this many slices because each slice reads it from its start.
+# Slices of a row group. Each one reads the row group from its start.
 _MAX_SLICES = 8
 # Rows read at a time.
 _BATCH = 64
@@ -26,10 +26,10 @@ def slices(table: str, part_images: int) -> Iterator[tuple[int, list]]:
 
     Args:
         table: path or address of the file.
-        part_images: images in a slice, more if the row groups are large.
+        part_images: images in a slice; large row groups have more.
 
     Yields:
-        The number of images; and the arguments of `table_rows`.
+        The number of images, and the arguments of `table_rows`.
 
     Raises:
         UserError: the file cannot be read, or does not have exactly one column of bytes.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Images in one message between Spark and Python.
 MESSAGE_IMAGES = 64
-# Objects that each task fetches at the same time; its core would otherwise wait for most of them.
+# Objects that each task fetches at the same time; otherwise its core would mostly wait.
 _FETCHES = 8
 
 
@@ -57,13 +57,12 @@ def scored_parts(
 
     # MLflow warns that this environment differs from the one the model was trained in.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-    # Only what differs from the defaults, because models of earlier versions refuse them. Faces are
-    # cut out before the model runs.
-    params: dict[str, float | bool] = (
-        {"abstain_below": job.abstain_below} if job.abstain_below else {}
-    )
+    # Only what differs from the defaults, because older models refuse parameters they do not know.
+    params: dict[str, float | bool] = {}
+    if job.abstain_below:
+        params["abstain_below"] = job.abstain_below
     if crop:
-        params["whole"] = True
+        params["whole"] = True  # faces are cut out before the model runs
     predict = mlflow.pyfunc.spark_udf(
         session,
         str(model),
@@ -134,7 +133,7 @@ def _read(
 def _decode(
     image: bytes | Path | InvalidImage, size: int, crop: FaceCrop | None
 ) -> list[tuple[bytes, str | None, str | None, bool]]:
-    """Return for each face of an image four values; for a whole image, as if it were one face.
+    """Return a row for each face of an image; a whole image counts as one face.
 
     Returns:
         The pixels at the model's size as an uncompressed file; why the image cannot be read; the
@@ -167,7 +166,7 @@ def _bmp(pixels: np.ndarray) -> bytes:
 
 
 def _as_text(name: str) -> str:
-    """Return a name as valid text: bytes that are not UTF-8 become escapes."""
+    """Return a name as valid text, with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -26,17 +26,17 @@ def keras_predictor(model: keras.Model, crop: FaceCrop | None = None) -> Predict
 
 
 def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor]:
-    """Load the model in a file, once for each thread that is useful.
+    """Load a model file, once for each thread that is useful.
 
     Args:
         path: .tflite or .keras file.
-        trusted: whether the file is the repository's own. Any other .tflite file is first run in a
+        images: number of images to predict.
+        trusted: whether the file is the repository's own. Any other .tflite file first runs in a
             child process, because it can crash the process that loads it.
 
     Raises:
         UserError: the file is missing, damaged, or another kind of model.
     """
-    # Each runtime is imported when needed: Keras takes seconds, LiteRT does not.
     if path.suffix == ".tflite":
         from facegender.inference.litert import load_litert, probe_litert
 
@@ -45,7 +45,7 @@ def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
-        # Once, because TensorFlow uses all cores by itself.
+        # Once, because TensorFlow uses all cores.
         return [_checked_keras_predictor(path)]
     raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")
 
@@ -67,6 +67,6 @@ def _checked_keras_predictor(path: Path) -> Predictor:
             )
     plain = keras_predictor(model, read_crop(path))
     if plain.crop:
-        # Here, because the first model on LiteRT hides what other threads print meanwhile.
+        # Before threads start: opening the first LiteRT model hides what other threads print.
         Detector()
     return replace(plain, predict=lambda batch: checked(plain.predict(batch), path.name))

@@ -20,14 +20,15 @@ from facegender.inference.predictor import BATCH_SIZE, NO_FACE, Predictor, label
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one face of an image, or why the image could not be read, in `error`.
-
-    The label is `female`, `male`, or `uncertain` if the caller asked to abstain. If the model
-    judges faces and the image has none, it is `no face`, without a probability.
+    """The prediction for one face of an image.
 
     Attributes:
-        left: left edge of the face's box, in pixels of the upright image; None if it was judged
-            whole, as `top`, `width`, `height` and `score` are.
+        label: `female`, `male`, `uncertain` if asked to abstain, or `no face` if the model judges
+            faces and the image has none; None with an error.
+        probability: P(male); None without a face or with an error.
+        error: why the image could not be read, or None.
+        left: left edge of the face's box, in pixels of the upright image. It and the fields below
+            are None if the image was judged whole.
         score: confidence of the face detector, from 0 to 1.
     """
 
@@ -51,7 +52,7 @@ def predict_images(
     batch_size: int = BATCH_SIZE,
     faces: Literal["all", "largest", "whole"] = "all",
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each image, in order; for a model of faces, one for each face.
+    """Yield predictions in the order of the images; for a model of faces, one for each face.
 
     Each predictor has a thread, which decodes and predicts a batch at a time. At most two batches
     per predictor are ahead of the caller, so memory does not grow with the number of images.
@@ -59,7 +60,7 @@ def predict_images(
     Args:
         predictors: the same model, once for each thread.
         sources: names, each with the bytes or the path of an image.
-        faces: the faces of an image to judge, the largest first; or the whole image instead.
+        faces: which faces of an image to judge, or to judge it whole.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
     for predictor in predictors:
@@ -105,7 +106,7 @@ def _predict_batch(
             box: dict[str, Any] = box_of(face) if face else {}
             predictions.append(Prediction(name, None, None, **box))
             pixels.append(image)
-    # As few at a time as usual, because an image may have hundreds of faces.
+    # In small batches, because an image may have hundreds of faces.
     probabilities = predictor.predict_all(pixels, len(batch))
     for index, item in enumerate(predictions):
         if item.error is None and item.label is None:

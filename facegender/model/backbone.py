@@ -1,4 +1,4 @@
-"""MobileNet v1 without top, from ImageNet weights, a weights file or chance."""
+"""MobileNet v1 without top, with ImageNet weights, those of a file, or random ones."""
 
 from pathlib import Path
 
