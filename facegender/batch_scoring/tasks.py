@@ -7,9 +7,7 @@ import io
 import itertools
 import json
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from facegender.batch_scoring.storage import Storage
 from facegender.data.face_images import box_of, face_images
 from facegender.data.images import InvalidImage
 from facegender.faces.settings import FaceCrop
+from facegender.inference.prediction import map_ahead
 from facegender.inference.predictor import NO_FACE
 
 if TYPE_CHECKING:
@@ -177,18 +176,9 @@ def _stored_images(source: Storage, names: Sequence[str]) -> Iterator[NamedImage
         except InvalidImage as error:
             return source.address(name), error
 
-    return map(fetch, names) if source.is_local else _prefetch(fetch, names)
-
-
-def _prefetch(fetch: Callable[[str], NamedImage], names: Sequence[str]) -> Iterator[NamedImage]:
-    """Fetch in threads, in order, at most `_FETCHES` images ahead of the reader."""
-    left = iter(names)
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        futures = deque(pool.submit(fetch, name) for name in itertools.islice(left, _FETCHES))
-        while futures:
-            image = futures.popleft().result()
-            futures.extend(pool.submit(fetch, name) for name in itertools.islice(left, 1))
-            yield image
+    if source.is_local:
+        return map(fetch, names)
+    return map_ahead(fetch, names, threads=_FETCHES, ahead=_FETCHES)
 
 
 def _write(

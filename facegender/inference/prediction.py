@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from facegender.data.face_images import box_of, face_images
 from facegender.data.images import InvalidImage
 from facegender.inference.predictor import BATCH_SIZE, NO_FACE, Predictor, label_of
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,21 @@ def predict_images(
 
     starts = range(0, len(sources), batch_size)
     batches = (sources[start : start + batch_size] for start in starts)
-    with ThreadPoolExecutor(len(predictors)) as pool:
-        ahead = deque(pool.submit(work, batch) for batch in islice(batches, 2 * len(predictors)))
-        while ahead:
-            done = ahead.popleft().result()
-            ahead.extend(pool.submit(work, batch) for batch in islice(batches, 1))
-            yield from done
+    for done in map_ahead(work, batches, threads=len(predictors), ahead=2 * len(predictors)):
+        yield from done
+
+
+def map_ahead(
+    work: Callable[[_T], _R], items: Iterable[_T], *, threads: int, ahead: int
+) -> Iterator[_R]:
+    """Yield `work` of each item in order, computed in threads at most `ahead` of the caller."""
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        futures = deque(pool.submit(work, item) for item in islice(left, ahead))
+        while futures:
+            done = futures.popleft().result()
+            futures.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield done
 
 
 def _predict_batch(
