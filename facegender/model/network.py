@@ -63,10 +63,7 @@ class Network:
         return keras.Model(image, self.trained_base(_scale()(image)), name="facegender_features")
 
     def logits(self) -> keras.Model:
-        """Return the model in its current state: uint8 RGB (n, size, size, 3) to the logit (n, 1).
-
-        Unlike `training`, without augmentation, and with the flip of `test_time_flip`.
-        """
+        """Return the model as `inference` judges: uint8 RGB (n, size, size, 3) to logit (n, 1)."""
         image = keras.Input(self.trained_base.input_shape[1:], dtype="uint8", name="image")
         return keras.Model(image, self._logit(image, self.trained_base), name="facegender_logits")
 

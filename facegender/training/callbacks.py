@@ -46,10 +46,7 @@ class SeedPerEpoch(keras.callbacks.Callback):
 
 
 class SwapEma(keras.callbacks.SwapEMAWeights):
-    """Puts the averaged weights into the model between epochs.
-
-    With `averaged`, they are already there at the start.
-    """
+    """Puts the averaged weights into the model between epochs; `averaged` if they are there now."""
 
     def __init__(self, *, averaged: bool) -> None:
         super().__init__(swap_on_epoch=True)
