@@ -1,4 +1,4 @@
-"""Pictures without a face: what group photos are pasted on, and what must yield no box."""
+"""Pictures without a face: backgrounds of group photos, and pictures in which none may be found."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,9 +1,9 @@
 """Compare the priors of the calibration on networks that `bench.recipes` has trained.
 
-Calibrates each network on images drawn from the fold that it was not trained on, and judges it by
-the log loss on the rest of that fold. Prints the mean over draws and networks for each number of
-images and each pair of priors, and what no calibration and scikit-learn's logistic regression (its
-L2 penalty of 1 on standardised logits, the intercept free) would have.
+Calibrates each network on images drawn from the fold that it was not trained on, and computes the
+log loss on the rest of that fold. Prints the mean over draws and networks for each number of images
+and each pair of priors, and those of no calibration and of scikit-learn's logistic regression (an
+L2 penalty of 1 on standardised logits, the intercept free).
 
     python -m bench.calibration RESULTS
 """
@@ -30,10 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="the folder of bench.recipes --results")
+    parser.add_argument("results", type=Path, help="folder of bench.recipes --results")
     parser.add_argument("--images", type=int, nargs="+", default=[13, 30, 115, 250])
-    parser.add_argument("--draws", type=int, default=30, help="of each number of images (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--draws", type=int, default=30, help="per number of images (30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (0)")
     args = parser.parse_args()
     networks = [judged(path.parent) for path in sorted(args.results.glob("*/done.json"))]
     print(f"{len(networks)} networks, {args.draws} draws of each: mean log loss by images")

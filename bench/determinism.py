@@ -3,19 +3,18 @@
 Each round trains MobileNet for a few epochs with params.yaml, once with `enable_op_determinism` and
 once without. Each training has its own process, because TensorFlow cannot turn determinism off
 again. The first epoch, in which TensorFlow builds its graph, does not count. Prints images per
-second and the ratio of times; above 1, determinism is slower.
+second and their ratio; above 1, determinism is slower.
 
     python -m bench.determinism
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.common import make_raw, new_network
+from bench.common import make_raw, new_network, report
 from facegender.params import load_params
 from facegender.runtime.entry_points import run_command
 
@@ -33,22 +32,19 @@ def main() -> None:
     if args.part is not None:
         print(images_per_second(args.part, args.epochs, deterministic=args.deterministic))
         return
-    rates: dict[str, list[float]] = {"with": [], "without": []}
+    with_it, without = "with determinism", "without determinism"
+    rates: dict[str, list[float]] = {with_it: [], without: []}
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
         part = make_part(Path(folder), args.images)
         command = [sys.executable, "-m", "bench.determinism"]
         command += ["--part", str(part), "--epochs", str(args.epochs)]
         for _ in range(args.rounds):
-            for kind, option in (("with", ["--deterministic"]), ("without", [])):
+            for kind, option in ((with_it, ["--deterministic"]), (without, [])):
                 done = subprocess.run(
                     [*command, *option], stdout=subprocess.PIPE, text=True, check=True
                 )
                 rates[kind].append(float(done.stdout.split()[-1]))
-    for kind, values in rates.items():
-        print(f"{kind:<8} determinism {statistics.median(values):8,.0f} images/s")
-    ratios = [fast / slow for fast, slow in zip(rates["without"], rates["with"], strict=True)]
-    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    print(f"time with / without  {statistics.median(ratios):8.2f} ({spread})")
+    report(rates, [(without, with_it)])
 
 
 def make_part(folder: Path, images: int) -> Path:

@@ -1,9 +1,9 @@
-"""Measure what near duplicates cost to find among drawings of the sample's kind, and how near
-different pictures come.
+"""Measure what finding near duplicates costs among drawings like the sample's, and how similar
+different pictures are.
 
-Prints for each number of drawings the rates of both steps and the memory, then for the sample and
-for each folder given the pairs that are nearest to the limits, as multiples of these: below 1 a
-pair counts as one picture.
+Prints the times of both steps and the memory for each number of drawings. Then it prints, for the
+sample and each folder given, the pairs that are nearest to the limit, as multiples of it: up to 1,
+a pair counts as one picture.
 
     python -m bench.duplicates ../shared/faces ../shared/photos
 """
@@ -37,7 +37,7 @@ def main() -> None:
         "--drawings",
         type=int,
         action="append",
-        help="how many; may be given several times (1500 and 6000)",
+        help="number of drawings; may be repeated (1500 and 6000)",
     )
     args = parser.parse_args()
     counts = args.drawings or [1500, 6000]
@@ -46,7 +46,7 @@ def main() -> None:
         drawn.mkdir()
         draw_sample(drawn, per_class=max(counts) // 2, image_size=128, seed=0)
         for count in counts:
-            # In a process of its own, whose memory is that of this step alone.
+            # In its own process, so that its memory is that of this step alone.
             step = multiprocessing.get_context("spawn").Process(
                 target=report_cost, args=[drawn, count]
             )
@@ -64,7 +64,7 @@ def manifest_of(folder: Path) -> pd.DataFrame:
 
 
 def report_cost(folder: Path, count: int) -> None:
-    """Print what checking the first drawings of each class takes."""
+    """Print the time and memory of checking the first drawings of each class."""
     manifest = manifest_of(folder)
     # A larger sample holds the smaller ones.
     manifest = manifest[manifest["path"].map(lambda path: int(Path(path).stem) < count // 2)]

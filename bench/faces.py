@@ -1,9 +1,9 @@
-"""How many faces are found, how many boxes are false, and how well a model labels them.
+"""Count how many faces are found, how many boxes are false, and how many labels are right.
 
 Pastes each portrait of a folder of class folders at several sizes, makes group photos of 2 to 12
 faces on noise and on photos without people (scikit-learn's), and draws pictures without a face.
-With a model, prints its accuracy on the portraits as they are, judged whole and judged by face, and
-how many faces of the group photos it labels as in their portraits.
+With a model, prints its accuracy on the portraits as they are, judged whole and by face, and for
+how many faces in group photos its label is the same as in the portrait.
 
     python -m bench.faces ../shared/faces --model models/model.tflite
 """
@@ -53,7 +53,7 @@ class Portrait:
 
 @dataclass
 class Tally:
-    """What became of pasted faces."""
+    """Counts of pasted faces."""
 
     pictures: int = 0
     faces: int = 0
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("faces", type=Path, help="folder of female/ and male/, square pictures")
     parser.add_argument("--model", type=Path, help="a .tflite file that was trained on crops")
     parser.add_argument("--groups", type=int, default=100, help="group photos of each kind")
-    parser.add_argument("--only", default="", help="lines whose name holds this text")
+    parser.add_argument("--only", default="", help="only lines whose name has this text")
     args = parser.parse_args()
     paths = [args.faces / path for path in find_images(args.faces)]
     predictor = load_litert(args.model) if args.model else None
@@ -135,12 +135,12 @@ def show_groups(
     """Make group photos, and print how many faces are found.
 
     Args:
-        name: what is printed.
+        name: name of the line.
         portraits: portraits to choose from.
-        by_face: whether the face has 60 to 300 pixels, instead of the portrait.
-        backdrop: function that draws what they are pasted on.
-        count: photos.
-        predictor: model that labels what is found, or None.
+        by_face: whether the face, not the portrait, has 60 to 300 pixels.
+        backdrop: function that draws the background.
+        count: number of photos.
+        predictor: model that labels the faces, or None.
     """
     tally, generator = Tally(), np.random.default_rng(1)
     pool = [head(portrait) for portrait in portraits] if by_face else portraits
@@ -188,7 +188,7 @@ def judge(picture: Image.Image, face: Face, predictor: Predictor | None) -> floa
 
 
 def head(portrait: Portrait) -> Portrait:
-    """Return the square of a portrait that is twice as wide as the face, if there is so much."""
+    """Return the square around the face, twice as wide as it if the portrait is that large."""
     face, picture = portrait.face, portrait.picture
     x, y = round(face.left + face.width / 2), round(face.top + face.height / 2)
     half = min(round(face.width), x, y, picture.width - x, picture.height - y)
@@ -204,16 +204,16 @@ def paste(
     predictor: Predictor | None,
     tally: Tally,
 ) -> None:
-    """Paste portraits where they overlap little, and add to the tally what is found of them.
+    """Paste portraits where they overlap little, look for faces, and add the counts to the tally.
 
-    The largest go first. A portrait for which no place is found is left out.
+    The largest go first. A portrait that does not fit is left out.
 
     Args:
         canvas: picture to paste into.
-        portraits: what to paste.
-        sides: side, in pixels, that each has there.
-        generator: source of places.
-        predictor: model that judges what is found, or None.
+        portraits: portraits to paste.
+        sides: side of each in the canvas, in pixels.
+        generator: source of positions.
+        predictor: model that labels the faces, or None.
         tally: counts to add to.
     """
     places: list[tuple[Box, Portrait]] = []
@@ -247,7 +247,7 @@ def paste(
 
 
 def _shows(face: Face, portrait: Portrait, place: Box) -> bool:
-    """Return whether a box and that of a pasted face share half of what they cover together."""
+    """Return whether the intersection over union of a box and a pasted face's is at least half."""
     scale = (place[2] - place[0]) / portrait.picture.width
     own = portrait.face
     left, top = place[0] + own.left * scale, place[1] + own.top * scale

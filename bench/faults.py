@@ -28,7 +28,7 @@ from bench.outputs import differences, output_digests
 from facegender.files import parse_yaml
 from facegender.runtime.entry_points import run_command
 
-# Enough epochs that some kills fall among them: TensorFlow takes seconds before the first.
+# Enough epochs that some kills hit one: TensorFlow takes seconds before the first.
 SMALL = (
     "dataset.per_class=60",
     "dataset.image_size=48",
@@ -81,7 +81,7 @@ def run_by_stages(clone: Path) -> dict[str, float]:
     """Run the pipeline, and return the seconds that each stage took, in order."""
     seconds = {}
     for stage, entry in parse_yaml((clone / "dvc.yaml").read_text())["stages"].items():
-        if "foreach" in entry:  # of other sources than the sample
+        if "foreach" in entry:  # only for other sources than the sample
             continue
         dvc = start_repro(clone, "--force", "--single-item", stage)
         process = wait_for_stage(dvc, stage)

@@ -2,9 +2,9 @@
 
     python -m bench.gate_power
 
-Of pairs of equally good models at most 5 % may fail, for each number of test images. If the second
+For each number of test images, at most 5 % of pairs of equally good models may fail. If the second
 model is worse by the smallest drop of accuracy that the report prints, four in five must be found.
-An image is easy for both models or hard for both, as faces are. docs/gate.md has the table.
+As with faces, an image is easy for both models or hard for both. docs/gate.md has the table.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def printed_drop(gate: Gate, n: int) -> float | None:
-    """Return the smallest drop of accuracy that the report prints for models as these."""
+    """Return the smallest drop of accuracy that the report prints for such models."""
     quick = gate.model_copy(update={"bootstrap_samples": 1, "floors": {}, "reference": None})
     evidence = _judge_pair(np.random.default_rng(0), quick, n, 0).evidence
     # Their true rate of disagreement, not that of one test set.
@@ -65,7 +65,7 @@ def simulate(gate: Gate, n: int, drop: float, pairs: int, seed: int = 20) -> tup
     """Judge pairs of models, the second worse by `drop` in truth.
 
     Returns:
-        How many fail, and how many lose accuracy significantly.
+        The number that fail, and the number that lose accuracy significantly.
     """
     generator = np.random.default_rng(seed)
     quick = gate.model_copy(update={"bootstrap_samples": 1, "floors": {}, "reference": None})

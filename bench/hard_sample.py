@@ -1,7 +1,7 @@
 """Make a harder sample to develop recipes on: the sample's drawings, badly photographed.
 
 Each picture is cropped, blurred, relit and noised at random, and saved as a JPEG of 200 pixels, the
-study's size. What distinguishes the classes may be cut off, small or lost in noise.
+study's size. The details that distinguish the classes may be cut off, small or lost in noise.
 """
 
 import io

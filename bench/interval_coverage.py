@@ -4,8 +4,8 @@
     python -m bench.interval_coverage --bootstrap
 
 The second shows what percentile bootstraps would cover, which the project does not print. Each draw
-has models, groups and a test set of its own: counts of few images allow so few intervals that the
-coverage at one true value says little. docs/gate.md has the table that it prints.
+has its own models, groups and test set: few images allow so few different intervals that the
+coverage at one true value says little. docs/gate.md has the table that this prints.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Measure the label audit: flip labels of a training split at random, and count which are found.
 
-Prints precision and recall, of what `cleanlab` names and of as many of the worst as were flipped.
-The weights are those of `-S recipe=best`.
+Prints the precision and recall of what `cleanlab` names, and the precision of as many of the worst
+labels as were flipped. Recipe best uses the same weights.
 
     python -m bench.label_audit ../shared/photos --weights ../shared/weights/NAME.h5
 """

@@ -39,7 +39,7 @@ def train(
     """Train for 15 epochs and return the probabilities of the test split, float32 of shape (n,).
 
     Args:
-        images: uint8 of shape (m, 224, 224, 3), in memory: it need not decode.
+        images: uint8 of shape (m, 224, 224, 3), already decoded.
         labels: 0 or 1, (m,).
         test_images: uint8 of shape (n, 224, 224, 3).
         test_labels: 0 or 1, (n,).

@@ -8,7 +8,7 @@ from facegender.data.sources.raw_directory import content_digest
 from facegender.files import file_sha256, parse_yaml
 from facegender.runtime.dvc_context import pipeline_paths
 
-# By their names in dvc.yaml: ids of MLflow runs, and times.
+# Names in dvc.yaml of ids of MLflow runs, and of times.
 VARYING = frozenset({"run", "evaluation_run", "speed"})
 LATENCIES = "export_metrics"
 
@@ -16,8 +16,8 @@ LATENCIES = "export_metrics"
 def output_digests(clone: Path) -> dict[str, dict[str, str]]:
     """Return a SHA-256 of each output of each stage of a clone in which the pipeline has run.
 
-    The digests are of the files themselves, because dvc.lock may describe others. Ids of MLflow
-    runs and times are left out: files that hold nothing else, and the latencies of the export.
+    The digests are of the files themselves, because dvc.lock may describe others. They exclude
+    files of MLflow run ids and of times, and the latencies of the export.
     """
     paths = pipeline_paths((clone / "dvc.yaml").read_text())
     varying = {paths[name] for name in VARYING}

@@ -25,7 +25,7 @@ from facegender.files import parse_yaml
 from facegender.runtime.entry_points import run_command
 
 IMPORT = re.compile(r"^import time: +(\d+) \|", re.MULTILINE)
-# Runs a stage without hide_native_notes, which would swallow what the import timer prints.
+# Runs a stage without hide_native_notes, which would hide what the import timer prints.
 SHOW_ALL = """
 import contextlib, runpy, sys
 from facegender.runtime import output_capture

@@ -1,10 +1,10 @@
-"""How much decoding costs `facegender predict`, and how long the command takes to start.
+"""Measure what decoding costs `facegender predict`, and how long the command takes to start.
 
-Prints images per second of the runtime alone on batches in memory and of `predict` on a folder of
-JPEGs, alternating in one process, and their ratio; of Keras' forward pass; of one thread by the
-size of batches, in CPU time; and the CPU time of whole processes, less that of `python -c pass` run
-just before. With a photo of a face, also of the command that finds it first. The model is MobileNet
-1.0 for 224 pixels with random weights, and the pictures are drawn, unless others are named.
+Prints the images per second of the runtime alone, of `predict` on a folder of JPEGs and of Keras'
+forward pass, in turns in one process; and those of one thread, in CPU time, by the size of batches.
+Then it prints the CPU time of whole commands, minus that of `python -c pass`; with a photo of a
+face, also of the command that has to find the face. By default the model is MobileNet 1.0 for 224
+pixels with random weights, and the pictures are drawn.
 
     python -m bench.predict
 """

@@ -1,9 +1,10 @@
 """Measure how fast images are preprocessed, compared with OpenCV, Pillow and tf.data.
 
 Each decodes the same JPEG files, resizes them with a filter against aliasing, and writes uint8 rows
-into one array on disk, in as many processes or threads; they take turns. Only preprocessing also
-turns pictures upright, guards against hostile files and reports what it cannot read. The files are
-small ones that are enlarged, and photos of 12 megapixels. Needs OpenCV (`make install-scale`).
+into one array on disk, with the same number of processes or threads; they take turns. Only
+preprocessing also turns pictures upright, guards against hostile files and reports what it cannot
+read. Small files, which are enlarged, come first, then photos of 12 megapixels. Needs OpenCV (`make
+install-scale`).
 
     python -m bench.preprocess
 """
@@ -100,7 +101,7 @@ def write_rows(
 def opencv_pixels(path: Path, size: int) -> np.ndarray:
     import cv2
 
-    cv2.setNumThreads(1)  # as many processes as cores are at work already
+    cv2.setNumThreads(1)  # the processes use all cores already
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     assert pixels is not None
     # OpenCV's other filters alias when they reduce.

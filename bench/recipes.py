@@ -3,19 +3,19 @@
 The pipeline's own code checks and divides the class folders. The bench then folds the training
 split (train and validation together) by groups of near duplicates. For each fold it trains every
 candidate on the other folds, with a validation split of its own, and judges it on the fold that was
-held out. A candidate is a list of changes as after `-S`; the first one is what the others are
-compared with, image by image. The test split stays untouched, until --test has the first candidate
-and the one with the lowest log loss trained on the whole training split and judged there: once, at
-the end, because a test split that has been looked at twice has helped to choose.
+held out. A candidate is a list of changes as for `-S`. The others are compared with the first one,
+image by image. The test split stays untouched until --test, which trains the first candidate and
+the one with the lowest log loss on the whole training split, and judges them on the test split. Do
+this once, at the end: a second look would help to choose.
 
-What the intervals say: they are of groups of near duplicates drawn again (the bootstrap), so they
-hold for other photos of the same kind. Of training they count the chance of folds and seeds only as
-far as --repeats shows it. The best of many candidates looks better than it is: believe --test.
+Intervals are bootstraps over groups of near duplicates, so they hold for other photos of the same
+kind. They include the randomness of folds and seeds only as far as --repeats shows it. The best of
+many candidates looks better than it is: trust --test.
 
-Each training runs in a process of its own and leaves its model and probabilities in --results,
-where the next run finds them: stop and go on as you like, even amid a training.
+Each training runs in its own process and leaves its model and probabilities in --results, where the
+next run finds them. You can stop at any time, even during a training, and resume.
 
---transfer judges each of those models on all images of another folder too, which none of them has
+--transfer also judges each of those models on all images of another folder, which none of them has
 seen. The mean is over images and trainings; the interval counts each image once. A candidate with
 image.face=crop learns from faces that are cut out, and judges those. --groups names columns of that
 folder's metadata, such as ages, by which accuracy and recalls are shown too.
@@ -66,10 +66,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="class folders")
     parser.add_argument("--results", type=Path, required=True, help="where to keep each training")
     parser.add_argument("--weights", default="imagenet", help="imagenet, or a file (imagenet)")
-    parser.add_argument("-S", dest="candidates", action="append", help="changes; once a candidate")
+    parser.add_argument("-S", dest="candidates", action="append", help="changes of a candidate")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1, help="times to fold (1)")
-    parser.add_argument("--only", type=int, help="run so many folds of each repeat, and no more")
+    parser.add_argument("--only", type=int, help="run only this many folds of each repeat")
     parser.add_argument("--test", action="store_true", help="judge on the test split, at the end")
     parser.add_argument("--transfer", type=Path, help="other class folders to judge on")
     parser.add_argument("--groups", nargs="+", help="show --transfer by these columns")
@@ -86,7 +86,7 @@ def main() -> None:
     }
     first = params[candidates[0]]
     if any((p.data, p.split) != (first.data, first.split) for p in params.values()):
-        raise UserError("Candidates with other data or split do not share images. Run them apart.")
+        raise UserError("Candidates that differ in data or split need separate runs.")
     images = divide_images(args.folder, first)
     seen = images[images["split"] != "test"].reset_index(drop=True)
     folds = [
@@ -153,10 +153,10 @@ def divide_images(folder: Path, params: Params) -> pd.DataFrame:
 def decode_images(
     images: pd.DataFrame, folder: Path, results: Path, image: Image
 ) -> ProcessedSplit:
-    """Return all images decoded, cut out and resized, which is done once."""
+    """Return all images decoded, cut out and resized, from --results if they are there."""
     crop = crop_of(image)
     if crop and (image.crop.jitter or image.crop.boxes):
-        raise UserError("Leave image.crop.jitter and image.crop.boxes as they are: not used here.")
+        raise UserError("image.crop.jitter and image.crop.boxes are not supported here.")
     which = digest(images.to_csv(), image.model_dump_json()) if crop else digest(images.to_csv())
     processed = results / f"images-{image.size}-{which}"
     if not processed.exists():
@@ -193,7 +193,7 @@ def fold_images(seen: pd.DataFrame, params: Params, folds: int, seed: int) -> li
 
 
 def run(results: Path, params: Params, fold: pd.DataFrame, pixels: ProcessedSplit) -> pd.DataFrame:
-    """Train on a fold in a new process, unless that was done before.
+    """Train on a fold in a new process, unless --results has it already.
 
     Returns:
         The images of the fold's test split, with `probability`, `loss` and `seconds` of training.
@@ -227,11 +227,11 @@ def transfer(results: Path, trainings: dict[str, float], pixels: ProcessedSplit)
 
     Args:
         results: the folder that holds each training.
-        trainings: the seconds of each, by its name.
+        trainings: seconds of each training, by name.
         pixels: images of the other folder, decoded, with `group` in the index.
 
     Returns:
-        The images once for each model, in columns as `run` returns them.
+        The images once for each model, in the columns that `run` returns.
     """
     from facegender.model.saved_model import load_model, predict_arrays
 
@@ -250,7 +250,7 @@ def transfer(results: Path, trainings: dict[str, float], pixels: ProcessedSplit)
 def train(folder: Path) -> None:
     """Train as the stage does, and write done.json, with probabilities of the test split.
 
-    A training that was interrupted goes on after its last epoch. Its seconds are then unknown, NaN.
+    An interrupted training resumes after its last epoch; its seconds are then unknown, NaN.
     """
     from facegender.model.saved_model import predict_arrays, save_model
     from facegender.training import train as training
@@ -292,7 +292,7 @@ def bootstrap(groups: pd.Series, seed: int) -> list[np.ndarray]:
 
 
 def figure(of: Callable[[Any], float], samples: list[np.ndarray], form: str = ".4f") -> str:
-    """Return a figure of all rows, and its 95 % interval."""
+    """Return a metric of all rows, and its 95 % interval."""
     low, high = np.percentile([of(at) for at in samples], [2.5, 97.5])
     return f"{of(slice(None)):{form}} ({low:{form}} to {high:{form}})"
 
@@ -302,7 +302,7 @@ def right(table: pd.DataFrame) -> np.ndarray:
 
 
 def show(name: str, table: pd.DataFrame, seed: int) -> None:
-    """Print a candidate's figures over all held-out images, and the seconds of its trainings."""
+    """Print a candidate's metrics over all held-out images, and the seconds of its trainings."""
     label, probability = table["label"].to_numpy(), table["probability"].to_numpy()
     correct, loss = right(table), table["loss"].to_numpy()
     figures = {
@@ -326,7 +326,7 @@ def show_groups(table: pd.DataFrame, names: list[str] | None) -> None:
 
 
 def compare(table: pd.DataFrame, first: pd.DataFrame, seed: int) -> None:
-    """Print by how much a candidate differs from the first, image by image."""
+    """Print the mean difference of a candidate from the first, image by image."""
     samples = bootstrap(table["group"], seed)
     loss, correct = (table["loss"] - first["loss"]).to_numpy(), right(table) - right(first)
     differences = {

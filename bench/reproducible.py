@@ -7,7 +7,7 @@ code is 1 if any differ; the first line names the first stage that does.
     make verify-reproducible
 
 With `--set-ups` it runs the pipeline with one thread, with two, and without oneDNN, and prints how
-far apart the metrics on the test split are.
+much the metrics on the test split differ.
 
     python -m bench.reproducible --set-ups
 """

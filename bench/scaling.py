@@ -1,9 +1,9 @@
 """Estimate what more photos would cost in storage, core-hours and money, from rates measured now.
 
 Measures each part of the pipeline on a few images, with all cores, and multiplies for 60 thousand,
-1 million and 100 million photos. Linear parts stay linear only while disks and networks keep up,
-and other machines have other cores. Pictures are taken whole: no time goes into looking for faces.
-Prices are options, not offers.
+1 million and 100 million photos. Parts stay linear only while disks and networks keep up, and other
+machines have other cores. Pictures are taken whole, without a search for faces. Prices are options,
+not offers.
 
     python -m bench.scaling
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure_parts(folder: Path, images: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return each part's seconds an image, with all cores, and the bytes an image that are kept."""
+    """Return each part's seconds per image, with all cores, and the bytes stored per image."""
     raw = folder / "raw"
     manifest = make_raw(raw, images)
     compose(folder / "params.yaml", "recipe=best", "model.weights=none")
@@ -92,7 +92,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def seconds_of_comparison(folder: Path, images: int) -> float:
-    """Return the seconds an image of looking for near duplicates among drawings of the sample."""
+    """Return the seconds per image of looking for near duplicates among the sample's drawings."""
     folder.mkdir()
     draw_sample(folder, per_class=images // 2, image_size=128, seed=0)
     manifest = build_manifest(folder, female=["female"], male=["male"], ignore=[])
@@ -101,7 +101,7 @@ def seconds_of_comparison(folder: Path, images: int) -> float:
 
 
 def seconds_of_training(folder: Path, part: ProcessedSplit, params: Params) -> dict[str, float]:
-    """Return seconds an image for training and for predicting with the model."""
+    """Return the seconds per image of training and of predicting."""
     from facegender.inference.export import convert
     from facegender.inference.litert import load_litert
     from facegender.training import train as training

@@ -1,11 +1,11 @@
-"""What `facegender score` costs compared with `facegender predict`, and whether its memory grows.
+"""Measure what `facegender score` costs compared with `predict`, and whether its memory grows.
 
-Prints the seconds of both commands on the same folder of JPEGs, in turns, start included, and their
-ratio; then the peak memory of `score` at two numbers of images, all its processes together (Python,
-Java and Spark's workers; memory that they share counted once), and the ratio of the two; and from
-the same two runs the images per second without the start. The images are 100 pictures repeated by
-hard links, and the model is a MobileNet with random weights: by default the study's, 1.0 for 224
-pixels. A smaller one is done sooner, and shows more of what Spark adds. Linux only.
+Prints the seconds of both commands on the same folder of JPEGs, in turns, including the start, and
+their ratio. Then it prints the peak memory of `score` at two numbers of images, of all its
+processes together (Python, Java and Spark's workers; shared memory counts once), and, from the same
+two runs, the images per second without the start. The images are 100 pictures repeated by hard
+links. The model is a MobileNet with random weights: by default the study's, 1.0 for 224 pixels. A
+smaller one ends sooner and shows more of what Spark adds. Linux only.
 
     python -m bench.score
     python -m bench.score --alpha 0.25 --size 96
@@ -42,12 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=20_000, help="for the ratio of times")
-    parser.add_argument("--rounds", type=int, default=1, help="of them")
+    parser.add_argument("--images", type=int, default=20_000, help="to compare times")
+    parser.add_argument("--rounds", type=int, default=1, help="times to run each command")
     parser.add_argument("--memory", type=int, nargs=2, default=[5_000, 50_000], help="images")
     parser.add_argument("--alpha", type=float, default=1.0, help="width of the MobileNet")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side that it takes")
-    parser.add_argument("--master", default=f"local[{os.cpu_count()}]", help="of Spark")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side of its input")
+    parser.add_argument("--master", default=f"local[{os.cpu_count()}]", help="Spark's master")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="facegender-") as folder:
@@ -80,7 +80,7 @@ def main() -> None:
             f"ratio {after / before:.2f}"
         )
         rate = (many - few) / (long - short)
-        print(f"start apart: {rate:,.0f} images/s, after {short - few / rate:.1f} s")
+        print(f"without the start of {short - few / rate:.1f} s: {rate:,.0f} images/s")
 
 
 def log_random_model(root: Path, alpha: float, size: int) -> str:

@@ -4,8 +4,8 @@ Trains with each on the same images, one after the other, each in its own proces
 on the test split after each epoch of fine-tuning, with the clock stopped. Time runs from the start
 of training to the calibrated model; it includes compilation and validation, but not imports. The
 notebook (bench/notebook.py) trains on the validation split too, because it looks at the test split
-after each epoch. The default is the hard sample at the study's size, where all but best take half
-an hour or more on two cores; --images shortens all of them. On a small data set one split says
+after each epoch. The default is the hard sample at the study's size, on which all but best take
+half an hour or more on two cores; --images shortens this. On a small data set one split proves
 little: --split-seeds gives the mean over several.
 Pictures are taken whole, whatever image.face says.
 

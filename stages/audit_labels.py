@@ -1,4 +1,4 @@
-"""Stage parallel to training: list labels in doubt, and pictures that show little."""
+"""Parallel to training: list labels that are probably wrong, and pictures that show little."""
 
 import argparse
 import json

@@ -30,7 +30,7 @@ def main() -> None:
     read = [args.processed / "train", args.processed / "validation"]
     check_inputs(args.params.with_name("dvc.lock"), [*read, args.model])
 
-    # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
+    # After the arguments, so that --help and a bad parameter do not wait for TensorFlow.
     with hide_native_notes(), without_packages("matplotlib", "sklearn"):
         from facegender.data.processed import ProcessedSplit
         from facegender.inference import export
@@ -63,7 +63,7 @@ def main() -> None:
         )
         for name, path in (("float32", args.float32), ("int8", args.int8))
     }
-    # Rounded, because a loss of exactly one point would be 0.010000000000000009.
+    # Rounded, because a loss of exactly one point can be 0.010000000000000009.
     loss = round(results["float32"]["accuracy"] - results["int8"]["accuracy"], 9)
     calibration = model.get_layer("calibration")
     report = {

@@ -43,7 +43,7 @@ def main() -> None:
         cluster = rendezvous.read_worker_group(os.environ.get("TF_CONFIG"))
         rendezvous.require_chief(cluster)
 
-    # After the arguments, so that --help and a bad parameter need not wait for TensorFlow.
+    # After the arguments, so that --help and a bad parameter do not wait for TensorFlow.
     with hide_native_notes(), without_packages("matplotlib", "sklearn"):
         from facegender.data.processed import ProcessedSplit
         from facegender.model.saved_model import save_model
@@ -54,10 +54,7 @@ def main() -> None:
     connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
     inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
-    train, validation = (
-        ProcessedSplit(args.processed / "train"),
-        ProcessedSplit(args.processed / "validation"),
-    )
+    train, validation = (ProcessedSplit(args.processed / name) for name in ("train", "validation"))
     digest = checkpoints.inputs_digest(params, [train, validation])
     folder = project_root() / ".dvc" / "tmp" / "facegender"
     with checkpoints.open_checkpoint(folder, digest) as checkpoint, ExitStack() as stack:
@@ -72,7 +69,7 @@ def main() -> None:
                 name=name,
                 params=flatten(params),
                 tags={**tags, **inputs},
-                manifests={part: args.splits / f"{part}.csv" for part in ("train", "validation")},
+                manifests={name: args.splits / f"{name}.csv" for name in ("train", "validation")},
                 resume=checkpoint.run_id,
             )
         )

@@ -12,10 +12,10 @@ from facegender.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# An image of a part: its name, and its bytes or path, or the reason why it cannot be read.
+# The name of an image, and its bytes, its path, or the reason why it cannot be read.
 NamedImage = tuple[str, bytes | Path | InvalidImage]
 
-# A row group is cut into at most this many slices because each slice reads it from its start.
+# Slices of a row group. Each one reads the row group from its start.
 _MAX_SLICES = 8
 # Rows read at a time.
 _BATCH = 64
@@ -26,10 +26,10 @@ def slices(table: str, part_images: int) -> Iterator[tuple[int, list]]:
 
     Args:
         table: path or address of the file.
-        part_images: images in a slice, more if the row groups are large.
+        part_images: images in a slice; large row groups have more.
 
     Yields:
-        The number of images; and the arguments of `table_rows`.
+        The number of images, and the arguments of `table_rows`.
 
     Raises:
         UserError: the file cannot be read, or does not have exactly one column of bytes.
@@ -64,6 +64,9 @@ def table_rows(table: str, group: int, before: int, start: int, stop: int) -> It
         before: number of rows in earlier row groups.
         start: first row of the slice within the row group.
         stop: row after the last.
+
+    Raises:
+        UserError: the file has changed since the job was planned.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -74,6 +77,10 @@ def table_rows(table: str, group: int, before: int, start: int, stop: int) -> It
         pq.ParquetFile(content, pre_buffer=False, buffer_size=1 << 20) as file,
     ):
         image_column, name_column = _image_columns(file.schema_arrow, table)
+        if group >= file.num_row_groups or stop > file.metadata.row_group(group).num_rows:
+            raise UserError(
+                f"{table} has fewer rows than this job was planned with: name another OUTPUT."
+            )
         columns = [column for column in (image_column, name_column) if column]
         row = 0
         for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns):
@@ -101,13 +108,12 @@ def _image_columns(schema: "pa.Schema", table: str) -> tuple[str, str | None]:
     for field in schema:
         if pa.types.is_struct(field.type):
             leaves |= {f"{field.name}.{inner.name}": inner.type for inner in field.type}
+        elif pa.types.is_dictionary(field.type):  # a categorical column of pandas
+            leaves[field.name] = field.type.value_type
         else:
             leaves[field.name] = field.type
-    binary = [
-        name
-        for name, kind in leaves.items()
-        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    ]
+    bytes_types = {pa.binary(), pa.large_binary(), pa.binary_view()}
+    binary = [name for name, kind in leaves.items() if kind in bytes_types]
     if len(binary) != 1:
         raise UserError(
             f"{table} has {len(binary)} columns of bytes ({', '.join(binary) or 'none'}); exactly "
@@ -115,7 +121,6 @@ def _image_columns(schema: "pa.Schema", table: str) -> tuple[str, str | None]:
         )
     struct = binary[0].rpartition(".")[0]
     for name in ("image", "path", f"{struct}.path"):
-        kind = leaves.get(name)
-        if kind is not None and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        if leaves.get(name) in {pa.string(), pa.large_string(), pa.string_view()}:
             return binary[0], name
     return binary[0], None

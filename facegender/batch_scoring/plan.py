@@ -1,8 +1,7 @@
 """The plan of a scoring job: which images are in which file of the output.
 
-The images are divided into parts, and the plan is written down first. A part is one Spark task,
-which writes one file atomically. A run that was killed resumes with the parts whose files are
-missing.
+The images are divided into parts, and the plan is written first. Each part is one Spark task, which
+writes one file atomically. After a kill, the next run scores the parts whose files are missing.
 """
 
 import itertools
@@ -26,8 +25,8 @@ class Job:
     Attributes:
         source: absolute path or address of the images.
         table: whether the images are in Parquet.
-        model: address of the model; with its version if it is a registered one.
-        abstain_below: same as in `predictor.label_of`.
+        model: address of the model, with its version if it is registered.
+        abstain_below: as in `predictor.label_of`.
         parts: number of files.
         images: number of images in all files.
     """
@@ -41,12 +40,13 @@ class Job:
 
 
 def prepare(source: str, output: str, *, model: str, abstain_below: float, part_images: int) -> Job:
-    """Return the job of an output: the one it was started with, or a new one, now written there.
+    """Return the job of an output: the one it was started with, or a new one, written there now.
 
     Args:
         source: folder of images, Parquet file or folder of them, local or in object storage.
-        output: folder, new or from a run that was interrupted, local or in object storage.
-        model: address of the model; with its version if it is a registered one.
+        output: folder, new or of an interrupted run, local or in object storage.
+        model: address of the model, with its version if it is registered.
+        abstain_below: as in `predictor.label_of`.
         part_images: images per file.
 
     Raises:

@@ -21,9 +21,9 @@ class Scored:
     """Counts of a run.
 
     Attributes:
-        images: images in the complete output.
-        now: images scored by this run.
-        failed: images of this run that could not be read.
+        images: number of images in the complete output.
+        now: number of images that this run scored.
+        failed: number of images that this run could not read.
     """
 
     images: int
@@ -41,7 +41,7 @@ def score(
         conf: Spark settings that override those made here.
 
     Raises:
-        UserError: Spark does not start, or does not finish. Scored images are kept.
+        UserError: Spark does not start or does not finish. Scored images are kept.
     """
     target = storage_of(output)
     images = storage_of(source)
@@ -53,7 +53,7 @@ def score(
     rows: list[Any] = []
     if todo:
         size, crop = model_input(model)
-        # Spark blocks a thread of its own, so that this one receives Ctrl-C.
+        # Spark blocks another thread, so that this one receives Ctrl-C.
         with ThreadPoolExecutor(1) as pool, spark_session(master, conf) as session:
             frame = scored_parts(
                 session, job, images, target, todo=todo, model=model, size=size, crop=crop
@@ -65,10 +65,10 @@ def score(
 
 
 def model_input(model: Path) -> tuple[int, FaceCrop | None]:
-    """Return the side, in pixels, of the images that a logged model takes, and its `crop`.
+    """Return the side, in pixels, of the images that a logged model takes, and its crop.
 
     Raises:
-        UserError: the model is damaged, or not one of this project.
+        UserError: the model is damaged, or another project's.
     """
     from mlflow.models import Model
 

@@ -1,4 +1,4 @@
-"""Spark: whether it can run here, a session with a log of its own, and waiting for an answer."""
+"""Check that Spark can run, open a session with its own log, and wait for its answer."""
 
 import logging
 import os
@@ -31,8 +31,7 @@ def check_spark() -> None:
         import pyspark  # noqa: F401
     except ImportError:
         raise UserError(
-            "pyspark is missing; `facegender score` needs it: `pip install 'facegender[spark]'`, "
-            "or `make install-scale`."
+            "pyspark is missing: `pip install 'facegender[spark]'`, or `make install-scale`."
         ) from None
     home = os.environ.get("JAVA_HOME")
     if not shutil.which("java", path=str(Path(home, "bin")) if home else None):
@@ -47,7 +46,7 @@ def spark_session(master: str, conf: Mapping[str, str]) -> Iterator["SparkSessio
     """Yield a session; `conf` overrides settings made here. Its log is kept only if Spark fails.
 
     Raises:
-        UserError: Spark does not start, or does not finish.
+        UserError: Spark does not start or does not finish.
     """
     from py4j.protocol import Py4JError
     from pyspark import SparkConf, SparkContext
@@ -69,7 +68,7 @@ def spark_session(master: str, conf: Mapping[str, str]) -> Iterator["SparkSessio
     descriptor, log = tempfile.mkstemp(prefix="facegender-score-", suffix=".log")
     keep_log, session, gateway = False, None, None
     try:
-        # What Java prints helps only to find the cause of a failure.
+        # What Java prints is needed only after a failure.
         with open(descriptor, "w") as output:  # noqa: PTH123 - a descriptor has no path
             gateway = launch_gateway(configured, {"stdout": output, "stderr": output})
         session = SparkSession(SparkContext(conf=configured, gateway=gateway))
@@ -85,7 +84,7 @@ def spark_session(master: str, conf: Mapping[str, str]) -> Iterator["SparkSessio
         raise
     finally:
         if session is not None:
-            with suppress(Exception):  # it may be what failed
+            with suppress(Exception):  # the session itself may have failed
                 session.stop()
         if gateway is not None:
             # Java would end with this process; stop it now so that it closes its files first.
@@ -106,7 +105,7 @@ def wait_with_progress(rows: "Future[list]", session: "SparkSession", *, total: 
 
 
 def _cause(text: str) -> str:
-    """Return the last line of a worker's traceback, or else the first line of Spark's message."""
+    """Return the error of a worker's traceback, or else the first line of Spark's message."""
     lines = text.partition("Traceback (most recent call last):")[2].splitlines()
     for line in lines[1:]:
         if line and not line.startswith((" ", "\t")):

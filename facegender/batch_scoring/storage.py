@@ -1,9 +1,10 @@
 """Folders of many files, local or in object storage, through fsspec.
 
 Endpoint and credentials of object storage come from the standard environment of each machine
-(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...); none is stored.
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) and are not stored.
 """
 
+import errno
 import logging
 import uuid
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from facegender.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-# No image is larger, and one is held in memory as a whole.
+# An image is held in memory, and none is larger.
 MAX_IMAGE_BYTES = 500_000_000
-# Schemes of addresses, their fsspec protocol, and what installs it.
+# Scheme of an address: its fsspec protocol, and the package that provides it.
 _SCHEMES = {
     "s3": ("s3", "'facegender[s3]'"),
     "s3a": ("s3", "'facegender[s3]'"),
@@ -36,13 +37,14 @@ _OBJECT_ERRORS = {
     "AccessDenied": "cannot be read: AccessDenied",
     "InvalidObjectState": "cannot be read: it is archived",
 }
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 # Packages whose errors concern the storage as a whole.
 _CLIENTS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure")
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder; it can be sent to other processes, which must reach it under the same address.
+    """A folder; other processes can use it if they reach the same address.
 
     Attributes:
         written: the address as the user wrote it, without a trailing slash.
@@ -64,12 +66,12 @@ class Storage:
         return self.root if self.is_local else f"{self.protocol}://{self.root}"
 
     def photos(self) -> Iterator[str]:
-        """Yield the names of all photos below, then log what else is there.
+        """Yield the names of all photos below, then log the number of other files.
 
-        Objects are photos by their names alone, local files by their content, too.
+        Objects are recognised by their names, local files also by their content.
         """
         if self.is_local and Path(self.root).is_file():
-            return  # a Parquet file, or nothing that can be read
+            return  # a Parquet file, or unreadable
         passed_over, found = PassedOver(), False
         names = self._photo_objects(passed_over)
         if self.is_local:
@@ -90,7 +92,7 @@ class Storage:
                 passed_over.add(path)
 
     def tables(self) -> Iterator[str]:
-        """Yield the addresses of the Parquet files: of this one if it is a file, or of all below.
+        """Yield the address of this Parquet file, or those of all below if this is a folder.
 
         Names that start with `_` or `.` are skipped, as readers of Parquet do.
         """
@@ -120,7 +122,7 @@ class Storage:
             )
         except OSError as error:
             code = _s3_code(error)
-            if code == "InvalidRange":  # an empty object does not have a first byte
+            if code == "InvalidRange":  # the object is empty
                 return b""
             reason = _OBJECT_ERRORS.get(code)
             if reason is None and not code and isinstance(error, FileNotFoundError):
@@ -152,7 +154,7 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file atomically."""
         if not self.is_local:
-            # Object storage shows an object when it is complete.
+            # Objects become visible when they are complete.
             _filesystem(self.protocol).pipe_file(f"{self.root}/{name}", content)
             return
         path = Path(self.root, name)
@@ -216,10 +218,15 @@ def open_file(address: str) -> IO[bytes]:
 
 @contextmanager
 def storage_errors_as_user_errors() -> Iterator[None]:
-    """Turn errors of a whole bucket, or of the connection to it, into a UserError."""
+    """Turn errors of a bucket or of the connection to it, and refused access, into a UserError."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+            raise UserError(
+                f"Cannot use {error.filename}: {error.strerror}. Name another folder, or change "
+                "its permissions."
+            ) from None
         # s3fs raises OSErrors whose cause is botocore's error, which names the problem.
         cause = error.__cause__ or error
         if not type(cause).__module__.startswith(_CLIENTS):

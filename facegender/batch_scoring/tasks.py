@@ -7,9 +7,7 @@ import io
 import itertools
 import json
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from facegender.batch_scoring.storage import Storage
 from facegender.data.face_images import box_of, face_images
 from facegender.data.images import InvalidImage
 from facegender.faces.settings import FaceCrop
+from facegender.inference.prediction import map_ahead
 from facegender.inference.predictor import NO_FACE
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 # Images in one message between Spark and Python.
 MESSAGE_IMAGES = 64
-# Objects that each task fetches at the same time; its core would otherwise wait for most of them.
+# Objects that each task fetches at the same time; otherwise its core would mostly wait.
 _FETCHES = 8
 
 
@@ -57,13 +56,12 @@ def scored_parts(
 
     # MLflow warns that this environment differs from the one the model was trained in.
     logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)
-    # Only what differs from the defaults, because models of earlier versions refuse them. Faces are
-    # cut out before the model runs.
-    params: dict[str, float | bool] = (
-        {"abstain_below": job.abstain_below} if job.abstain_below else {}
-    )
+    # Only what differs from the defaults, because older models refuse parameters they do not know.
+    params: dict[str, float | bool] = {}
+    if job.abstain_below:
+        params["abstain_below"] = job.abstain_below
     if crop:
-        params["whole"] = True
+        params["whole"] = True  # faces are cut out before the model runs
     predict = mlflow.pyfunc.spark_udf(
         session,
         str(model),
@@ -134,7 +132,7 @@ def _read(
 def _decode(
     image: bytes | Path | InvalidImage, size: int, crop: FaceCrop | None
 ) -> list[tuple[bytes, str | None, str | None, bool]]:
-    """Return for each face of an image four values; for a whole image, as if it were one face.
+    """Return a row for each face of an image; a whole image counts as one face.
 
     Returns:
         The pixels at the model's size as an uncompressed file; why the image cannot be read; the
@@ -167,7 +165,7 @@ def _bmp(pixels: np.ndarray) -> bytes:
 
 
 def _as_text(name: str) -> str:
-    """Return a name as valid text: bytes that are not UTF-8 become escapes."""
+    """Return a name as valid text, with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -178,18 +176,9 @@ def _stored_images(source: Storage, names: Sequence[str]) -> Iterator[NamedImage
         except InvalidImage as error:
             return source.address(name), error
 
-    return map(fetch, names) if source.is_local else _prefetch(fetch, names)
-
-
-def _prefetch(fetch: Callable[[str], NamedImage], names: Sequence[str]) -> Iterator[NamedImage]:
-    """Fetch in threads, in order, at most `_FETCHES` images ahead of the reader."""
-    left = iter(names)
-    with ThreadPoolExecutor(_FETCHES) as pool:
-        futures = deque(pool.submit(fetch, name) for name in itertools.islice(left, _FETCHES))
-        while futures:
-            image = futures.popleft().result()
-            futures.extend(pool.submit(fetch, name) for name in itertools.islice(left, 1))
-            yield image
+    if source.is_local:
+        return map(fetch, names)
+    return map_ahead(fetch, names, threads=_FETCHES, ahead=_FETCHES)
 
 
 def _write(

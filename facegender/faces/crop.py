@@ -1,4 +1,4 @@
-"""Cut a face out of a picture as the model was trained to see it: the same wherever it is used."""
+"""Cut a face out of a picture, in training and prediction alike."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def cut_out(
 ) -> np.ndarray:
     """Return a face as the model sees it; the whole picture if the face fills it, or is None.
 
-    Beyond the picture its edge is repeated.
+    Beyond the picture's edge, the edge is repeated.
 
     Args:
         picture: upright RGB picture that the face was found in.
         crop: margin and alignment.
         size: side, in pixels, of what the model sees.
-        border: pixels on each side that show what surrounds it, at the same scale.
+        border: width, in pixels, of the surroundings to add on each side, at the same scale.
 
     Returns:
         uint8 array of shape (size + 2 * border, size + 2 * border, 3).
@@ -45,13 +45,13 @@ def cut_out(
     side *= (size + 2 * border) / size
     x, y = face.left + face.width / 2, face.top + face.height / 2
     angle = face.tilt if crop.align else 0.0
-    # The part of a square that remains when it is rotated, and a pixel for the filter on each side.
+    # Half the side of what a rotation needs, and two pixels for the filter.
     reach = math.ceil(side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle)))) + 2
     left, top = round(x) - reach, round(y) - reach
     region = _region(picture, left, top, 2 * reach)
     x, y = x - left, y - top
     if angle:
-        # Pillow turns counter-clockwise on the screen, where y points down.
+        # Pillow rotates counter-clockwise as seen on the screen.
         region = region.rotate(math.degrees(angle), Image.Resampling.BICUBIC, center=(x, y))
     half = side / 2
     box = (x - half, y - half, x + half, y + half)
@@ -60,7 +60,7 @@ def cut_out(
 
 
 def _region(picture: Image.Image, left: int, top: int, side: int) -> Image.Image:
-    """Return a square of a picture whose edge is repeated beyond it."""
+    """Return a square of a picture; beyond the edge, the edge is repeated."""
     right, bottom = left + side, top + side
     inside = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
     region = picture.crop(inside)

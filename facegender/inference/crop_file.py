@@ -1,4 +1,4 @@
-"""The crop of the face that a model was trained on, inside its file."""
+"""How faces are cut out, stored in a model's file."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ _NAME = "face_crop.json"
 
 
 def write_crop(path: Path, crop: FaceCrop | None) -> None:
-    """Write the crop into a model's file; without one, the file stays as it is."""
+    """Write the crop into a model's file; None does not change it."""
     if crop is not None:
         attach(path, _NAME, crop.to_json())
 
 
 def read_crop(path: Path) -> FaceCrop | None:
-    """Return a model file's crop, None for whole pictures. Raises UserError if it is damaged."""
+    """Return a model file's crop, or None for whole pictures. Raises UserError if damaged."""
     try:
         text = attached(path, _NAME)
         return None if text is None else FaceCrop.from_json(text)

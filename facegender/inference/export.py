@@ -14,18 +14,18 @@ import tensorflow as tf
 from facegender.data.processed import ProcessedSplit
 from facegender.inference.predictor import Predictor
 
-# P(male) of one model on two runtimes (Keras and LiteRT), which add float32 numbers in different
+# Largest difference of P(male) between Keras and LiteRT, which add float32 numbers in different
 # orders: 1.6e-6 on a CPU with AMX. Within one runtime, P(male) must be equal.
 MAX_FLOAT_DIFFERENCE = 1e-4
-# Largest loss of accuracy by int8.
+# Largest loss of accuracy from int8.
 MAX_INT8_LOSS = 0.01
 
 
 def representative_images(split: ProcessedSplit, count: int, seed: int) -> np.ndarray:
-    """Return `count` images of a split, or all if it has fewer, drawn without replacement.
+    """Return up to `count` images, drawn without replacement, in the order of the split.
 
     Returns:
-        uint8 of shape (count, size, size, 3), in the order of the split.
+        uint8 of shape (count, size, size, 3).
     """
     drawn = np.random.default_rng(seed).choice(len(split), min(count, len(split)), replace=False)
     return split.images[split.rows[np.sort(drawn)]]
@@ -36,14 +36,14 @@ def convert(model: keras.Model, representative: np.ndarray) -> tuple[bytes, byte
 
     Args:
         model: model from uint8 (n, size, size, 3) to P(male), float32 (n, 1).
-        representative: images, uint8 (n, size, size, 3), that set the ranges of int8 activations.
+        representative: images that set the ranges of int8 activations, uint8 (n, size, size, 3).
 
     Returns:
-        The model in float32; and with int8 weights, by channel, and int8 activations. Both have
-        the inputs and outputs of `model`, in batches of any size.
+        The model in float32; and with int8 weights (per channel) and activations. Both have the
+        inputs and outputs of `model`, in batches of any size.
     """
     images = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
-    # Variables and one function only, which takes half the time of Keras' own export.
+    # Variables and one function only: half the time of Keras' own export.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.serve = tf.function(

@@ -16,16 +16,16 @@ from facegender.model.interpreter import open_interpreter
 
 _REMEDY = "`dvc repro` builds the model, `dvc pull` fetches it from a remote."
 _PROBE_SECONDS = 60
-# Attached texts are shorter.
+# More than the attached texts take.
 _ATTACHED_BYTES = 20_000
 
 
 def load_litert(path: Path, *, threads: int = 1) -> Predictor:
-    """Load a `.tflite` file that takes uint8 (n, size, size, 3) and gives P(male), float32 (n, 1).
+    """Load a `.tflite` file from uint8 (n, size, size, 3) to P(male), float32 (n, 1).
 
     Args:
         threads: number of threads of the computation. Several predictors with one thread each are
-            faster than one with several, whose threads wait for each other after every layer.
+            faster than one with several threads, which wait for each other after every layer.
 
     Raises:
         UserError: the file is missing, damaged, or another kind of model.
@@ -45,29 +45,23 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         ) from error
     if _lost_its_end(content):
         raise UserError(
-            f"The model {path.name} is cut off: the end of the file is missing, and with it how "
-            f"the model is to be used. {_REMEDY}"
+            f"The model {path.name} is cut off: the end of the file, which says how to use the "
+            f"model, is missing. {_REMEDY}"
         )
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    shape = inputs[0]["shape_signature"].tolist()
-    if (
-        len(inputs) != 1
-        or len(outputs) != 1
-        or inputs[0]["dtype"] != np.uint8
-        or outputs[0]["dtype"] != np.float32
-        or outputs[0]["shape_signature"].tolist() != [-1, 1]
-        or len(shape) != 4
-        or shape[0] != -1
-        or shape[1] != shape[2]
-        or shape[3] != 3
-    ):
-        raise UserError(
-            f"This project did not export the model {path.name}: it takes {shape} of "
-            f"{inputs[0]['dtype'].__name__} and gives "
-            f"{outputs[0]['shape_signature'].tolist()} of {outputs[0]['dtype'].__name__}, where "
-            "uint8 images (n, size, size, 3) and float32 probabilities (n, 1) are expected. "
-            f"{_REMEDY}"
-        )
+    taken, given = (
+        [(item["shape_signature"].tolist(), item["dtype"].__name__) for item in items]
+        for items in (inputs, outputs)
+    )
+    match taken, given:
+        case [([-1, size, width, 3], "uint8")], [([-1, 1], "float32")] if size == width:
+            pass
+        case _:
+            raise UserError(
+                f"This project did not export the model {path.name}: it takes {taken} and gives "
+                f"{given}, where uint8 images (n, size, size, 3) and float32 probabilities (n, 1) "
+                f"are expected. {_REMEDY}"
+            )
     source, target = inputs[0]["index"], outputs[0]["index"]
     rows = 1
 
@@ -81,11 +75,11 @@ def load_litert(path: Path, *, threads: int = 1) -> Predictor:
         interpreter.invoke()
         return checked(interpreter.get_tensor(target)[:, 0].astype(np.float64), path.name)
 
-    return Predictor(shape[1], predict, read_crop(path))
+    return Predictor(size, predict, read_crop(path))
 
 
 def _lost_its_end(content: bytes) -> bool:
-    """Return whether an archive is attached to a model (see `model.attachment`) but not its end."""
+    """Return whether the archive attached to a model (`model.attachment`) is cut off."""
     last = content.rfind(b"PK\3\4", -_ATTACHED_BYTES)
     return last >= 0 and not zipfile.is_zipfile(io.BytesIO(content))
 
@@ -94,12 +88,12 @@ def probe_litert(path: Path) -> None:
     """Run an untrusted `.tflite` file once in a child process.
 
     The runtime does not verify the file's structure, so a damaged or malicious file can crash the
-    process that loads it. The child process has all rights of this one: it makes a crash an error
-    message, and does not contain an attack.
+    process that loads it. The child process turns a crash into an error message. It has all rights
+    of this one, so it does not contain an attack.
 
     Raises:
-        UserError: the child process crashed, or did not end in time. `load_litert` reports
-            everything else that is wrong with the file.
+        UserError: the child process crashed or did not end in time. `load_litert` reports all
+            other faults of the file.
     """
     # -P: the working directory may hold anything.
     command = [sys.executable, "-P", "-m", "facegender.inference.litert", str(path)]
@@ -107,12 +101,12 @@ def probe_litert(path: Path) -> None:
         code = subprocess.run(command, capture_output=True, timeout=_PROBE_SECONDS).returncode
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"The model {path.name} is damaged or malicious: LiteRT's runtime does not finish in "
+            f"The model {path.name} is damaged or malicious: LiteRT does not finish within "
             f"{_PROBE_SECONDS} seconds. {_REMEDY}"
         ) from None
     if code < 0:
         raise UserError(
-            f"The model {path.name} is damaged or malicious: LiteRT's runtime does not survive it "
+            f"The model {path.name} is damaged or malicious: it crashes LiteRT "
             f"({signal.Signals(-code).name}). {_REMEDY}"
         )
 

@@ -18,30 +18,25 @@ if TYPE_CHECKING:
     import keras
 
 
-def image_size(model: keras.Model) -> int:
-    """Return the side, in pixels, of the images that a model takes."""
-    return int(model.input_shape[1])
-
-
 def keras_predictor(model: keras.Model, crop: FaceCrop | None = None) -> Predictor:
-    """Return a Keras model as a predictor; `crop` is that of `Predictor`."""
+    """Return a Keras model as a predictor."""
     from facegender.model.saved_model import predict_arrays
 
-    return Predictor(image_size(model), lambda batch: predict_arrays(model, [batch]), crop)
+    return Predictor(model.input_shape[1], lambda batch: predict_arrays(model, [batch]), crop)
 
 
 def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor]:
-    """Load the model in a file, once for each thread that is useful.
+    """Load a model file, once for each thread that is useful.
 
     Args:
         path: .tflite or .keras file.
-        trusted: whether the file is the repository's own. Any other .tflite file is first run in a
+        images: number of images to predict.
+        trusted: whether the file is the repository's own. Any other .tflite file first runs in a
             child process, because it can crash the process that loads it.
 
     Raises:
         UserError: the file is missing, damaged, or another kind of model.
     """
-    # Each runtime is imported when needed: Keras takes seconds, LiteRT does not.
     if path.suffix == ".tflite":
         from facegender.inference.litert import load_litert, probe_litert
 
@@ -50,7 +45,7 @@ def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor
         batches = math.ceil(images / BATCH_SIZE)
         return [load_litert(path) for _ in range(min(batches, os.cpu_count() or 1))]
     if path.suffix == ".keras":
-        # Once, because TensorFlow uses all cores by itself.
+        # Once, because TensorFlow uses all cores.
         return [_checked_keras_predictor(path)]
     raise UserError(f"The model {path.name} is neither a .tflite nor a .keras file.")
 
@@ -59,18 +54,19 @@ def _checked_keras_predictor(path: Path) -> Predictor:
     from facegender.model.saved_model import load_model
 
     model = load_model(path)
-    shape, output = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    match shape:
-        case (_, int(height), int(width), 3) if height == width and output == (None, 1):
+    taken = [(*item.shape, item.dtype) for item in getattr(model, "inputs", None) or ()]
+    given = getattr(model, "output_shape", None)
+    match taken:
+        case [(_, int(height), int(width), 3, "uint8")] if height == width and given == (None, 1):
             pass
         case _:
             raise UserError(
-                f"This project did not save the model {path.name}: it takes {shape} and gives "
-                f"{output}, where images (n, size, size, 3) and probabilities (n, 1) are expected. "
-                "`dvc repro` trains the model, `dvc pull` fetches it from a remote."
+                f"This project did not save the model {path.name}: it takes {taken} and gives "
+                f"{given}, where uint8 images (n, size, size, 3) and probabilities (n, 1) are "
+                "expected. `dvc repro` trains the model, `dvc pull` fetches it from a remote."
             )
     plain = keras_predictor(model, read_crop(path))
     if plain.crop:
-        # Here, because the first model on LiteRT hides what other threads print meanwhile.
+        # Before threads start: opening the first LiteRT model hides what other threads print.
         Detector()
     return replace(plain, predict=lambda batch: checked(plain.predict(batch), path.name))

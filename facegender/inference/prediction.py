@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,17 +17,21 @@ from facegender.data.face_images import box_of, face_images
 from facegender.data.images import InvalidImage
 from facegender.inference.predictor import BATCH_SIZE, NO_FACE, Predictor, label_of
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one face of an image, or why the image could not be read, in `error`.
-
-    The label is `female`, `male`, or `uncertain` if the caller asked to abstain. If the model
-    judges faces and the image has none, it is `no face`, without a probability.
+    """The prediction for one face of an image.
 
     Attributes:
-        left: left edge of the face's box, in pixels of the upright image; None if it was judged
-            whole, as `top`, `width`, `height` and `score` are.
+        label: `female`, `male`, `uncertain` if asked to abstain, or `no face` if the model judges
+            faces and the image has none; None with an error.
+        probability: P(male); None without a face or with an error.
+        error: why the image could not be read, or None.
+        left: left edge of the face's box, in pixels of the upright image. It and the fields below
+            are None if the image was judged whole.
         score: confidence of the face detector, from 0 to 1.
     """
 
@@ -51,7 +55,7 @@ def predict_images(
     batch_size: int = BATCH_SIZE,
     faces: Literal["all", "largest", "whole"] = "all",
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each image, in order; for a model of faces, one for each face.
+    """Yield predictions in the order of the images; for a model of faces, one for each face.
 
     Each predictor has a thread, which decodes and predicts a batch at a time. At most two batches
     per predictor are ahead of the caller, so memory does not grow with the number of images.
@@ -59,7 +63,7 @@ def predict_images(
     Args:
         predictors: the same model, once for each thread.
         sources: names, each with the bytes or the path of an image.
-        faces: the faces of an image to judge, the largest first; or the whole image instead.
+        faces: which faces of an image to judge, or to judge it whole.
     """
     idle: SimpleQueue[Predictor] = SimpleQueue()
     for predictor in predictors:
@@ -74,12 +78,21 @@ def predict_images(
 
     starts = range(0, len(sources), batch_size)
     batches = (sources[start : start + batch_size] for start in starts)
-    with ThreadPoolExecutor(len(predictors)) as pool:
-        ahead = deque(pool.submit(work, batch) for batch in islice(batches, 2 * len(predictors)))
-        while ahead:
-            done = ahead.popleft().result()
-            ahead.extend(pool.submit(work, batch) for batch in islice(batches, 1))
-            yield from done
+    for done in map_ahead(work, batches, threads=len(predictors), ahead=2 * len(predictors)):
+        yield from done
+
+
+def map_ahead(
+    work: Callable[[_T], _R], items: Iterable[_T], *, threads: int, ahead: int
+) -> Iterator[_R]:
+    """Yield `work` of each item in order, computed in threads at most `ahead` of the caller."""
+    left = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        futures = deque(pool.submit(work, item) for item in islice(left, ahead))
+        while futures:
+            done = futures.popleft().result()
+            futures.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield done
 
 
 def _predict_batch(
@@ -105,7 +118,7 @@ def _predict_batch(
             box: dict[str, Any] = box_of(face) if face else {}
             predictions.append(Prediction(name, None, None, **box))
             pixels.append(image)
-    # As few at a time as usual, because an image may have hundreds of faces.
+    # In small batches, because an image may have hundreds of faces.
     probabilities = predictor.predict_all(pixels, len(batch))
     for index, item in enumerate(predictions):
         if item.error is None and item.label is None:

@@ -11,13 +11,13 @@ from facegender.labels import NAMES
 
 UNCERTAIN = "uncertain"
 NO_FACE = "no face"
-# Images predicted at a time. Small, so that the outputs of a layer stay in a core's cache.
+# Small, so that the outputs of a layer stay in a core's cache.
 BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded model, whatever runtime it uses.
+    """A loaded model of any runtime.
 
     Attributes:
         size: side, in pixels, of the images it takes.
@@ -38,16 +38,16 @@ class Predictor:
 
 
 def checked(probabilities: np.ndarray, name: str) -> np.ndarray:
-    """Return what a model gave, if these are probabilities.
+    """Return a model's output if it consists of probabilities.
 
     Args:
         probabilities: output of the model, float64 (n,).
         name: file name of the model.
 
     Raises:
-        UserError: the model gave something else, so another project exported it.
+        UserError: it does not, so another project exported the model, or training failed.
     """
-    # Written so that NaN, which is neither above nor below, fails, too.
+    # Written so that NaN fails too.
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise UserError(
             f"The model {name} gives {probabilities.min():g} to {probabilities.max():g}, where "
@@ -62,13 +62,12 @@ def label_of(probability: float, *, threshold: float, abstain_below: float) -> s
 
     Args:
         threshold: lowest P(male) that is labelled `male`.
-        abstain_below: lowest probability of the label given that is not `uncertain`; 0 never
-            abstains.
+        abstain_below: labels less probable than this become `uncertain`; 0 never abstains.
     """
     label = int(probability >= threshold)
     return UNCERTAIN if confidence(probability, label) < abstain_below else NAMES[label]
 
 
 def confidence(probability: float, label: int) -> float:
-    """Return the probability of a label, given P(male); below 0.5 if the threshold decided."""
+    """Return the probability of a label, from P(male); below 0.5 if the threshold decided."""
     return probability if label == 1 else 1 - probability

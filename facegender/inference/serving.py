@@ -3,8 +3,8 @@
 Input: the bytes of image files, their base64 text, or uint8 RGB arrays; one image, a list or an
 array of them, or a DataFrame with one column. Output: a DataFrame with a row for each image:
 `label` (female or male, as perceived, or uncertain) and `probability` (of the label male). A model
-that judges faces answers for the largest one, `no face` if there is none, and adds `faces`: a list
-with the box, score, label and probability of each.
+that judges faces labels the largest one, or answers `no face`, and adds `faces`: a list with the
+box, score, label and probability of each.
 """
 
 import base64
@@ -39,7 +39,6 @@ class BadInput(MlflowException):
     """Input that cannot be used: the server answers 400 with the message."""
 
     def __init__(self, message: str) -> None:
-        """Keep the message."""
         super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     def serialize_as_json(self) -> str:
@@ -56,7 +55,7 @@ class FaceGender(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the LiteRT model of a logged model."""
-        # Spark runs many of these on one machine and sets how many threads each may use.
+        # Spark runs many models on one machine, and sets how many threads each may use.
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         self._predictor = load_litert(Path(context.artifacts["model"]), threads=threads)
         self._threshold = float(context.model_config["threshold"])
@@ -73,8 +72,8 @@ class FaceGender(PythonModel):
 
         Args:
             model_input: images in any form that the module's docstring lists.
-            params: `abstain_below`, same as in `predictor.label_of`; `whole`, whether to judge
-                whole pictures, as if they were cut out already.
+            params: `abstain_below`, as in `predictor.label_of`; `whole`, whether to judge pictures
+                whole, as if they were cut out already.
 
         Raises:
             BadInput: an image cannot be read, there is none, or a parameter is wrong.
@@ -86,7 +85,7 @@ class FaceGender(PythonModel):
             raise BadInput("There is no image in the input.")
         size = self._predictor.size
         crop = None if options["whole"] else self._predictor.crop
-        # For each picture its faces, with their pixels.
+        # The faces of each picture, with their pixels.
         found = [_to_faces(item, size, crop, index) for index, item in enumerate(items)]
         images = [pixels for faces in found for face, pixels in faces if face or not crop]
         with self._one_at_a_time:
@@ -108,7 +107,7 @@ class FaceGender(PythonModel):
             rows.append(row)
         frame = pd.DataFrame(rows)
         if crop:
-            # As numbers, None would be NaN, which JSON does not know.
+            # Numbers would make None NaN, which is not valid JSON.
             frame["probability"] = pd.Series([row["probability"] for row in rows], dtype=object)
         return frame
 
@@ -176,9 +175,9 @@ def _only_field(record: Mapping) -> Any:
 def _to_faces(
     item: Any, size: int, crop: FaceCrop | None, index: int
 ) -> list[tuple[Face | None, np.ndarray]]:
-    """Return the faces of one image, or with None the whole of it, as uint8 (size, size, 3)."""
+    """Return the faces of one image, or None with the whole image, as uint8 (size, size, 3)."""
     if isinstance(item, np.ndarray) and item.ndim == 0:
-        item = item.item()  # MLflow turns the text of a record into this
+        item = item.item()  # MLflow makes the text of a record an array
     try:
         if isinstance(item, str):
             item = base64.b64decode("".join(item.split()), validate=True)  # some encoders wrap

@@ -1,4 +1,4 @@
-"""The threshold that travels in a model's file, so that every program labels alike."""
+"""The threshold, stored in a model's file so that every program labels alike."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A small text that travels inside a model's file, as TFLite's associated files do.
+"""A small text inside a model's file, stored as TFLite's associated files are.
 
-It is a ZIP archive behind the model, which its runtime passes over; `unzip -p` prints it. A .keras
-file is a ZIP archive itself and gets one more member.
+It is in a ZIP archive behind the model, which the runtime ignores; `unzip -p` prints it. A .keras
+file is itself a ZIP archive and gets one more member.
 """
 
 import zipfile
@@ -14,7 +14,7 @@ _MAX_BYTES = 10_000
 def attach(path: Path, name: str, text: str) -> None:
     """Add a text to a model's file; the same text gives the same bytes."""
     with zipfile.ZipFile(path, "a") as archive:
-        # A member of this name has the year 1980.
+        # ZipInfo's own date is a constant.
         archive.writestr(zipfile.ZipInfo(name), text)
 
 
@@ -31,7 +31,7 @@ def attached(path: Path, name: str) -> str | None:
             content = member.read(_MAX_BYTES + 1)
     except KeyError:
         return None
-    # RuntimeError: the member is encrypted, or packed by a method that zipfile does not know.
+    # RuntimeError: the member is encrypted, or zipfile does not know its compression.
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(str(error)) from error
     if len(content) > _MAX_BYTES:

@@ -1,18 +1,18 @@
-"""MobileNet v1 without top, from ImageNet weights, a weights file or chance."""
+"""MobileNet v1 without top, with ImageNet weights, those of a file, or random ones."""
 
 from pathlib import Path
 
 import keras
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 from facegender.files import file_sha256
 
 _IMAGENET_TROUBLE = (
-    "The ImageNet weights of MobileNet could not be downloaded ({reason}). They come from Keras' "
-    "own server, once, and are then kept in ~/.keras/facegender/models. Without network, fetch the "
-    "file on another machine and pass its path: `-S model.weights=PATH` (a MobileNet v1 file "
-    "without top, in Keras' layout, of the same alpha). To train from scratch: "
-    "`-S model.weights=none`."
+    "The ImageNet weights of MobileNet could not be downloaded or read ({reason}). Keras' server "
+    "sends them once, and ~/.keras/facegender/models keeps them: if a download was killed, delete "
+    "the file there. Without network, fetch the file on another machine and pass its path: `-S "
+    "model.weights=PATH` (a MobileNet v1 file without top, in Keras' layout, of the same alpha). "
+    "To train from scratch: `-S model.weights=none`."
 )
 
 
@@ -39,13 +39,12 @@ def mobilenet(
         return keras.applications.MobileNet(
             input_shape=shape, alpha=alpha, include_top=False, weights=source, pooling="avg"
         )
-    # Keras wraps whatever goes wrong in a download in a bare Exception, and a file that is no
-    # weights file makes it raise what it likes.
+    # Keras raises a bare Exception if a download fails, and anything for a damaged file.
     except Exception as error:
-        if weights == "imagenet" and not isinstance(error, ValueError | OSError):
-            reason = str(error).splitlines()[0]
+        reason = reason_of(error).rstrip(".")
+        if weights == "imagenet" and not isinstance(error, ValueError):
             raise UserError(_IMAGENET_TROUBLE.format(reason=reason)) from error
         raise UserError(
-            f"The weights {weights!r} do not fit MobileNet v1 with alpha {alpha}: {error} "
+            f"The weights {weights!r} do not fit MobileNet v1 with alpha {alpha}: {reason}. "
             "Keras has ImageNet weights for alpha 0.25, 0.5, 0.75 and 1.0."
         ) from error

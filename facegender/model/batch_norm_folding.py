@@ -1,9 +1,9 @@
-"""Folding: frozen BatchNorm made part of the convolution before it, for training, and taken out.
+"""Fold frozen BatchNorm into the convolution before it to train faster, and take it out again.
 
 A BatchNorm that keeps its statistics is a scale and a shift for each channel. Multiplied into the
 convolution's kernel and bias (Jacob et al., Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference, CVPR 2018, section 3.2) it costs nothing, while as a
-layer of its own it passes twice over tensors that are larger than any cache.
+Efficient Integer-Arithmetic-Only Inference, CVPR 2018, section 3.2) it costs nothing. As a separate
+layer it passes twice over tensors that are larger than any cache.
 """
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def fold_batch_norm(base: keras.Model) -> keras.Model:
-    """Return the equal of a chain of layers, of any image size, without BatchNorm.
+    """Return a model that computes the same without BatchNorm, on images of any size.
 
     Args:
         base: float32 (n, size, size, 3) to (n, features), such as MobileNet: layers in a row, in
@@ -38,16 +38,16 @@ def fold_batch_norm(base: keras.Model) -> keras.Model:
         scale = norm.gamma.numpy() / np.sqrt(norm.moving_variance.numpy() + norm.epsilon)
         shift = norm.beta.numpy() - norm.moving_mean.numpy() * scale
         kernel = base.get_layer(name).kernel.numpy()
-        # A depthwise kernel is (h, w, channels, 1), another one (h, w, from, channels).
+        # A depthwise kernel is (h, w, channels, 1), any other (h, w, inputs, channels).
         channels = scale[:, None] if kernel.shape[3] != len(scale) else scale
         layer.set_weights([kernel * channels, shift])
     return keras.Model(image, outputs, name=f"{base.name}_folded")
 
 
 def unfold_batch_norm(folded: keras.Model, base: keras.Model) -> None:
-    """Write the weights of a folded model back into the model that it was folded from.
+    """Write the weights of a folded model back into the model it was made from.
 
-    The kernels are taken as they are. BatchNorm, with a scale of 1, keeps the bias alone.
+    Kernels are copied. BatchNorm gets a scale of 1, and the bias as its shift.
     """
     for layer in folded.layers:
         if not _is_convolution(layer):

@@ -31,7 +31,7 @@ def open_interpreter(content: bytes, *, threads: int = 1) -> Interpreter:
     from ai_edge_litert.interpreter import Interpreter
 
     with _first_in_silence():
-        # The runtime takes empty content for a missing argument.
+        # The runtime mistakes empty content for a missing argument.
         interpreter = Interpreter(model_content=content or b"\0", num_threads=threads)
         interpreter.allocate_tensors()
     return interpreter
@@ -39,11 +39,11 @@ def open_interpreter(content: bytes, *, threads: int = 1) -> Interpreter:
 
 @contextmanager
 def _first_in_silence() -> Iterator[None]:
-    """Discard what C++ code writes to standard error until one interpreter of the process is open.
+    """Discard what C++ code writes to standard error until the process has opened an interpreter.
 
-    The runtime prints a line about its delegate then, which cannot be switched off. Its errors also
-    arrive as exceptions. Later interpreters print no such line. They are opened in threads, and
-    standard error belongs to all threads: what others print meanwhile must not be lost.
+    The runtime then prints a line about its delegate, which cannot be switched off. Its errors also
+    arrive as exceptions. Later interpreters print nothing, and are opened in threads: what other
+    threads print meanwhile must not be lost.
     """
     global _note_is_printed
     with _FIRST:

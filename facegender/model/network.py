@@ -13,15 +13,15 @@ from facegender.model.batch_norm_folding import fold_batch_norm, unfold_batch_no
 class Network:
     """MobileNet v1, its input scaling and a head for two classes.
 
-    With `batch_norm="frozen"` the layers that are trained are not MobileNet's own but their
-    equals with BatchNorm folded into the convolutions (`batch_norm_folding`), which train in about
-    0.6 of the time; `inference` writes them back into the plain MobileNet.
+    With `batch_norm="frozen"`, training uses a copy of MobileNet whose BatchNorm is folded into the
+    convolutions (`batch_norm_folding`), which takes about 0.6 of the time. `inference` writes the
+    weights back into the plain MobileNet.
 
     Attributes:
         image_size: pixels a side of what `inference` takes.
         base: the plain MobileNet, float32 (n, size, size, 3) in [-1, 1] to (n, features).
-        trained_base: the network trained in its place: `base` itself, or its folded equal, which
-            takes images of any size.
+        trained_base: the network that is trained: `base`, or its folded copy, which takes images
+            of any size.
         head: (n, features) to the logit (n, 1).
     """
 
@@ -63,15 +63,15 @@ class Network:
         return keras.Model(image, self.trained_base(_scale()(image)), name="facegender_features")
 
     def logits(self) -> keras.Model:
-        """Return a model of what is judged: uint8 RGB (n, size, size, 3) to the logit (n, 1)."""
+        """Return the model as `inference` judges: uint8 RGB (n, size, size, 3) to logit (n, 1)."""
         image = keras.Input(self.trained_base.input_shape[1:], dtype="uint8", name="image")
         return keras.Model(image, self._logit(image, self.trained_base), name="facegender_logits")
 
     def inference(self, slope: float = 1.0, intercept: float = 0.0) -> keras.Model:
         """Return the model to save: uint8 RGB (n, size, size, 3) to P(male), float32 (n, 1).
 
-        A plain `keras.applications.MobileNet` with stock layers around it. Scaling from [0, 255] to
-        [-1, 1] is one of them, so that what is deployed takes plain uint8 RGB.
+        A plain `keras.applications.MobileNet` with stock layers around it. One of them scales
+        [0, 255] to [-1, 1].
 
         Args:
             slope: factor of the logit (`facegender.training.calibration`).
@@ -86,7 +86,7 @@ class Network:
         return keras.Model(image, probability, name="facegender")
 
     def set_replicated(self, replicated: bool) -> None:
-        """Have BatchNorm take its statistics over all devices' shares of a batch, or not."""
+        """Set whether BatchNorm takes its statistics over all devices' shares of a batch."""
         for layer in self.trained_base.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = replicated
@@ -100,14 +100,14 @@ class Network:
     def _logit(self, image: keras.KerasTensor, trained_base: keras.Model) -> keras.KerasTensor:
         if not self._test_time_flip:
             return self._dense(trained_base(_scale()(image)))
-        # The mean over each image and its mirror image, which go through as one batch.
+        # Images and mirror images pass as one batch.
         both = keras.ops.concatenate([image, keras.ops.flip(image, axis=2)], axis=0)
         logits = self._dense(trained_base(_scale()(both)))
         return keras.ops.mean(keras.ops.reshape(logits, (2, -1, 1)), axis=0)
 
 
 def _in_float32(model: keras.Model) -> keras.Model:
-    # Another model, as a model's graph is saved with the dtypes that it was built with.
+    # A new model, because a model's graph is saved with the dtypes it was built with.
     float32 = keras.config.dtype_policy()
     copy = keras.models.clone_model(
         model,
@@ -145,15 +145,15 @@ def build_network(
         batch_norm: `train`, or `frozen` to keep the statistics of the weights.
         batch_norm_momentum: momentum of the running statistics. Keras' 0.99 needs thousands of
             steps to forget where it started; short training from scratch needs less.
-        seed: source of chance of the dropout.
+        seed: seed of the dropout.
         weights_sha256: digest that a weights file must have, or None.
         test_time_flip: the logit is the mean of the image's and its mirror image's: more often
-            right, at twice the work of a prediction. Training is as without.
-        mixed_precision: compute in bfloat16 but for the head, with weights in float32, until
+            right, at twice the work. Training does not change.
+        mixed_precision: compute in bfloat16, except for the head, with weights in float32, until
             `set_float32`.
 
     Raises:
-        UserError: the weights cannot be downloaded, read, or do not fit; or this machine cannot
+        UserError: the weights cannot be downloaded or read, or do not fit; or this machine cannot
             compute in bfloat16.
     """
     usual = keras.config.dtype_policy()  # float32
@@ -178,7 +178,7 @@ def build_network(
 
 
 def _require_bfloat16() -> None:
-    # oneDNN has no bfloat16 convolutions for some instruction sets, and fails in the first one.
+    # oneDNN lacks bfloat16 convolutions for some instruction sets, and fails at the first one.
     image, kernel = (keras.ops.zeros(shape, "bfloat16") for shape in ((1, 8, 8, 3), (3, 3, 3, 4)))
     try:
         keras.ops.conv(image, kernel, padding="same")
@@ -193,20 +193,20 @@ def set_trainable(trained_base: keras.Model, fine_tune_from: str) -> None:
     """Make the layers from `fine_tune_from` on trainable, and freeze those before it.
 
     Args:
-        trained_base: MobileNet, or its folded equal.
-        fine_tune_from: `all`, `none`, or the name of a layer, such as `conv_pw_6`.
+        trained_base: MobileNet, or its folded copy.
+        fine_tune_from: `all`, or the name of a layer, such as `conv_pw_6`.
 
     Raises:
         UserError: no layer has that name.
     """
     names = [layer.name for layer in trained_base.layers]
-    starts = {"all": 0, "none": len(names)} | {name: place for place, name in enumerate(names)}
-    if fine_tune_from not in starts:
+    if fine_tune_from not in {"all", *names}:
         raise UserError(
             f"MobileNet has no layer {fine_tune_from!r}: train.fine_tune_from is `all` or one of "
             f"{', '.join(name for name in names if name.startswith('conv'))}."
         )
+    first = 0 if fine_tune_from == "all" else names.index(fine_tune_from)
     trained_base.trainable = True
-    # Each layer by itself: Keras does not hand a flag on to layers when the model has it already.
-    for place, layer in enumerate(trained_base.layers):
-        layer.trainable = place >= starts[fine_tune_from]
+    # One by one: Keras does not pass the flag on to layers if the model has that value already.
+    for index, layer in enumerate(trained_base.layers):
+        layer.trainable = index >= first

@@ -1,4 +1,4 @@
-"""Models as `.keras` files: the same weights make the same bytes, and loading runs no code."""
+"""Models as `.keras` files: equal weights give equal bytes, and loading does not run code."""
 
 import json
 import zipfile
@@ -9,14 +9,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from facegender.errors import UserError
+from facegender.errors import UserError, reason_of
 
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Save a model as a `.keras` file whose bytes depend on the model alone.
 
-    Keras writes the time of saving and the addresses of shared objects into the archive; here
-    they become constants and running numbers, so that the same weights make the same file.
+    Keras writes the time and the addresses of shared objects into the archive. Here they become
+    a constant and running numbers.
     """
     temporary = path.with_name(f".{path.stem}.tmp.keras")
     model.save(temporary)
@@ -34,7 +34,7 @@ def save_model(model: keras.Model, path: Path) -> None:
 
 
 def _renumber(item: Any, numbers: dict[int, int]) -> Any:
-    """Return a copy of a configuration whose shared objects are numbered as they come."""
+    """Return a copy of a configuration whose shared objects are numbered in order."""
     if isinstance(item, list):
         return [_renumber(child, numbers) for child in item]
     if not isinstance(item, dict):
@@ -51,19 +51,19 @@ def load_model(path: Path) -> keras.Model:
     """Load a saved model with stock Keras; code inside the file is never run.
 
     Raises:
-        UserError: the file is missing, is not a `.keras` file, or asks for what a model of stock
-            layers needs not: code, other classes, other files.
+        UserError: the file is missing, is not a `.keras` file, or needs more than stock layers:
+            code, other classes, other files.
     """
     remedy = "`dvc repro` trains it, `dvc pull` fetches it from a remote."
     if path.suffix != ".keras":
-        # Keras goes by the ending, and has no safe mode for the older formats.
+        # Keras chooses the format by the ending; the older ones have no safe mode.
         raise UserError(f"The model {path.name} is not a .keras file. {remedy}")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    # Files that nobody vouches for make Keras raise what it likes.
+    # Untrusted files can make Keras raise anything.
     except Exception as error:
-        # Its advice on how to run the code after all is not passed on.
-        reason = str(error).partition(" If you trust")[0].rstrip(".")
+        # Leave out its advice on how to run the code after all.
+        reason = reason_of(error).partition(" If you trust")[0].rstrip(".")
         raise UserError(f"Cannot load the model {path.name}: {reason}. {remedy}") from error
 
 
@@ -77,6 +77,6 @@ def predict_arrays(model: keras.Model, batches: Iterable[np.ndarray]) -> np.ndar
     Returns:
         float64 of shape (total,).
     """
-    # A compiled graph, without the set-up of `predict`, which is made again for every call.
+    # Compiled as in `predict`, which repeats its set-up at each call.
     outputs = [np.asarray(model.predict_on_batch(batch))[:, 0] for batch in batches]
     return np.concatenate(outputs).astype(np.float64) if outputs else np.empty(0)

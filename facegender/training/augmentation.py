@@ -1,4 +1,4 @@
-"""Augmentation: random changes to images while training."""
+"""Augmentation: random changes of training images."""
 
 import keras
 
@@ -6,7 +6,7 @@ from facegender.params import Augmentation
 
 
 def augmentation_layers(ranges: Augmentation, seed: int) -> list[keras.layers.Layer]:
-    """Return Keras layers that change float32 images (n, h, w, 3) at random while training."""
+    """Return Keras layers that change float32 images (n, h, w, 3) at random in training."""
     layers: list[keras.layers.Layer] = []
     if ranges.horizontal_flip:
         layers.append(keras.layers.RandomFlip("horizontal", seed=seed, name="flip"))

@@ -1,4 +1,4 @@
-"""Batches: processed data as a stream of images and labels, in an order that the seed decides."""
+"""Batches: processed data as a stream of images and labels, in an order decided by the seed."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ def make_batches(
     share: Share = WHOLE,
     framing_seed: int | None = None,
 ) -> tf.data.Dataset:
-    """Return batches of (images, labels), read while the ones before them are trained on.
+    """Return batches of (images, labels), read in advance while training runs.
 
-    The order within an epoch is a function of (shuffle_seed, epoch) alone, so an epoch's batches
-    are the same whether or not the epochs before it ran in this process.
+    The order within an epoch depends only on (shuffle_seed, epoch), so an epoch's batches are the
+    same whether or not earlier epochs ran in this process.
 
     Args:
         part: processed data.
         batch_size: images a batch; the last one of an epoch may be smaller.
         shuffle_seed: None keeps the order of the index.
         epochs: the epochs to yield, one after another.
-        size: pixels a side to shrink the images to; None leaves them as they are.
+        size: pixels a side to shrink the images to; None does not shrink them.
         share: the part of each batch to read; its pieces come one after another.
         framing_seed: decides, with the epoch, how each image is cut at random out of `part.wide`,
-            if there is one; None takes the images as they are.
+            if there is one; None reads the images as they are.
 
     Returns:
         A dataset of uint8 (batch, size, size, 3) and float32 (batch, 1).
@@ -48,13 +48,13 @@ def make_batches(
         images = tf.ensure_shape(images, (None, *source.images.shape[1:]))
         if wide is not None:
             key = tf.stack([tf.constant(framing_seed, tf.int64), epoch])
-            # Of all images, so that neither the order nor the devices make a difference.
+            # For all images, so that neither order nor devices make a difference.
             draws = tf.random.stateless_uniform((len(part), 3), key, -1, 1)
             images = _cut(images, part.images.shape[1], tf.gather(draws, positions))
         return images, tf.gather(labels, positions)
 
     def shrink(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The mean of the area that a pixel covers: no aliasing, at a fraction of the time.
+        # The mean over each new pixel's area: no aliasing, and much faster than a filter.
         smaller = tf.image.resize(images, (size, size), method="area")
         return tf.cast(tf.round(smaller), tf.uint8), labels
 
@@ -75,13 +75,13 @@ def make_feature_batches(
     epochs: range = range(1),
     share: Share = WHOLE,
 ) -> tf.data.Dataset:
-    """Return batches of features and labels in memory, in an order as that of `make_batches`.
+    """Return batches of features and labels in memory, in the same order as `make_batches`.
 
     Args:
         features: shape (n, k).
         labels: shape (n,).
         batch_size: rows a batch; the last one of an epoch may be smaller.
-        shuffle_seed: decides the order, with the epoch; None keeps it.
+        shuffle_seed: decides the order, with the epoch; None keeps that of the features.
         epochs: the epochs to yield, one after another.
         share: the part of each batch to read, as in `make_batches`.
 
@@ -95,7 +95,7 @@ def make_feature_batches(
 
 
 def weigh(batches: tf.data.Dataset, class_weights: Sequence[float]) -> tf.data.Dataset:
-    """Add weights to batches of (images, labels): those of their class, float32 (batch,)."""
+    """Add the weight of its class to each row of (images, labels): float32 (batch,)."""
     by_class = tf.constant(class_weights, tf.float32)
     return batches.map(
         lambda images, labels: (
@@ -107,15 +107,15 @@ def weigh(batches: tf.data.Dataset, class_weights: Sequence[float]) -> tf.data.D
 
 
 def _cut(images: tf.Tensor, size: int, draws: tf.Tensor) -> tf.Tensor:
-    """Cut squares at random out of images with a border, as a detector's boxes vary.
+    """Cut random squares out of images with a border, to imitate how a detector's boxes vary.
 
-    A border of a tenth of `size` lets the side vary by up to a tenth, and the centre move by up to
-    half of that each way.
+    With a border of a tenth of `size`, the side varies by up to a tenth, and the centre moves by
+    up to half of that.
 
     Args:
         images: uint8 (n, side, side, 3), with `size` pixels between the borders.
         size: pixels a side of the result.
-        draws: float32 (n, 3) from -1 to 1: size, shift down and shift to the right.
+        draws: float32 (n, 3) from -1 to 1: size, shift down, shift to the right.
 
     Returns:
         uint8 (n, size, size, 3).
@@ -124,7 +124,7 @@ def _cut(images: tf.Tensor, size: int, draws: tf.Tensor) -> tf.Tensor:
     border = (side - size) / 2
     zoom = 1 + border / size * draws[:, :1]
     start = (side - size * zoom + border * draws[:, 1:]) / 2
-    # The centres of the first and last pixels, where `crop_and_resize` reads; the last one is 1.
+    # Centres of the first and last pixels, which is where `crop_and_resize` reads.
     first = start + zoom / 2 - 0.5
     last = start + (size - 0.5) * zoom - 0.5
     boxes = tf.concat([first, last], axis=1) / (side - 1)
@@ -146,7 +146,7 @@ def _positions(
         return batches.map(lambda positions: (positions, epoch))
 
     def pieces(positions: tf.Tensor, epoch: tf.Tensor) -> tf.data.Dataset:
-        # As equal as can be. None may be empty, so fewer images than pieces are taken again.
+        # As equal as possible. No piece may be empty, so a small batch repeats images.
         number = tf.maximum(tf.size(positions), share.of)
         filled = tf.gather(positions, tf.range(number) % tf.size(positions))
         return tf.data.Dataset.range(share.first, share.first + share.count).map(
@@ -160,9 +160,9 @@ def _positions(
     if share.of > 1:
         batches = batches.flat_map(pieces)
     number = len(epochs) * math.ceil(count / batch_size) * share.count
-    # Nothing is left to tune, and the thread that tunes is slow to end: `fit` would wait for it, up
-    # to a minute. (An option holds for all that is made of a dataset.)
+    # Nothing is left to tune, and `fit` would wait up to a minute for the tuning thread to end.
+    # The option also holds for datasets made from this one.
     options = tf.data.Options()
     options.autotune.enabled = False
-    # Without a known number, Keras warns at the end of the data.
+    # If the number is unknown, Keras warns at the end of the data.
     return batches.apply(tf.data.experimental.assert_cardinality(number)).with_options(options)

@@ -1,4 +1,4 @@
-"""Calibration: probabilities that say how often they are right."""
+"""Calibration: make a probability the share of images that are labelled right."""
 
 import numpy as np
 from scipy.optimize import minimize
@@ -7,8 +7,8 @@ from facegender.data.processed import ProcessedSplit
 from facegender.model.network import Network
 from facegender.model.saved_model import predict_arrays
 
-# Standard deviations of the normal priors on the slope's logarithm and on the intercept, as
-# `python -m bench.calibration` compares them.
+# Standard deviations of the normal priors on the slope's logarithm and on the intercept
+# (`python -m bench.calibration` compares them).
 _LOG_SLOPE_SD = 0.5
 _INTERCEPT_SD = 1.0
 
@@ -22,18 +22,18 @@ def fit_calibration(
 ) -> tuple[float, float]:
     """Return the slope and intercept with which logits fit the labels best.
 
-    Platt, Probabilistic Outputs for Support Vector Machines, 1999. Priors around the logits as they
-    are take the place of his targets: a handful of images that are all right neither asks for
-    certainty nor shows that the network is less sure than it says.
+    Platt, Probabilistic Outputs for Support Vector Machines, 1999. Priors around the original
+    logits replace his targets: a handful of images that are all right should make the network
+    neither certain nor doubtful.
 
     Args:
         labels: int (n,), 0 female and 1 male.
-        logits: float (n,) of the label male, of images that were not trained on.
+        logits: float (n,) of the label male, for images that were not trained on.
         log_slope_sd: standard deviation of the prior on the logarithm of the slope, around 0.
         intercept_sd: standard deviation of the prior on the intercept, around 0.
 
     Returns:
-        The slope, which is positive, and the intercept; (1, 0) if a label has no image.
+        The slope, always positive, and the intercept; (1, 0) if a label has no image.
     """
     males = int(labels.sum())
     if males in (0, len(labels)):

@@ -1,4 +1,4 @@
-"""Keras callbacks of a training: its chance, averaged weights, best epoch and checkpoint."""
+"""Keras callbacks of a training: random draws, averaged weights, best epoch, checkpoints."""
 
 import logging
 import math
@@ -16,15 +16,15 @@ from facegender.training.checkpoints import Checkpoint
 _log = logging.getLogger(__name__)
 
 
-# Called with an epoch's number, from 1, its metrics, and the milliseconds since 1970 of its end.
+# Called with an epoch's number, from 1, its metrics, and its end in milliseconds since 1970.
 OnEpoch = Callable[[int, dict[str, float], int], None]
 
 
 class SeedPerEpoch(keras.callbacks.Callback):
-    """Makes what random layers draw a function of their seed, the device, the epoch and the step.
+    """Reseeds random layers so that each draw depends only on seed, device, epoch and step.
 
-    Keras' layers count their draws from the first epoch on, so that one who begins at a later epoch
-    would draw other numbers; and on all devices they would draw the same.
+    Keras' layers count their draws from the first epoch on, so a resumed training would draw other
+    numbers. They also draw the same on all devices.
     """
 
     def __init__(self, whole: keras.Model, strategy: tf.distribute.Strategy) -> None:
@@ -34,19 +34,19 @@ class SeedPerEpoch(keras.callbacks.Callback):
         self._states = [(state, int(keras.ops.convert_to_numpy(state)[0])) for state in states]
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Begin the epoch's numbers; the layers count on from there, one a step."""
+        """Set the epoch's seeds; the layers count on from there, one a step."""
         for state, seed in self._states:
             copies = self._strategy.experimental_local_results(state.value)
             resolver = self._strategy.cluster_resolver
             first = resolver.task_id * len(copies) if resolver is not None else 0
             for device, copy in enumerate(copies, first):
-                # A zero at the end changes nothing: the first device draws what a single one does.
+                # NumPy ignores a zero at the end: the first device draws what a single one does.
                 entropy = (seed, epoch, device)
                 copy.assign(np.random.SeedSequence(entropy).generate_state(2, np.uint32))
 
 
 class SwapEma(keras.callbacks.SwapEMAWeights):
-    """Has the averaged weights in the model between epochs, and at the start if told so."""
+    """Puts the averaged weights into the model between epochs; `averaged` if they are there now."""
 
     def __init__(self, *, averaged: bool) -> None:
         super().__init__(swap_on_epoch=True)
@@ -56,14 +56,14 @@ class SwapEma(keras.callbacks.SwapEMAWeights):
     def keep_averages(self) -> None:
         """Leave the averaged weights in the model although `fit` ends before its last epoch.
 
-        At its end Keras assigns the optimizer's averages to the model. Between epochs these hold
-        the raw weights, and Keras swaps them back after the last epoch only.
+        When `fit` ends, Keras assigns the optimizer's averages to the model. Between epochs they
+        hold the raw weights, and Keras swaps them back only after the last epoch.
         """
         self._finalize_ema_values()
 
 
 class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Counts the epochs of all fine-tuning, not only those since images changed or a restart."""
+    """Counts all epochs of fine-tuning, also those before a restart or a change of image size."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         self._after = after  # the last epoch of the head
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Count the epochs that are past."""
+        """Count earlier epochs."""
         super().on_train_begin(logs)
         for row in self._history:
             if row["epoch"] > self._after:
@@ -93,7 +93,7 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
 
 
 class FailOnDivergence(keras.callbacks.Callback):
-    """Ends a training whose loss is not finite, before the epoch reaches the checkpoint."""
+    """Ends a training whose loss is not finite, before the checkpoint is written."""
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Remember the epoch."""
@@ -112,20 +112,20 @@ class FailOnDivergence(keras.callbacks.Callback):
         if not np.isfinite(loss).all():
             raise UserError(
                 f"Training diverged in epoch {self._epoch}: {name} is {loss}. The checkpoint of "
-                "the epoch before it is kept. Lower train.learning_rate or "
+                "the previous epoch is kept. Lower train.learning_rate or "
                 "train.head_learning_rate."
             )
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the lowest validation loss, whatever model is trained.
+    """Keeps all weights of the epoch with the lowest validation loss.
 
-    Keras' own callbacks keep those of the model in `fit`, but the head is trained by itself.
+    Keras' own callbacks keep only those of the model in `fit`, which may be the head alone.
 
     Attributes:
-        weights: those that are kept.
+        weights: weights that are kept.
         loss: their validation loss.
-        epoch: the epoch whose weights are kept, from 1; 0 for the first weights.
+        epoch: epoch whose weights are kept, from 1; 0 for the initial weights.
     """
 
     def __init__(self, whole: keras.Model) -> None:
@@ -142,7 +142,7 @@ class BestWeights(keras.callbacks.Callback):
             self.weights, self.loss, self.epoch = self._whole.get_weights(), loss, epoch + 1
 
     def restart(self) -> None:
-        """Go on from the kept weights, and have any later epoch take their place."""
+        """Put the kept weights back, and let any later epoch replace them."""
         self.restore()
         self.loss = math.inf
 
@@ -152,11 +152,11 @@ class BestWeights(keras.callbacks.Callback):
 
 
 class EpochRecorder(keras.callbacks.Callback):
-    """Keeps the metrics of each epoch, with its learning rate, and its speed apart from them."""
+    """Records the metrics, learning rate and speed of each epoch."""
 
     def __init__(self, images: int) -> None:
         super().__init__()
-        self.images = images  # an epoch
+        self.images = images  # per epoch
         self.history: list[dict[str, Any]] = []
         self.speed: list[dict[str, Any]] = []
         self.ended: list[int] = []  # milliseconds since 1970
@@ -188,15 +188,14 @@ class EpochRecorder(keras.callbacks.Callback):
 
 
 class CheckpointEpochs(keras.callbacks.Callback):
-    """Goes on from a checkpoint, and keeps each epoch in it; the last of the callbacks.
+    """Resumes from a checkpoint, and saves each epoch to it; the last of the callbacks.
 
-    Keras' BackupAndRestore keeps one model and its optimizer, from the start to the end of one
-    `fit`. A training here is up to three, of two models; and it is more: the best weights, the
-    history, whether the weights in the model are the averaged ones.
+    Keras' BackupAndRestore saves one model and its optimizer during one `fit`. A training here is
+    up to three calls of `fit`, of two models, and also needs the best weights and the history.
 
     Attributes:
-        recorder: the metrics and speed of the epochs.
-        done: the last epoch that the checkpoint held at the start, from 1; 0 if there was none.
+        recorder: metrics and speed of the epochs.
+        done: last epoch in the checkpoint at the start, from 1; 0 without one.
     """
 
     def __init__(
@@ -207,7 +206,7 @@ class CheckpointEpochs(keras.callbacks.Callback):
         best: BestWeights,
         on_epoch: OnEpoch,
     ) -> None:
-        """Put back all but the state of the optimizer, which does not exist yet."""
+        """Restore everything but the state of the optimizer, which does not exist yet."""
         super().__init__()
         self._whole, self._checkpoint, self._on_epoch = whole, checkpoint, on_epoch
         self.recorder, self._best = recorder, best
@@ -225,15 +224,16 @@ class CheckpointEpochs(keras.callbacks.Callback):
             self._report(row, ended)
 
     def restore_optimizer(self, model: keras.Model) -> None:
-        """Put back the state of the optimizer of the model that the checkpoint's epoch trained."""
+        """Restore the optimizer; `model` is the one that the checkpoint's epoch trained."""
         if self.done:
             saved = self._saved("optimizer")
             for variable, value in zip(model.optimizer.variables, saved, strict=True):
                 variable.assign(value)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Keep the epoch, then tell of it."""
-        # Where training stops, Keras does more before `fit` ends: such an epoch is done again.
+        """Save the epoch, then report it."""
+        # Keras does more before `fit` ends at the epoch that stops training, so a resumed training
+        # must repeat that epoch.
         if not self.model.stop_training:
             optimizer = self.model.optimizer.variables
             groups = {

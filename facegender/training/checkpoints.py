@@ -1,7 +1,7 @@
-"""Checkpoints: what a training that was killed needs to go on as if nothing had happened.
+"""Checkpoints: what a killed training needs to resume and end with the same bytes.
 
-One file a training, replaced after each epoch by a rename, so that it is whole at every moment. It
-is named after a digest of all that decides the result, and so never serves another training.
+A training has one file, replaced after each epoch by a rename, so it is never half-written. Its
+name is a digest of all that decides the result, so no other training uses it.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from facegender.data.processed import ProcessedSplit
 from facegender.files import file_sha256
 from facegender.params import Params
 
-# Checkpoints of trainings that nobody resumed.
+# Older checkpoints are removed: nobody resumed their training.
 MAX_AGE_DAYS = 14
 
-# The code that decides a training's result: editing a log line or the gate keeps checkpoints valid.
+# Code that decides a training's result. An edit of a log line or the gate keeps checkpoints valid.
 DECISIVE_CODE = ("model", "training", "data/processed.py", "data/manifest.py")
 DECISIVE_PARAMS = {"image", "model", "train"}
 _PACKAGES = ("keras", "numpy", "tensorflow")
@@ -42,8 +42,8 @@ class Saved:
     """A checkpoint's content.
 
     Attributes:
-        arrays: arrays by name, of any dtype; loading returns equal ones.
-        notes: whatever JSON can say; floats come back bit by bit.
+        arrays: arrays by name, of any dtype.
+        notes: whatever JSON can hold; floats keep every bit.
     """
 
     arrays: dict[str, np.ndarray]
@@ -58,24 +58,24 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Take up what an earlier process saved at `path`; without a path nothing is ever kept."""
+        """Load what an earlier process saved at `path`; without a path nothing is saved."""
         self._path = path
         self.saved = _read(path) if path is not None and path.is_file() else None
         self.run_id: str | None = self.saved.notes["run_id"] if self.saved else None
 
     @classmethod
     def received(cls, content: bytes) -> Self:
-        """Return the checkpoint of another process without keeping it; see `content`."""
+        """Return the checkpoint of another process, from its `content`; it is not saved here."""
         checkpoint = cls(None)
         checkpoint.saved = _read(io.BytesIO(content)) if content else None
         return checkpoint
 
     def content(self) -> bytes:
-        """Return what was taken up, as bytes for `received`; none if there was nothing."""
+        """Return what was loaded, as bytes for `received`; empty if there was nothing."""
         return self._path.read_bytes() if self._path is not None and self.saved else b""
 
     def write(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
-        """Replace the file, whole or not at all. A full disk costs the checkpoint, no more."""
+        """Replace the file atomically. If the disk is full, training goes on without it."""
         if self._path is None:
             return
         temporary = self._path.with_suffix(".partial")
@@ -96,7 +96,7 @@ class Checkpoint:
             )
 
     def remove(self) -> None:
-        """Forget the training: it has ended well."""
+        """Remove the file of a training that has ended well."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -106,7 +106,7 @@ def _read(file: Path | io.BytesIO) -> Saved | None:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         notes = json.loads(arrays.pop(_NOTES).tobytes())
-    # EOFError: empty, as after a power cut. RuntimeError: a flipped bit says encrypted or packed.
+    # EOFError: empty, as after a power cut. RuntimeError: a flipped bit means encrypted or packed.
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         _log.warning("the checkpoint cannot be read, so training starts again: %s", error)
         return None
@@ -115,25 +115,26 @@ def _read(file: Path | io.BytesIO) -> Saved | None:
 
 @contextmanager
 def open_checkpoint(folder: Path, digest: str) -> Iterator[Checkpoint]:
-    """Open the checkpoint of the training that `digest` names; only one process may have it open.
+    """Open the checkpoint of the training that `digest` names; only one process can have it open.
 
-    If the same training runs in another process (two experiments that are equal), this one goes
-    without: it must not take up the other's run.
+    If another process has it (two equal experiments), this one gets a checkpoint that is not saved:
+    it must not resume the other's run.
 
     Args:
         folder: folder of all checkpoints; created if missing, and cleared of old ones.
-        digest: from `training_digest`.
+        digest: from `inputs_digest`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     oldest = time.time() - MAX_AGE_DAYS * 24 * 3600
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another training clears, or replaces its own
+        with suppress(FileNotFoundError):  # another training clears the folder, too
             if path.stat().st_mtime < oldest:
                 path.unlink()
     lock = FileLock(folder / f"{digest}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        _log.warning("another process runs the same training, so this one saves no checkpoint")
         yield Checkpoint(None)
         return
     try:
@@ -148,38 +149,18 @@ def inputs_digest(
     """Return the SHA-256, 64 hexadecimal digits, of everything that decides a training's result.
 
     Args:
-        params: All parameters; those of the gate, say, do not count.
-        splits: The splits to train and validate on.
-        package: The directory of facegender's code. What training logs or reports does not count.
+        params: all parameters, of which DECISIVE_PARAMS count.
+        splits: training and validation split.
+        package: directory of facegender's code, of which DECISIVE_CODE counts.
     """
+    files = [file for split in splits for file in split.files]
     weights = Path(params.model.weights)
-    return training_digest(
-        params=params.model_dump_json(include=DECISIVE_PARAMS),
-        files=[
-            *(file for split in splits for file in split.files),
-            *([weights] if weights.is_file() else []),
-        ],
-        code=[
-            path
-            for name in DECISIVE_CODE
-            for path in (
-                [package / name] if name.endswith(".py") else sorted((package / name).glob("*.py"))
-            )
-        ],
-    )
-
-
-def training_digest(*, params: str, files: Sequence[Path], code: Sequence[Path]) -> str:
-    """Return the SHA-256, 64 hexadecimal digits, of parameters, files, code and packages.
-
-    Args:
-        params: The parameters as text.
-        files: The data, and the weights to start from.
-        code: The modules that train.
-    """
-    digest = hashlib.sha256(params.encode())
-    for package in _PACKAGES:
-        digest.update(f"{package} {version(package)}\n".encode())
-    for path in (*files, *code):
-        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return digest.hexdigest()
+    if weights.is_file():
+        files.append(weights)
+    for name in DECISIVE_CODE:
+        code = package / name
+        files += [code] if code.suffix == ".py" else sorted(code.glob("*.py"))
+    lines = [params.model_dump_json(include=DECISIVE_PARAMS)]
+    lines += [f"{name} {version(name)}" for name in _PACKAGES]
+    lines += [f"{path.name} {file_sha256(path)}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""How the workers of a training meet: TF_CONFIG, and what the chief tells the others.
+"""How the workers of a training meet: TF_CONFIG, and what the chief sends to the others.
 
-TensorFlow's cluster knows nothing of what is trained. Before it is formed, the chief (worker 0)
-tells the others, over a plain connection to its own address in TF_CONFIG: parameters, and the
-checkpoint to go on from. They answer with a digest of their data and code.
+TensorFlow's cluster does not share what is trained. Before the cluster forms, the chief (worker 0)
+listens at its own address in TF_CONFIG. Over a plain connection it sends the parameters, and the
+others answer with a digest of their data and code. Then it sends the checkpoint to resume from.
 """
 
 import json
@@ -48,12 +48,12 @@ class WorkerGroup:
 
 
 def read_worker_group(text: str | None) -> WorkerGroup:
-    """Read what the environment variable TF_CONFIG says of the cluster.
+    """Return the worker group that the environment variable TF_CONFIG describes.
 
     Raises:
-        UserError: it is missing, is not JSON, or names no cluster of two workers or more.
+        UserError: it is missing, is not JSON, or does not describe two workers or more.
     """
-    advice = f"For worker 0 of two it is, for instance, TF_CONFIG='{_EXAMPLE}'."
+    advice = f"Example for worker 0 of two: TF_CONFIG='{_EXAMPLE}'."
     if not text:
         raise UserError(
             f"train.strategy: multi_worker needs TF_CONFIG, which names the workers. {advice}"
@@ -75,23 +75,19 @@ def read_worker_group(text: str | None) -> WorkerGroup:
             address.rpartition(":")[0] and 0 < port < 65536
             for address, port in zip(workers, ports, strict=True)
         ),
-        "task.index is not a worker's": type(index) is not int or not 0 <= index < len(workers),
+        "task.index is out of range": type(index) is not int or not 0 <= index < len(workers),
     }
     if wrong := [fault for fault, found in faults.items() if found]:
-        raise UserError(f"TF_CONFIG is not right: {wrong[0]}. {advice}")
+        raise UserError(f"TF_CONFIG is wrong: {wrong[0]}. {advice}")
     return WorkerGroup(tuple(workers), index)
 
 
 def require_chief(cluster: WorkerGroup) -> None:
-    """Refuse the pipeline to all workers but the first.
-
-    Raises:
-        UserError: this process is another worker.
-    """
+    """Raise UserError if this process is not worker 0, which alone runs the pipeline."""
     if cluster.index:
         raise UserError(
-            f"This is worker {cluster.index} of TF_CONFIG, where `facegender worker` is to be run: "
-            "the pipeline runs at worker 0 alone, which logs and writes for all."
+            f"This is worker {cluster.index} of TF_CONFIG: run `facegender worker` here. Only "
+            "worker 0 runs the pipeline; it logs and writes for all."
         )
 
 
@@ -104,16 +100,16 @@ class TrainingJob:
 
 
 def accept_workers(cluster: WorkerGroup, job: TrainingJob, digest: str, wait: float) -> None:
-    """Wait until all other workers have called, and tell them what is trained.
+    """Wait until all other workers have connected, and send them the job.
 
     Args:
         cluster: worker group in which this process is the chief.
         job: instructions for them.
         digest: digest of data and code, which must equal the workers'.
-        wait: seconds until the last must have called.
+        wait: seconds within which all must connect.
 
     Raises:
-        UserError: some did not call, or one has other data or code; the others are told.
+        UserError: a worker did not connect, or has other data or code; the others are told.
     """
     deadline = time.monotonic() + wait
     others = dict(list(enumerate(cluster.workers))[1:])
@@ -140,8 +136,8 @@ def accept_workers(cluster: WorkerGroup, job: TrainingJob, digest: str, wait: fl
             except TimeoutError:
                 missing = [others[index] for index in others if index not in callers]
                 refusal = (
-                    f"Within {wait:.0f} s no `facegender worker` called from {', '.join(missing)}. "
-                    "Start it there, or take the address out of TF_CONFIG."
+                    f"Within {wait:.0f} s no `facegender worker` connected from "
+                    f"{', '.join(missing)}. Start it there, or remove the address from TF_CONFIG."
                 )
                 break
             try:
@@ -150,13 +146,13 @@ def accept_workers(cluster: WorkerGroup, job: TrainingJob, digest: str, wait: fl
                 index, theirs = int(answer["index"]), answer["digest"]
                 address = others[index]
             except (OSError, EOFError, ValueError, LookupError, TypeError):
-                caller.close()  # no worker, or one that was stopped
+                caller.close()  # not a worker, or one that was stopped
                 continue
             callers[index] = caller
             if theirs != digest:
                 refusal = (
                     f"Worker {index} at {address} has other data, starting weights, packages or "
-                    "code than worker 0. Check the same commit out there, and fetch its "
+                    "code than worker 0. Check out the same commit there, and fetch its "
                     "data/processed with `dvc pull preprocess`."
                 )
         for caller in callers.values():
@@ -168,18 +164,18 @@ def accept_workers(cluster: WorkerGroup, job: TrainingJob, digest: str, wait: fl
 
 
 def join_chief(cluster: WorkerGroup, digest: Callable[[str], str], wait: float) -> TrainingJob:
-    """Call the chief, until it answers, and return what it tells.
+    """Connect to the chief, trying again until it answers, and return the job.
 
     Args:
         cluster: worker group in which this process is a worker, not the chief.
         digest: from the parameters as JSON to the digest of data and code.
-        wait: seconds until the chief must have answered.
+        wait: seconds within which the chief must answer.
 
     Raises:
         UserError: the chief does not answer, or refuses this worker or another one.
     """
     deadline = time.monotonic() + wait
-    digest = cache(digest)  # of large data it takes longer than the chief listens
+    digest = cache(digest)  # for large data it takes longer than the chief listens
     gone = f"Worker 0 at {cluster.workers[0]} {{}} Start it there with `dvc repro`."
     while True:
         try:
@@ -197,7 +193,7 @@ def join_chief(cluster: WorkerGroup, digest: Callable[[str], str], wait: float) 
             time.sleep(1)
             continue
         if refusal is not None:
-            raise UserError(f"Worker 0 called the training off: {refusal}")
+            raise UserError(f"Worker 0 cancelled the training: {refusal}")
         return TrainingJob(params, checkpoint)
 
 

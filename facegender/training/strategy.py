@@ -1,9 +1,8 @@
-"""Training on several devices or machines: who takes part, and which share of a batch is whose.
+"""Training on several devices or machines: who takes part, and who computes which share of a batch.
 
-The engine is `tf.distribute`: each device holds the whole network and computes a share of each
-batch, and the gradients are summed. Keras' `fit` does not take MultiWorkerMirroredStrategy as it
-comes (keras-team/keras issue 20585); with what `facegender.training.train` does for it, it does.
-docs/scaling-training.md tells which, and how that was found out.
+`tf.distribute` gives each device the whole network and a share of each batch, and sums the
+gradients. Keras' `fit` fails with MultiWorkerMirroredStrategy (keras-team/keras issue 20585)
+without the preparations in `facegender.training.train`; docs/scaling-training.md has the evidence.
 """
 
 import faulthandler
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _LOST = (
-    "A worker is gone, or does not answer, so the training stopped: {reason}. Worker 0 keeps each "
-    "epoch that ended. Start the other workers again with `facegender worker`, and worker 0 with "
-    "`dvc repro`: training goes on after the last epoch."
+    "A worker is gone or does not answer, so the training stopped: {reason}. Worker 0 has saved "
+    "the last complete epoch. To resume after it, start the other workers again with `facegender "
+    "worker`, and worker 0 with `dvc repro`."
 )
 
 _log = logging.getLogger(__name__)
@@ -31,12 +30,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Share:
-    """The part of each batch that the devices of one process compute: `count` of `of` pieces.
+    """The part of each batch that one process computes: `count` of `of` pieces.
 
     Attributes:
-        first: the number of the first piece, from 0.
-        count: pieces, one a device.
-        of: pieces that the whole batch is cut into.
+        first: index of the first piece.
+        count: number of pieces, one per device.
+        of: number of pieces in the whole batch.
     """
 
     first: int = 0
@@ -50,7 +49,7 @@ WHOLE = Share()
 def distribute(
     strategy: "tf.distribute.Strategy", make: "Callable[[Share], tf.data.Dataset]"
 ) -> "tf.data.Dataset | tf.distribute.DistributedDataset":
-    """Return the dataset that a strategy trains on: each process makes its own share alone."""
+    """Return the dataset that a strategy trains on; each process makes only its own share."""
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return make(WHOLE)
@@ -64,11 +63,11 @@ def distribute(
 
 @contextmanager
 def open_strategy(name: str, wait: float) -> "Iterator[tf.distribute.Strategy]":
-    """Yield the strategy that `train.strategy` names; make it before anything else of TensorFlow.
+    """Yield the strategy that `train.strategy` names; call it before any other use of TensorFlow.
 
     Args:
         name: `none`, `mirrored` (all devices of this machine), or `multi_worker` (of TF_CONFIG).
-        wait: seconds in which all workers must be in TensorFlow's cluster, or the process ends.
+        wait: seconds within which all workers must join TensorFlow's cluster, or the process ends.
 
     Raises:
         UserError: in the body, a worker is gone.
@@ -76,16 +75,15 @@ def open_strategy(name: str, wait: float) -> "Iterator[tf.distribute.Strategy]":
     import tensorflow as tf
 
     if name == "none":
-        # TensorFlow's default, which does nothing.
         yield tf.distribute.get_strategy()
     elif name == "mirrored":
         strategy = tf.distribute.MirroredStrategy()
         if strategy.num_replicas_in_sync == 1:
-            _log.warning("train.strategy: mirrored finds one device, and gains nothing")
+            _log.warning("train.strategy: mirrored finds only one device, so it gains nothing")
         yield strategy
     else:
-        # TensorFlow waits in C++, for up to an hour, deaf to signals. Who came to the meeting
-        # and died before the cluster stood must not hang the others.
+        # TensorFlow waits in C++ for up to an hour and ignores signals. A worker that dies before
+        # the cluster forms must not hang the others.
         faulthandler.dump_traceback_later(wait, exit=True, file=2)
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -101,14 +99,13 @@ def open_strategy(name: str, wait: float) -> "Iterator[tf.distribute.Strategy]":
 
 
 def _free_frames(error: BaseException | None) -> None:
-    # They hold a pool of threads that TensorFlow did not close, which, if it lives until the
-    # process ends, complains then with a traceback. Keras took TensorFlow's own frames out of the
-    # error's traceback, but those that they called are there, and hold them. The pool is in a
-    # cycle, too.
+    # The error's frames hold a thread pool that TensorFlow did not close. If it lives until the
+    # process ends, it prints a traceback. Keras removed TensorFlow's own frames from the traceback,
+    # but the frames that they called remain and hold them. The pool is also in a cycle.
     while error is not None:
         for inner, _ in traceback.walk_tb(error.__traceback__):
             for frame, _ in traceback.walk_stack(inner):
-                with suppress(RuntimeError):  # it still runs
+                with suppress(RuntimeError):  # the frame is still running
                     frame.clear()
         error = error.__context__
     gc.collect()

@@ -40,10 +40,10 @@ class Training:
     """Results of a training, besides the weights of the kept epoch in the network.
 
     Attributes:
-        history: a row an epoch, HISTORY_COLUMNS; the same bytes for the same seed. `kept` is 1 for
-            the epoch whose weights are kept, and 0 for the others.
-        speed: a row an epoch, SPEED_COLUMNS; differs from run to run.
-        kept_epoch: the epoch whose weights are kept, from 1; 0 if none was run.
+        history: one row per epoch, HISTORY_COLUMNS; the same bytes for the same seed. `kept` is 1
+            for the epoch whose weights are kept, and 0 for the others.
+        speed: one row per epoch, SPEED_COLUMNS; differs from run to run.
+        kept_epoch: epoch whose weights are kept, from 1; 0 if there was none.
     """
 
     history: pd.DataFrame
@@ -52,9 +52,9 @@ class Training:
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed Python, NumPy and Keras, and have TensorFlow use deterministic kernels only.
+    """Seed Python, NumPy and Keras, and allow TensorFlow only deterministic kernels.
 
-    Keras also restarts its numbering of layers, because the names are saved with a model.
+    Keras also restarts its numbering of layers, because a model's file contains their names.
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
@@ -65,7 +65,7 @@ def new_network(params: Params, strategy: tf.distribute.Strategy | None = None) 
     """Return the network that parameters describe, after `make_deterministic`.
 
     Args:
-        params: all of them.
+        params: all parameters.
         strategy: result of `open_strategy`; its devices get the weights.
 
     Raises:
@@ -73,22 +73,18 @@ def new_network(params: Params, strategy: tf.distribute.Strategy | None = None) 
     """
     make_deterministic(params.train.seed)
     with (strategy or tf.distribute.get_strategy()).scope():
-        return _build(params)
-
-
-def _build(params: Params) -> Network:
-    return build_network(
-        image_size=params.image.size,
-        alpha=params.model.alpha,
-        weights=params.model.weights,
-        weights_sha256=params.model.weights_sha256,
-        dropout=params.model.dropout,
-        test_time_flip=params.model.test_time_flip,
-        batch_norm=params.train.batch_norm,
-        batch_norm_momentum=params.train.batch_norm_momentum,
-        seed=params.train.seed,
-        mixed_precision=params.train.mixed_precision,
-    )
+        return build_network(
+            image_size=params.image.size,
+            alpha=params.model.alpha,
+            weights=params.model.weights,
+            weights_sha256=params.model.weights_sha256,
+            dropout=params.model.dropout,
+            test_time_flip=params.model.test_time_flip,
+            batch_norm=params.train.batch_norm,
+            batch_norm_momentum=params.train.batch_norm_momentum,
+            seed=params.train.seed,
+            mixed_precision=params.train.mixed_precision,
+        )
 
 
 def train_network(
@@ -102,32 +98,31 @@ def train_network(
     checkpoint: Checkpoint | None = None,
     verbose: int = 2,
 ) -> Training:
-    """Train the head alone, then fine-tune, and leave the network with the epoch to keep.
+    """Train the head alone, then fine-tune; the network ends with the weights of the kept epoch.
 
     The head learns from features that are computed once. Fine-tuning may begin on small images
-    (Howard, Training Imagenet in 3 hours for 25 minutes, fast.ai 2018) and end on full ones.
+    (Howard, Training Imagenet in 3 hours for 25 minutes, fast.ai 2018) and ends on full ones.
 
-    Chance (order, augmentation, dropout) is a function of the seed, the epoch and the step alone.
-    With the rest from a checkpoint, training that was killed ends with the bits that it would have
-    ended with.
+    Order, augmentation and dropout depend only on the seed, the epoch and the step. All other state
+    is in the checkpoint, so a resumed training ends with the same bits as an uninterrupted one.
 
-    With several devices each computes a share of each batch, and draws chances of its own. Then
-    BatchNorm, if it is trained, takes its statistics over the whole batch.
+    With several devices, each computes a share of each batch and draws its own random numbers.
+    BatchNorm, if trained, then takes its statistics over the whole batch.
 
     Args:
-        network: built for the images of the parts; its layers are trained in place.
+        network: network for images of the splits' size; its layers are trained in place.
         train: training split.
-        validation: decides which epoch is best, by its loss.
+        validation: validation split; its loss decides which epoch is best.
         recipe: how to train.
-        strategy: the one that the network was built with.
-        on_epoch: called after each epoch, when it is in the checkpoint; and first for each that the
-            checkpoint holds already.
-        checkpoint: where to go on from, and where each epoch is kept; None does neither.
+        strategy: the strategy that the network was built with.
+        on_epoch: called after each epoch is saved; and at the start for each one that the
+            checkpoint has already.
+        checkpoint: checkpoint to resume from and to save each epoch to; None does neither.
         verbose: Keras' `fit` argument: 1 draws a bar by step, 2 prints a line per epoch.
 
     Raises:
-        UserError: recipe.fine_tune_from names no layer, or the batch cannot be divided among the
-            devices.
+        UserError: recipe.fine_tune_from does not name a layer, the batch cannot be divided among
+            the devices, or training diverges.
     """
     strategy = strategy or tf.distribute.get_strategy()
     recipe = with_global_batch_size(recipe, strategy)
@@ -154,7 +149,7 @@ def train_network(
         _train_head(network, job)
     if recipe.epochs:
         if checkpoints.done <= recipe.head_epochs:
-            # Fine-tuning starts from the head's best weights; its epochs do not compete with them.
+            # Fine-tuning starts from the head's best weights, but is not compared with them.
             best.restart()
         recorder.images = passes * len(train)
         _fine_tune(model, job)
@@ -174,15 +169,15 @@ def train_network(
 
 
 def _small_size(recipe: Train, image_size: int) -> int | None:
-    """Return the pixels a side of the images to begin with, or None: they are never enlarged."""
+    """Return the pixels a side of the small images, or None if there are none to begin with."""
     small = recipe.small_image_size
     if not recipe.small_epochs or small is None or small > image_size:
         return None
     if recipe.small_epochs >= recipe.epochs:
-        # As when the epochs of a recipe are lowered alone.
+        # For example, if only `epochs` of a recipe was lowered.
         _log.warning(
-            "train.small_epochs leaves none of the %d epochs for images of %d pixels, as the model "
-            "will see them: lower it as well",
+            "train.small_epochs leaves none of the %d epochs for images of %d pixels, the size of "
+            "the model's input: lower it as well",
             recipe.epochs,
             image_size,
         )
@@ -197,8 +192,8 @@ class _Job:
         train: training split.
         validation: validation split.
         recipe: how to train, with the batch size of all devices together.
-        strategy: the one that the network was built with.
-        small: pixels a side of the images to begin with; None to train on full ones only.
+        strategy: the strategy that the network was built with.
+        small: pixels a side of the images to begin with; None trains on full ones only.
         callbacks: callbacks of Keras' `fit`; the last one is `checkpoints`.
         checkpoints: epochs that earlier processes finished; saves each new one.
         verbose: Keras' `fit` argument.
@@ -219,7 +214,7 @@ def _train_head(network: Network, job: _Job) -> None:
     train, validation, recipe, strategy = job.train, job.validation, job.recipe, job.strategy
     extract = network.features()
     inputs, val_inputs = (
-        # Half precision halves what a large set takes of memory, and costs the head nothing.
+        # Half precision takes half the memory, and does not make the head worse.
         extract.predict(make_batches(part, recipe.batch_size, size=job.small), verbose=0).astype(
             "float16"
         )
@@ -266,7 +261,7 @@ def _train_head(network: Network, job: _Job) -> None:
 
 
 def _fine_tune(model: keras.Model, job: _Job) -> None:
-    """Train the whole, first on small images, then on those of the splits."""
+    """Train the whole network, first on small images, then on full ones."""
     train, validation, recipe, strategy = job.train, job.validation, job.recipe, job.strategy
     callbacks = job.callbacks
     passes, steps = _epoch_length(len(train), recipe)
@@ -276,7 +271,7 @@ def _fine_tune(model: keras.Model, job: _Job) -> None:
         warmup_target=recipe.learning_rate if warmup else None,
         warmup_steps=warmup,
         decay_steps=max(1, recipe.epochs * steps - warmup),
-        # A decay to the whole of the rate is none at all.
+        # A decay to all of the rate keeps it constant.
         alpha=1.0 if recipe.schedule == "constant" else 0.0,
     )
     model = _for_strategy(model, strategy)
@@ -289,10 +284,10 @@ def _fine_tune(model: keras.Model, job: _Job) -> None:
             job.checkpoints.restore_optimizer(model)
     averages = SwapEma(averaged=done > 0) if recipe.ema_epochs else None
     if averages is not None:
-        # Before the others, which then judge and keep the averaged weights.
+        # First, so that the others judge and save the averaged weights.
         callbacks = [averages, *callbacks]
     if recipe.early_stopping_patience:
-        # Before the last, which does not keep the epoch that training stops at.
+        # Before `checkpoints`, which does not save the epoch at which training stops.
         patience = recipe.early_stopping_patience
         stopper = EarlyStopping(
             patience, job.checkpoints.recorder.history, after=recipe.head_epochs, averages=averages
@@ -314,7 +309,7 @@ def _fine_tune(model: keras.Model, job: _Job) -> None:
                 epochs=range(epochs.start * passes, epochs.stop * passes),
                 size=size,
                 share=share,
-                # Beyond those of the layers of augmentation.
+                # Higher than the seeds of the augmentation layers.
                 framing_seed=recipe.seed + 100,
             )
             return _with_class_weights(batches, train, recipe)
@@ -340,7 +335,7 @@ def with_global_batch_size(recipe: Train, strategy: tf.distribute.Strategy) -> T
     """Return the recipe with the batch size of all devices together.
 
     Raises:
-        UserError: it cannot be divided among them.
+        UserError: the batch cannot be divided among them.
     """
     devices = strategy.num_replicas_in_sync
     if recipe.batch_per_device:
@@ -356,7 +351,7 @@ def with_global_batch_size(recipe: Train, strategy: tf.distribute.Strategy) -> T
 class _AcrossWorkers(keras.Model):
     """A model that `fit` can train on several machines.
 
-    There Keras averages what a step returns over the first axis, and scalars have none.
+    With several, Keras averages what a step returns over the first axis, which scalars lack.
     """
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -369,10 +364,10 @@ class _AcrossWorkers(keras.Model):
 
 
 def _for_strategy(model: keras.Model, strategy: tf.distribute.Strategy) -> keras.Model:
-    """Return a model of the same layers that `fit` can train by the strategy.
+    """Return a model of the same layers that `fit` can train with the strategy.
 
-    It is made outside of the strategy's scope, for otherwise Keras would first have all workers
-    average a batch of uint8 images, and fail.
+    Call it outside the strategy's scope: otherwise Keras first averages a batch of uint8 images
+    over all workers, and fails.
     """
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return _AcrossWorkers(model.inputs[0], model.outputs[0], name=model.name)
@@ -384,16 +379,16 @@ def _for_strategy(model: keras.Model, strategy: tf.distribute.Strategy) -> keras
 def _build_optimizer(
     model: keras.Model, strategy: tf.distribute.Strategy, example: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    """Make the variables of the optimizer and the metrics of a model that was compiled.
+    """Create the variables of the optimizer and the metrics of a compiled model.
 
-    Otherwise the first step of `fit` makes them. TensorFlow then traces the step twice, which takes
+    Otherwise the first step of `fit` creates them, and TensorFlow traces the step twice, for
     seconds. On several devices it fails, because they cannot synchronise in the conditional branch
-    where it happens (keras-team/keras issue 19246).
+    that creates them (keras-team/keras issue 19246).
     """
     model.optimizer.build(model.trainable_variables)
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("ERROR")  # one step without a graph is slow, as it would warn
+    logger.setLevel("ERROR")  # it would warn that a step without a graph is slow
     strategy.run(model.test_step, args=(example,))
     logger.setLevel(level)
 
@@ -401,8 +396,8 @@ def _build_optimizer(
 def _epoch_length(images: int, recipe: Train) -> tuple[int, int]:
     """Return how often an epoch passes over the images, and its steps.
 
-    A handful of images makes a handful of steps, too few to learn in: such an epoch goes over them
-    again, each time augmented anew.
+    Few images make few steps, too few to learn from. Then an epoch passes over the images several
+    times, each time with new augmentation.
     """
     steps = math.ceil(images / recipe.batch_size)
     passes = max(1, math.ceil(recipe.min_steps_per_epoch / steps))
@@ -415,7 +410,7 @@ def _compile_model(
     schedule: keras.optimizers.schedules.LearningRateSchedule,
     average_steps: float = 0,
 ) -> None:
-    """Compile a model that ends in logits, averaging weights over some steps (0: not at all)."""
+    """Compile a model that ends in logits; weights are averaged over some steps (0: not at all)."""
     optimizer = keras.optimizers.get(
         {
             "class_name": recipe.optimizer,
@@ -438,7 +433,7 @@ def _compile_model(
 def _with_class_weights(
     batches: tf.data.Dataset, part: ProcessedSplit, recipe: Train
 ) -> tf.data.Dataset:
-    """Return the batches with weights by class, if the recipe wants them."""
+    """Return the batches with class weights, if the recipe asks for them."""
     if recipe.class_weights == "none":
         return batches
     from sklearn.utils.class_weight import compute_class_weight

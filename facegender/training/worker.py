@@ -1,4 +1,4 @@
-"""A worker of a training by several machines: it computes its share, and writes nothing."""
+"""A worker of a training on several machines: it computes its share and writes nothing."""
 
 from pathlib import Path
 
@@ -13,29 +13,26 @@ from facegender.training.train import new_network, train_network
 
 
 def run_worker(cluster: WorkerGroup, processed: Path, wait: float) -> int:
-    """Train with the others of a cluster, whose chief runs the pipeline.
+    """Train with the other workers; the chief runs the pipeline.
 
     Args:
         cluster: worker group in which this process is a worker, not the chief.
         processed: directory of the processed data.
-        wait: seconds until the chief must have told what is trained.
+        wait: seconds within which the chief must send the job.
 
     Returns:
-        The number of epochs that the training has.
+        The number of epochs of the training.
 
     Raises:
         UserError: the chief or another worker is missing or gone, or has other data or code.
     """
-    train, validation = (
-        ProcessedSplit(processed / "train"),
-        ProcessedSplit(processed / "validation"),
-    )
+    train, validation = (ProcessedSplit(processed / name) for name in ("train", "validation"))
 
     def digest(text: str) -> str:
         try:
             return inputs_digest(Params.model_validate_json(text), [train, validation])
         except ValidationError:
-            # As the digest of other code, which this is: the chief then refuses this worker.
+            # Not a digest, so the chief refuses this worker, whose code is another version.
             return "none: this code does not know the parameters"
 
     job = join_chief(cluster, digest, wait)

@@ -120,6 +120,14 @@ def files(clone: Clone) -> dict[str, int]:
     }
 
 
+def wait_for_checkpoint(clone: Clone, process: subprocess.Popen) -> None:
+    end = time.monotonic() + PATIENCE
+    while not list((clone.root / ".dvc" / "tmp" / "facegender").glob("*.npz")):
+        assert process.poll() is None, printed(clone)
+        assert time.monotonic() < end, printed(clone)
+        time.sleep(0.01)
+
+
 def runs(clone: Clone) -> int:
     done = clone.run("mlflow", "runs", "list", "--experiment-id", "1")
     return sum("repro" in line for line in done.stdout.splitlines())
@@ -160,16 +168,11 @@ def test_a_killed_worker_stops_the_training_which_then_goes_on(
 ) -> None:
     chief, worker = machines(alone, tmp_path)
     config = cluster()
-    checkpoints = chief.root / ".dvc" / "tmp" / "facegender"
     with (
         started(worker, "facegender", "worker", TF_CONFIG=config(1)) as victim,
         started(chief, "dvc", "repro", "train", TF_CONFIG=config(0)) as process,
     ):
-        end = time.monotonic() + PATIENCE
-        while not list(checkpoints.glob("*.npz")):
-            assert process.poll() is None, printed(chief)
-            assert time.monotonic() < end, printed(chief)
-            time.sleep(0.01)
+        wait_for_checkpoint(chief, process)
         victim.kill()
         assert process.wait(PATIENCE) != 0
     assert "error: A worker is gone" in printed(chief)
@@ -188,7 +191,6 @@ def test_a_killed_worker_stops_the_training_which_then_goes_on(
 def test_a_chief_that_is_killed_stops_the_worker(alone: Alone, tmp_path: Path) -> None:
     chief, worker = machines(alone, tmp_path)
     config = cluster()
-    checkpoints = chief.root / ".dvc" / "tmp" / "facegender"
     stage = next(
         line.split("> ")[1].split()
         for line in chief.run("dvc", "repro", "--dry", "train").stdout.splitlines()
@@ -198,11 +200,7 @@ def test_a_chief_that_is_killed_stops_the_worker(alone: Alone, tmp_path: Path) -
         started(worker, "facegender", "worker", TF_CONFIG=config(1)) as process,
         started(chief, *stage, TF_CONFIG=config(0)) as victim,
     ):
-        end = time.monotonic() + PATIENCE
-        while not list(checkpoints.glob("*.npz")):
-            assert victim.poll() is None, printed(chief)
-            assert time.monotonic() < end, printed(chief)
-            time.sleep(0.01)
+        wait_for_checkpoint(chief, victim)
         victim.kill()
         assert process.wait(PATIENCE) != 0
     assert "error: A worker is gone" in printed(worker)

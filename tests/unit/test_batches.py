@@ -77,14 +77,11 @@ def test_rows_without_an_image_are_left_out(
 
 def test_images_are_read_in_the_order_asked_for(part: ProcessedSplit) -> None:
     positions = np.array([39, 0, 7, 7])
-    np.testing.assert_array_equal(part.read(positions), part.images[positions])
+    for _ in range(2):
+        images = part.read(positions)
+        np.testing.assert_array_equal(images, part.images[positions])
+        images[:] = 1  # of a copy
     assert part.read(np.array([], np.int64)).shape == (0, 32, 32, 3)
-
-
-def test_what_was_read_is_a_copy(part: ProcessedSplit) -> None:
-    first = part.read(np.array([0]))
-    first[:] = 1
-    assert (part.read(np.array([0])) != first).any()
 
 
 def test_a_file_that_became_shorter_is_an_error(part: ProcessedSplit, tmp_path: Path) -> None:

@@ -9,12 +9,7 @@ import pytest
 
 from facegender.data.processed import ProcessedSplit
 from facegender.params import Params, Train
-from facegender.training.checkpoints import (
-    Checkpoint,
-    inputs_digest,
-    open_checkpoint,
-    training_digest,
-)
+from facegender.training.checkpoints import Checkpoint, inputs_digest, open_checkpoint
 from tests.conftest import run_python
 from tests.networks import train_small
 from tools.compose_params import ROOT
@@ -179,13 +174,16 @@ def test_a_checkpoint_that_cannot_be_read_or_written_costs_itself_only(
     assert "no checkpoint of this epoch" in caplog.text
 
 
-def test_the_same_training_in_two_processes_has_one_checkpoint(tmp_path: Path) -> None:
+def test_the_same_training_in_two_processes_has_one_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with open_checkpoint(tmp_path, "a" * 64) as first:
         first.write({}, {})
         with open_checkpoint(tmp_path, "a" * 64) as second:
             assert second.saved is None
             second.write({"weights.0": np.zeros(3)}, {})
             second.remove()
+        assert "this one saves no checkpoint" in caplog.text
     with open_checkpoint(tmp_path, "a" * 64) as third:
         assert third.saved is not None
         assert third.saved.arrays == {}
@@ -204,23 +202,25 @@ def test_old_checkpoints_are_cleared(tmp_path: Path) -> None:
     assert (tmp_path / "new.npz").exists()
 
 
-def test_the_digest_changes_with_all_that_decides(tmp_path: Path) -> None:
-    code = tmp_path / "a.py"
-    code.write_text("a = 1\n")
-    data = tmp_path / "images.npy"
-    data.write_bytes(b"1")
+def test_the_digest_changes_with_all_that_decides(
+    part: ProcessedSplit, params: Params, tmp_path: Path
+) -> None:
+    weights = tmp_path / "start.weights.h5"
+    weights.write_bytes(b"1")
 
-    def digest(params: str = "p") -> str:
-        return training_digest(params=params, files=[data], code=[code])
+    def digest(name: str, **changes: object) -> str:
+        changed = getattr(params, name).model_copy(update=changes)
+        return inputs_digest(params.model_copy(update={name: changed}), [part])
 
-    first = digest()
-    assert digest() == first
-    assert digest(params="q") != first
-    data.write_bytes(b"2")
-    assert digest() != first
-    data.write_bytes(b"1")
-    code.write_text("a = 2\n")
-    assert digest() != first
+    first = digest("train")
+    assert digest("gate", significance=0.01) == first
+    others = [digest("train", seed=1), digest("model", weights=str(weights))]
+    weights.write_bytes(b"2")
+    others.append(digest("model", weights=str(weights)))
+    with (part.directory / "images.npy").open("ab") as file:
+        file.write(b"1")
+    others.append(digest("train"))
+    assert len({first, *others}) == 5
 
 
 @pytest.mark.parametrize(
@@ -243,11 +243,3 @@ def test_an_edit_voids_a_checkpoint_only_where_it_decides(
     with (code / edited).open("a") as file:
         file.write("# edited\n")
     assert (inputs_digest(params, [part], code) != first) is voids
-
-
-def test_a_parameter_of_the_gate_voids_no_checkpoint(part: ProcessedSplit, params: Params) -> None:
-    gate = params.gate.model_copy(update={"significance": 0.01})
-    train = params.train.model_copy(update={"seed": 1})
-    first = inputs_digest(params, [part])
-    assert inputs_digest(params.model_copy(update={"gate": gate}), [part]) == first
-    assert inputs_digest(params.model_copy(update={"train": train}), [part]) != first

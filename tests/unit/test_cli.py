@@ -314,7 +314,7 @@ def test_a_probe_that_does_not_end_is_ended(
 ) -> None:
     os.mkfifo(tmp_path / "pipe.tflite")
     monkeypatch.setattr("facegender.inference.litert._PROBE_SECONDS", 1)
-    with pytest.raises(UserError, match="does not finish in 1 seconds"):
+    with pytest.raises(UserError, match="does not finish within 1 seconds"):
         probe_litert(tmp_path / "pipe.tflite")
 
 

@@ -116,7 +116,7 @@ def test_a_worker_with_other_data_is_refused_by_name(workers: tuple[str, ...]) -
         lambda: join_chief(WorkerGroup(pair, 1), lambda text: "other", 30),
     )
     assert f"Worker 1 at {pair[1]} has other" in str(chief)
-    assert "called the training off" in str(worker)
+    assert "cancelled the training" in str(worker)
 
 
 def test_who_is_missing_is_told_by_address_to_all(workers: tuple[str, ...]) -> None:
@@ -124,8 +124,8 @@ def test_who_is_missing_is_told_by_address_to_all(workers: tuple[str, ...]) -> N
         lambda: accept_workers(WorkerGroup(workers, 0), TrainingJob("{}", b""), "{}", 2),
         lambda: join_chief(WorkerGroup(workers, 1), str, 30),
     )
-    assert f"called from {workers[2]}." in str(chief)
-    assert "called from" in str(worker)
+    assert f"connected from {workers[2]}." in str(chief)
+    assert "connected from" in str(worker)
 
 
 def test_strangers_at_the_port_do_no_harm(workers: tuple[str, ...]) -> None:
@@ -193,4 +193,4 @@ def test_a_worker_that_does_not_know_the_parameters_is_refused(
         lambda: run_worker(WorkerGroup(pair, 1), processed, 60),
     )
     assert "code than worker 0" in str(chief)
-    assert "called the training off" in str(worker)
+    assert "cancelled the training" in str(worker)

@@ -17,6 +17,7 @@ from facegender.data.processed import ProcessedSplit
 from facegender.errors import UserError
 from facegender.faces.crop import find_faces
 from facegender.faces.settings import FaceCrop
+from tests.unit.conftest import two_faces
 
 CROP = FaceCrop(margin=0.25, align=True, min_score=0.75, min_size=24)
 # Of no, one and three faces.
@@ -31,10 +32,7 @@ def raw(shared: Path, tmp_path: Path) -> Path:
     with Image.open(shared / "faces" / "male" / "03.jpg") as picture:
         portrait = picture.convert("RGB")
     portrait.save(folder / "NA.png")
-    two = Image.new("RGB", (900, 600), (120, 130, 110))
-    two.paste(portrait.resize((300, 300)), (580, 200))
-    two.paste(portrait.resize((500, 500)), (30, 50))
-    two.save(folder / "b.png")
+    two_faces(portrait).save(folder / "b.png")
     Image.new("RGB", (300, 200), (120, 130, 110)).save(folder / "c.png")
     return folder
 

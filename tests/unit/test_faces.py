@@ -94,7 +94,7 @@ def test_the_anchors_are_those_of_the_network() -> None:
 def test_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detector, "_SHA256", "0" * 64)
     detector._network.cache_clear()
-    with pytest.raises(UserError, match="is not the file that this project knows"):
+    with pytest.raises(UserError, match="is not the file that this project expects"):
         Detector()
 
 

@@ -122,13 +122,6 @@ def test_keras_predicts_the_same_way(exported: Exported) -> None:
     np.testing.assert_allclose(predicted, exported.probabilities, atol=MAX_FLOAT_DIFFERENCE, rtol=0)
 
 
-def test_loading_says_nothing_of_delegates(
-    exported: Exported, capfd: pytest.CaptureFixture
-) -> None:
-    load_litert(exported.float32)
-    assert capfd.readouterr().err == ""
-
-
 def test_a_missing_model_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.tflite: No such file.*dvc repro.*dvc pull"):
         load_litert(tmp_path / "absent.tflite")
@@ -142,12 +135,6 @@ def test_a_truncated_model_is_a_clear_error(
     (tmp_path / "cut.tflite").write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"cut\.tflite is damaged.*dvc repro.*dvc pull"):
         load_litert(tmp_path / "cut.tflite")
-
-
-def test_another_kind_of_file_is_a_clear_error(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "other.tflite").write_bytes(exported.keras.read_bytes())
-    with pytest.raises(UserError, match=r"other\.tflite is damaged or not a LiteRT model"):
-        load_litert(tmp_path / "other.tflite")
 
 
 def test_a_model_of_something_else_is_a_clear_error(tmp_path: Path) -> None:

@@ -143,6 +143,18 @@ def test_rows_of_parquet_are_read_once_whatever_its_row_groups(
     assert rows_of(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("row_group_size", [50, 1000])
+def test_rows_that_were_removed_since_the_plan_are_not_left_out_in_silence(
+    tmp_path: Path, row_group_size: int
+) -> None:
+    for rows in (200, 120):
+        table = pa.table({"content": [b"x"] * rows})
+        pq.write_table(table, tmp_path / "in.parquet", row_group_size=row_group_size)
+        assert prepare(tmp_path / "in.parquet", tmp_path / "out", part_images=50).images == 200
+    with pytest.raises(UserError, match="fewer rows than this job was planned with"):
+        rows_of(tmp_path / "out")
+
+
 def test_parquet_of_hugging_face_and_rows_without_a_name_or_bytes(tmp_path: Path) -> None:
     images = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": b"b", "path": None}, {"bytes": None}]
     folder = tmp_path / "in" / "split=test" / "faces.parquet"  # as Spark writes a table
@@ -155,6 +167,18 @@ def test_parquet_of_hugging_face_and_rows_without_a_name_or_bytes(tmp_path: Path
     assert second == (f"{folder}/0.parquet#1", b"b")
     assert name == f"{folder}/0.parquet#2"
     assert isinstance(error, InvalidImage)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_names_and_bytes_are_read_in_any_form_that_programs_write(
+    tmp_path: Path, kind: str
+) -> None:
+    names = pa.array(["a.jpg", "b.jpg"])
+    names = names.dictionary_encode() if kind == "dictionary" else names.cast(kind)
+    contents = pa.array([b"a", b"b"], pa.binary_view() if kind == "string_view" else pa.binary())
+    pq.write_table(pa.table({"path": names, "content": contents}), tmp_path / "in.parquet")
+    prepare(tmp_path / "in.parquet", tmp_path / "out")
+    assert rows_of(tmp_path / "out") == [("a.jpg", b"a"), ("b.jpg", b"b")]
 
 
 def test_parquet_must_have_one_column_of_bytes(tmp_path: Path) -> None:
@@ -212,6 +236,22 @@ def test_a_write_that_fails_leaves_what_was_there(
         folder.write("a", b"after")
     assert folder.read("a") == b"before"
     assert list(folder.names()) == ["a"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photos(tmp_path / "in", 1)
+
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(UserError, match=r"Cannot use .*/out/_score/plan: Permission denied"),
+        storage_module.storage_errors_as_user_errors(),
+    ):
+        prepare(source, tmp_path / "out")
 
 
 def test_an_alias_becomes_its_version(store: Store) -> None:
