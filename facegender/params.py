@@ -415,7 +415,7 @@ def load_params(path: Path) -> Params:
     except ValidationError as error:
         raise UserError(
             f"{path.name} is not valid: {faults_of(error)}. Compare it with the files in conf/, "
-            "which document every parameter; `dvc exp run -S dataset=sample` composes it again."
+            "which document every parameter. `make params` composes it again, for the sample."
         ) from error
 
 

@@ -23,7 +23,7 @@ def check_folder(folder: Path, sources: Sequence[tuple[str, bytes | Path]]) -> N
     target = folder.resolve()
     for name, source in sources:
         if isinstance(source, Path) and target in source.resolve().parents:
-            raise UserError(f"--draw {folder}: {name} is in it. Name a folder of its own.")
+            raise UserError(f"--draw {folder} contains the input {name}: choose another folder.")
 
 
 def draw_predictions(

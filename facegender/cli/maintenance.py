@@ -23,7 +23,7 @@ def relocate(_: argparse.Namespace) -> int:
 
     # The repository's own store, even if MLFLOW_TRACKING_URI names another.
     moved = connection.connect(project_root())
-    print(f"{moved} addresses rewritten" if moved else "nothing to do: the addresses are right")
+    print(f"{moved} paths rewritten" if moved else "nothing to do: the paths are right")
     return 0
 
 
@@ -71,5 +71,5 @@ def verify(args: argparse.Namespace) -> int:
             "The files named above are not what dvc.lock records. `dvc repro` makes them again, or "
             "`dvc pull` fetches them from an undamaged remote; `dvc push` then repairs a remote."
         )
-    print(f"{checked} files and directories are what dvc.lock records")
+    print(f"{checked} files and directories match dvc.lock")
     return 0

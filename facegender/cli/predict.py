@@ -100,6 +100,12 @@ def predict(args: argparse.Namespace) -> int:
 
         check_folder(args.draw, sources)
     model = args.model or project_root() / "models" / "model.tflite"
+    if args.model is None and _is_sample(project_root() / "data" / "raw.json"):
+        print(
+            f"note: {model.name} has seen only the sample's cartoons: its labels of photos mean "
+            "nothing",
+            file=sys.stderr,
+        )
     predictions = predict_images(
         load_predictors(model, len(sources), trusted=args.model is None),
         sources,
@@ -130,13 +136,21 @@ def predict(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
+def _is_sample(raw_info: Path) -> bool:
+    """Return whether the pipeline's data are the built-in sample, as far as the file shows."""
+    try:
+        return bool(json.loads(raw_info.read_text())["source"] == "sample")
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
 def threshold_of(model: Path) -> float:
     """Return the threshold that a model carries, or 0.5, with a note on standard error."""
     from facegender.inference.threshold import read_threshold
 
     threshold = read_threshold(model)
     if threshold is None:
-        print(f"{model.name} carries no threshold: 0.5 is used", file=sys.stderr)
+        print(f"{model.name} stores no threshold; using 0.5", file=sys.stderr)
         return 0.5
     return threshold
 

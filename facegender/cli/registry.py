@@ -82,13 +82,15 @@ def promote(args: argparse.Namespace) -> int:
         print(f"{name} is the champion already")
         return 0
     print(done.verdict.report)
-    before = f"version {done.former} stays the champion" if done.former else "there is no champion"
+    before = (
+        f"version {done.former} stays the champion" if done.former else "there is still no champion"
+    )
     if not done.champion:
         raise UserError(
-            f"{name} does not pass: {before}. To promote it anyway, give a reason: `facegender "
-            f"promote {args.mlflow_run} --force --reason TEXT`."
+            f"{name} does not pass the gate (see above), so {before}. To promote it anyway, give a "
+            f"reason: `facegender promote {args.mlflow_run} --force --reason TEXT`."
         )
-    how = "passes and" if done.verdict.passed else "does not pass, but by force"
+    how = "passes the gate and" if done.verdict.passed else "fails the gate, and by force"
     after = f", after version {done.former}; `facegender rollback` brings that back"
     print(f"{name} {how} is the champion now{after if done.former else ''}")
     return 0

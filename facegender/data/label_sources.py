@@ -119,8 +119,8 @@ def label_images(
         raise UserError(
             f"Cannot tell the class of the images in {len(unknown)} folder(s): {listed}. Known "
             f"names, in any case, are {', '.join(female)} for female (0) and {', '.join(male)} for "
-            "male (1). Map folders by naming all that mean a label, for example with "
-            "`dvc exp run -S \"split.classes.female=['female','ladies']\"`, or leave them out with "
+            "male (1). Map folders by naming all that mean a label, or leave them out: add to your "
+            "command, for example, `-S \"split.classes.female=['female','ladies']\"` or "
             f"`-S \"split.classes.ignore=['unknown']\"`.{letters}"
         )
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})

@@ -31,8 +31,8 @@ MIN_SHARPNESS = 2.0  # standard deviation of its Laplacian
 _STRENGTH = 0.003  # inverse regularisation (`C`) of the classifier
 _BATCH = 32
 _NO_WEIGHTS = (
-    "model.weights is none, and a network that knows only these labels cannot judge them "
-    "(with another one: facegender audit-labels --weights imagenet)"
+    "model.weights is none, and a network trained on these labels cannot judge them; use "
+    "`facegender audit-labels --weights imagenet`"
 )
 
 
@@ -62,7 +62,7 @@ class Audit:
 
     def summary(self) -> str:
         """Return the number of images by issue, and why labels were not judged."""
-        found = ", ".join(f"{name} {count}" for name, count in self.counts.items()) or "no issue"
+        found = ", ".join(f"{name} {count}" for name, count in self.counts.items()) or "no issues"
         not_judged = f"; labels are not judged: {self.not_judged}" if self.not_judged else ""
         return f"{found}, of {self.images} images{not_judged}"
 

@@ -116,11 +116,11 @@ class Evidence:
         if self.enough:
             return f"{self.n} images show a drop of accuracy of {drop:.4f} (power 80 %)"
         shown = "no drop of accuracy" + ("" if drop is None else f" below {drop:.4f}")
-        needed = "" if self.images_needed is None else f"; {self.images_needed:,} images would do"
-        return (
-            f"{self.n} images show {shown} (power 80 %), but the tolerance is "
-            f"{self.tolerance:g}{needed}"
+        needed = (
+            "" if self.images_needed is None else f", which takes {self.images_needed:,} images"
         )
+        tolerance = f"the tolerance is {self.tolerance:g}{needed}"
+        return f"{self.n} images show {shown} (power 80 %); {tolerance}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding, ready for JSON."""

@@ -211,7 +211,7 @@ def _drop_sentence(row: Comparison) -> str:
 
 
 def _cost_sentence(row: CostRatio) -> str:
-    return f"{row.metric} is {row.ratio:.2f} times the old one (limit {row.limit:g})"
+    return f"{row.metric} is {row.ratio:.2f} times the baseline (limit {row.limit:g})"
 
 
 def as_text(report: Report) -> str:
@@ -266,7 +266,10 @@ _Table = tuple[str, list[str], list[list[str]], int]
 
 def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
     """Return title, headers, rows and number of omitted rows of each table; `name` escapes text."""
-    headers = ["metric", "images", "old", "new", "difference", "95 % interval", "p", "verdict"]
+    headers = [
+        *("metric", "images", "baseline", "candidate"),
+        *("difference", "95 % interval", "p", "verdict"),
+    ]
     groups = sorted((row for row in report.groups if row.difference), key=_importance)
     small = sum(bool(row.note) for row in report.groups)
     tables: list[_Table] = [
@@ -290,7 +293,7 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
         (
             f"Images whose prediction changed: {len(report.flips)}, "
             f"{int(report.flips['right'].sum())} of them now right",
-            ["image", "label", "old P(male)", "new P(male)", "now"],
+            ["image", "label", "baseline P(male)", "candidate P(male)", "now"],
             [
                 [
                     name(row["path"]),
@@ -305,7 +308,7 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
         ),
         (
             "Cost",
-            ["cost", "old", "new", "ratio", "verdict"],
+            ["cost", "baseline", "candidate", "ratio", "verdict"],
             [
                 [row.metric, *map(_short, (row.old, row.new)), _short(row.ratio), row.verdict]
                 for row in report.costs

@@ -140,6 +140,10 @@ def verify(root: Path, remote: str | None = None) -> tuple[int, int, list[Damage
 
 def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[Damage]:
     name = remote or repo.config["core"].get("remote")
+    if not name:
+        raise UserError(
+            "DVC has no default remote: name one with --remote, as `dvc remote list` does."
+        )
     try:
         odb = repo.cloud.get_remote_odb(name, "verify")
         with ThreadPoolExecutor(_DOWNLOADS) as pool:
@@ -152,7 +156,7 @@ def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[D
                     odb.fs.remove(odb.oid_to_path(listing))
     except Exception as error:  # each kind of storage has its own errors
         raise UserError(
-            f"The remote {name or ''} cannot be read: {error}. docs/scaling-storage.md says how to "
+            f"The remote {name} cannot be read: {error}. docs/scaling-storage.md says how to "
             "set one up; S3 needs `pip install 'facegender[s3]'` or `make install-scale`."
         ) from error
     return [Damage(path, f"in the remote {name}", _name(objects[path])) for path in bad]

@@ -53,7 +53,10 @@ def read_worker_group(text: str | None) -> WorkerGroup:
     Raises:
         UserError: it is missing, is not JSON, or does not describe two workers or more.
     """
-    advice = f"Example for worker 0 of two: TF_CONFIG='{_EXAMPLE}'."
+    advice = (
+        f"Example for worker 0 (the chief) of two: TF_CONFIG='{_EXAMPLE}'. The other worker "
+        "takes the same with index 1."
+    )
     if not text:
         raise UserError(
             f"train.strategy: multi_worker needs TF_CONFIG, which names the workers. {advice}"

@@ -159,7 +159,7 @@ def test_a_damaged_object_is_named_and_made_again_and_the_remote_mended(
     clone.run("dvc", "push", **remote.keys)
     assert remote.get(key) == whole
     found = clone.run("facegender", "verify", "--remote", "team", **remote.keys)
-    assert "are what dvc.lock records" in found.stdout
+    assert "match dvc.lock" in found.stdout
 
 
 @pytest.mark.parametrize(

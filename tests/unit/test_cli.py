@@ -97,11 +97,31 @@ def test_the_threshold_is_that_of_the_model_unless_named(
         assert captured.err == ""
     model.write_bytes(plain)
     predict(model, folder / "00.png")
-    assert "model.tflite carries no threshold: 0.5 is used" in capsys.readouterr().err
+    assert "model.tflite stores no threshold; using 0.5" in capsys.readouterr().err
     model.write_bytes(b"")
     write_threshold(model, 50)
     with pytest.raises(UserError, match="not a probability between 0 and 1"):
         read_threshold(model)
+
+
+def test_a_model_of_the_sample_says_so_and_another_does_not(
+    exported: Exported,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "models").mkdir()
+    shutil.copy(exported.float32, tmp_path / "models/model.tflite")
+    write_threshold(tmp_path / "models/model.tflite", 0.5)
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr("facegender.cli.predict.project_root", lambda: tmp_path)
+    for info, said in (("sample", True), ("kaggle", False), (None, False)):
+        (tmp_path / "data/raw.json").write_text(json.dumps({"source": info} if info else []))
+        assert _run(["predict", str(folder / "00.png")]) == 0
+        assert ("cartoons" in capsys.readouterr().err) == said
+    predict(tmp_path / "models/model.tflite", folder / "00.png")
+    assert capsys.readouterr().err == ""
 
 
 def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProcess:

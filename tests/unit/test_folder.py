@@ -192,6 +192,8 @@ def test_a_listing_has_what_is_copied_and_what_is_not(tmp_path, source):
     assert list_folder(source / "README.md", target, LIMITS, Path.read_text) == {"README.md": "x"}
     with pytest.raises(UserError, match="is not a folder or archive"):
         list_folder(source / "pipe.jpg", target, LIMITS, Path.read_text)
+    with pytest.raises(UserError, match=r"dataset\.path is not set"):
+        list_folder(Path("???"), target, LIMITS, Path.read_text)
 
 
 @pytest.mark.parametrize("below", ["", "Training", "gone"])

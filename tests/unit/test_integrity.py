@@ -114,7 +114,7 @@ def test_what_is_not_here_is_not_called_right(
     monkeypatch.setenv("DVC_ROOT", str(root))
     assert _run(["verify"]) == 0
     out, err = capsys.readouterr()
-    assert out == "3 files and directories are what dvc.lock records\n"
+    assert out == "3 files and directories match dvc.lock\n"
     assert "not checked: 1 files and directories are in neither" in err
 
 
@@ -134,6 +134,12 @@ def test_damaged_objects_are_removed_from_the_cache(root: Path) -> None:
     ]
     dvc(root, "repro")
     assert verify(root) == (4, 0, [])
+
+
+def test_without_a_default_remote_one_must_be_named(root: Path) -> None:
+    (root / ".dvc/config").write_text("[core]\nno_scm = true\nanalytics = false\n")
+    with pytest.raises(UserError, match="no default remote"):
+        verify(root, "")
 
 
 def test_damaged_objects_are_removed_from_a_remote_and_pushed_again(root: Path) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 import subprocess
-import tarfile
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,12 +238,15 @@ def test_a_model_logged_before_the_package_had_folders_still_scores(
     model = shutil.copytree(location.removeprefix("file://"), tmp_path / "model")
     shutil.rmtree(model / "code")
     archive = subprocess.run(
-        ["git", "archive", "824cb2f", "facegender"], cwd=ROOT, capture_output=True, check=False
+        ["git", "archive", "--format=zip", "824cb2f", "facegender"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
     )
     if archive.returncode:
         pytest.skip("the commit that logged such models is not in this clone")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as old:
-        old.extractall(model / "code", filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive.stdout)) as old:
+        old.extractall(model / "code")
     shutil.copy(model / "code" / "facegender" / "serving.py", model / "serving.py")
     described = yaml.safe_load((model / "MLmodel").read_text())
     parameter = {"name": "abstain_below", "default": 0.5, "shape": None, "type": "double"}

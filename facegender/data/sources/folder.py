@@ -130,6 +130,11 @@ def _check_source(source: Path, target: Path) -> None:
             f"The folder {str(source)!r} contains this project's own data. Name the folder "
             "whose subfolders are the classes."
         )
+    if str(source) == "???":  # Hydra's mark of a value that has to be given
+        raise UserError(
+            "dataset.path is not set: `dvc exp run -S dataset=folder -S dataset.path=PATH`, where "
+            "PATH is a folder or archive. A relative path starts at the root of the repository."
+        )
     if not source.is_dir() and not source.is_file():
         raise UserError(
             f"{str(source)!r} is not a folder or archive. Set the path with "
