@@ -243,7 +243,7 @@ def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) ->
     path = f"mlruns/facegender/{run.info.run_id}/artifacts/metrics/test.json"
     # Nothing may be read from the place where the clone was.
     (clone.root / path).write_text("at the new place")
-    assert "addresses rewritten" in clone.run("facegender", "relocate").stdout
+    assert "paths rewritten" in clone.run("facegender", "relocate").stdout
     assert "nothing to do" in clone.run("facegender", "relocate").stdout
     model = logged_model(run.info.run_id)
     with served(clone, ("mlflow", "ui"), tmp_path / "ui.log") as port:

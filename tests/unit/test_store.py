@@ -112,7 +112,7 @@ def test_relocate_repairs_the_repositorys_own_store_whichever_is_set(
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
     assert _run(["relocate"]) == 0
-    assert "addresses rewritten" in capsys.readouterr().out
+    assert "paths rewritten" in capsys.readouterr().out
     assert note() == "moved"
 
 
