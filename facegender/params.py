@@ -147,6 +147,10 @@ class Archive(_Strict):
     max_files: Positive
 
 
+# The checks below that need a face detector.
+FACE_CHECKS = ("no_face", "several_faces", "bad_box")
+
+
 class Checks(_Strict):
     """Policy for images that a check finds; duplicates that are kept stay in one split."""
 

@@ -102,8 +102,8 @@ def predict(args: argparse.Namespace) -> int:
     model = args.model or project_root() / "models" / "model.tflite"
     if args.model is None and _is_sample(project_root() / "data" / "raw.json"):
         print(
-            f"note: {model.name} has seen only the sample's cartoons: its labels of photos mean "
-            "nothing",
+            f"note: {model.name} was trained only on the sample's cartoons: its labels for photos "
+            "mean nothing",
             file=sys.stderr,
         )
     predictions = predict_images(
@@ -137,7 +137,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _is_sample(raw_info: Path) -> bool:
-    """Return whether the pipeline's data are the built-in sample, as far as the file shows."""
+    """Return whether data/raw.json names the built-in sample; False if it cannot be read."""
     try:
         return bool(json.loads(raw_info.read_text())["source"] == "sample")
     except (OSError, ValueError, LookupError, TypeError):

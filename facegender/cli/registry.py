@@ -90,7 +90,7 @@ def promote(args: argparse.Namespace) -> int:
             f"{name} does not pass the gate (see above), so {before}. To promote it anyway, give a "
             f"reason: `facegender promote {args.mlflow_run} --force --reason TEXT`."
         )
-    how = "passes the gate and" if done.verdict.passed else "fails the gate, and by force"
+    how = "passes the gate and" if done.verdict.passed else "fails the gate, but by force"
     after = f", after version {done.former}; `facegender rollback` brings that back"
     print(f"{name} {how} is the champion now{after if done.former else ''}")
     return 0

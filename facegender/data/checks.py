@@ -26,7 +26,7 @@ from facegender.data.splits import (
 )
 from facegender.errors import UserError, listed
 from facegender.labels import LABELS, NAMES
-from facegender.params import Compute, Data, Split
+from facegender.params import FACE_CHECKS, Compute, Data, Split
 
 # The study's images by label, before it divided its training split.
 STUDY_COUNTS = {
@@ -35,8 +35,6 @@ STUDY_COUNTS = {
 }
 # Widest range of a colour channel, of 255, at which an image counts as one colour.
 MAX_CONSTANT_CONTRAST = 8
-# The checks that need a detector.
-FACE_CHECKS = ("no_face", "several_faces", "bad_box")
 # The checks that metrics/data.json lists, in the order in which they run.
 CHECKS = (
     "too_small",

@@ -41,11 +41,12 @@ def exclude_images(
     Raises:
         UserError: a path matches no image, or a file cannot be read.
     """
-    paths, listed_paths = [str(path) for path in images], set(entries)
+    paths = [str(path) for path in images]
+    known, listed_paths = set(paths), set(entries)
     named = {entry.lower() for entry in entries if _DIGEST.fullmatch(entry)}
     by_path = [path for path in paths if path in listed_paths]
     rest = [path for path in paths if path not in listed_paths]
-    if lost := [e for e in entries if e not in set(by_path) and not _DIGEST.fullmatch(e)]:
+    if lost := [e for e in entries if e not in known and not _DIGEST.fullmatch(e)]:
         raise UserError(
             f"data.exclude lists {len(lost)} path(s) that match no image: "
             f"{', '.join(map(repr, lost[:10]))}. Paths are relative to data/raw, with / between "

@@ -290,22 +290,8 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
             [_comparison_cells(row, name) for row in groups[:MAX_GROUPS]],
             len(groups[MAX_GROUPS:]),
         ),
-        (
-            f"Images whose prediction changed: {len(report.flips)}, "
-            f"{int(report.flips['right'].sum())} of them now right",
-            ["image", "label", "baseline P(male)", "candidate P(male)", "now"],
-            [
-                [
-                    name(row["path"]),
-                    row["label"],
-                    _number(row["old_probability"]),
-                    _number(row["new_probability"]),
-                    "right" if row["right"] else "wrong",
-                ]
-                for row in report.flips.head(MAX_FLIPS).to_dict("records")
-            ],
-            max(0, len(report.flips) - MAX_FLIPS),
-        ),
+        # Unpaired, no prediction is compared with another.
+        *([_flips_table(report, name)] if report.paired else []),
         (
             "Cost",
             ["cost", "baseline", "candidate", "ratio", "verdict"],
@@ -316,8 +302,6 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
             0,
         ),
     ]
-    if not report.paired:
-        del tables[3]  # no prediction was compared with another
     shown = tables if report.comparisons else tables[1:2]
     if report.reference is None:
         return shown
@@ -327,6 +311,25 @@ def _tables(report: Report, name: Callable[[str], str]) -> list[_Table]:
         *shown,
         *((f"{title}{about}", head, rows, cut) for title, head, rows, cut in (metrics, by_group)),
     ]
+
+
+def _flips_table(report: Report, name: Callable[[str], str]) -> _Table:
+    return (
+        f"Images whose prediction changed: {len(report.flips)}, "
+        f"{int(report.flips['right'].sum())} of them now right",
+        ["image", "label", "baseline P(male)", "candidate P(male)", "now"],
+        [
+            [
+                name(row["path"]),
+                row["label"],
+                _number(row["old_probability"]),
+                _number(row["new_probability"]),
+                "right" if row["right"] else "wrong",
+            ]
+            for row in report.flips.head(MAX_FLIPS).to_dict("records")
+        ],
+        max(0, len(report.flips) - MAX_FLIPS),
+    )
 
 
 def _importance(row: Comparison) -> tuple[bool, int, float]:

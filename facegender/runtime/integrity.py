@@ -142,7 +142,7 @@ def _verify_remote(repo: Any, remote: str, objects: Mapping[str, str]) -> list[D
     name = remote or repo.config["core"].get("remote")
     if not name:
         raise UserError(
-            "DVC has no default remote: name one with --remote, as `dvc remote list` does."
+            "DVC has no default remote: name one with `--remote NAME` (`dvc remote list`)."
         )
     try:
         odb = repo.cloud.get_remote_odb(name, "verify")

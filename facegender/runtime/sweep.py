@@ -46,9 +46,8 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 # Parameters that decide which images are validated on, or how their loss is computed.
 _DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
-# These too if what the face checks find is dropped.
+# These too if a face check drops the images that it finds.
 _DECIDE_FACES = ("image.face", "image.crop")
-_FACE_CHECKS = ("no_face", "several_faces", "bad_box")
 # DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
 _RUN = """
 import sys
@@ -231,10 +230,12 @@ def different_losses(root: Path, commits: Sequence[str]) -> list[str]:
 
     The grid does not show those that a recipe sets.
     """
+    from facegender.params import FACE_CHECKS
+
     texts = [committed_text(root, "params.yaml", commit) for commit in commits]
     different = different_params(texts)
     checks = parse_yaml(texts[0])["data"]["checks"] if texts else {}
-    faces = _DECIDE_FACES if any(checks.get(name) == "drop" for name in _FACE_CHECKS) else ()
+    faces = _DECIDE_FACES if any(checks.get(name) == "drop" for name in FACE_CHECKS) else ()
     return [
         name
         for name in (*_DECIDE_LOSS, *faces)
