@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -15,6 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from ruamel.yaml import YAMLError
 
 from facegender.errors import UserError, reason_of
 from facegender.files import parse_yaml
@@ -411,7 +411,7 @@ def load_params(path: Path) -> Params:
     """
     try:
         return Params.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise UserError(
             f"Cannot read {path.name}: {reason_of(error)}. Correct it, or compose it again: "
             "`make params`."

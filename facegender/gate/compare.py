@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
+from ruamel.yaml import YAMLError
 
 from facegender.data.manifest import read_manifest
 from facegender.errors import UserError, reason_of
@@ -282,8 +282,8 @@ def paths_of(root: Path, commit: str | None, name: str) -> dict[str, str]:
     """
     try:
         return dict(pipeline_paths(read_text(root, "dvc.yaml", commit) or ""))
-    except (yaml.YAMLError, LookupError, TypeError) as error:
-        malformed = isinstance(error, yaml.YAMLError)
+    except (YAMLError, LookupError, TypeError) as error:
+        malformed = isinstance(error, YAMLError)
         reason = reason_of(error) if malformed else "it is missing, or has no `vars` with `path`"
         advice = (
             "choose another commit" if commit else "restore it with `git checkout HEAD dvc.yaml`"

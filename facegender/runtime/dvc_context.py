@@ -43,7 +43,7 @@ def pipeline_paths(dvc_yaml: str) -> dict[str, str]:
     """Return the paths of the pipeline's files by their names in the text of dvc.yaml.
 
     Raises:
-        LookupError, TypeError or yaml.YAMLError: the text is not this project's dvc.yaml.
+        LookupError, TypeError or ruamel.yaml.YAMLError: the text is not this project's dvc.yaml.
     """
     return parse_yaml(dvc_yaml)["vars"][0]["path"]
 

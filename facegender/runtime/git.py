@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAMLError
 
 from facegender.errors import UserError, reason_of
 from facegender.files import parse_yaml
@@ -64,7 +64,7 @@ def read_yaml(root: Path, path: str, commit: str | None) -> Any:
     """Return the content of a YAML file, as `read_text` reads it; None if missing or empty."""
     try:
         return parse_yaml(read_text(root, path, commit) or "")
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise _unreadable(path, commit, error) from error
 
 

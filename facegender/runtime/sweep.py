@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mlflow.exceptions import MlflowException
 from requests import RequestException
+from ruamel.yaml import YAMLError
 
 from facegender.errors import UserError, reason_of
 from facegender.files import parse_yaml
@@ -73,9 +73,8 @@ class Point:
 def read_grid(path: Path) -> dict[str, list[Any]]:
     """Read a grid: YAML with one value, or a list, per parameter. Raises UserError otherwise."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = parse_yaml(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise UserError(
             f"Cannot read the grid {path}: {reason_of(error)}. Name a YAML file like "
             "conf/sweep.yaml."
@@ -85,12 +84,6 @@ def read_grid(path: Path) -> dict[str, list[Any]]:
             f"{path} is not a grid: it must have one parameter with its values per line, such as "
             "`train.learning_rate: [0.001, 0.003]`."
         )
-    # Of a name that occurs twice, YAML takes the last.
-    pairs = yaml.compose(text, yaml.CSafeLoader).value  # type: ignore[union-attr]
-    names = [key.value for key, _ in pairs]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{path} has {twice} more than once: write all its values in one list.")
     grid = {}
     for key, values in content.items():
         listed = values if isinstance(values, list) else [values]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from dvc.utils.serialize import dump_yaml, load_yaml
 
 from facegender.cli.main import _run
 from facegender.errors import UserError
@@ -537,6 +538,17 @@ def test_a_command_that_dvc_would_run_again_makes_results_stale(tmp_path: Path) 
     assert not stale("--page ${path.page}", "--page page.html")
     with pytest.raises(UserError, match=r"commands in dvc\.yaml: .*path\.other"):
         stale("--page ${path.page}", "--page ${path.other}")
+
+
+@pytest.mark.parametrize("number", ["1e-7", "1.0e-7", "1e+20", "012", "1_000"])
+def test_parameters_are_read_as_dvc_reads_them(tmp_path: Path, number: str) -> None:
+    (tmp_path / "params.yaml").write_text(f"train:\n  learning_rate: {number}\n")
+    written = load_yaml(tmp_path / "params.yaml")
+    (tmp_path / "out.json").write_text("{}")
+    outs = [{"path": "out.json", "md5": dvc_md5(tmp_path / "out.json")}]
+    stage = {"params": {"params.yaml": written}, "outs": outs}
+    dump_yaml(tmp_path / "dvc.lock", {"stages": {"train": stage}})
+    assert why_stale(tmp_path, ["out.json"]) == []
 
 
 def test_edited_results_of_the_baseline_get_no_verdict(
