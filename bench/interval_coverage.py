@@ -9,12 +9,15 @@ coverage at one true value says little. docs/gate.md has the table that this pri
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 from tabulate import tabulate
 
+from bench.recipes import FEWEST_GROUPS, mean_interval, share_difference_interval, share_interval
 from facegender.evaluation.groups import difference_interval, ratio_interval
 from facegender.evaluation.metrics import (
     BINS,
@@ -39,21 +42,24 @@ def main() -> None:
     args = parser.parse_args()
     sizes, chosen = (SIZES[:3], _BOOTSTRAPS) if args.bootstrap else (SIZES, _CASES)
     table = coverages(sizes, args.draws, args.seed, chosen)
-    rows = [[name, *(f"{value:.3f}" for value in values)] for name, values in table.items()]
+    rows = [
+        [name, *("-" if math.isnan(value) else f"{value:.3f}" for value in values)]
+        for name, values in table.items()
+    ]
     print(tabulate(rows, ["interval", *map(str, sizes)], tablefmt="pipe", disable_numparse=True))
 
 
 def coverages(
     sizes: Sequence[int], draws: int, seed: int, chosen: Mapping[str, _Cases] | None = None
 ) -> dict[str, list[float]]:
-    """Return the coverage of each interval at each number of images."""
-    return {
-        name: [
-            float(np.mean([low <= truth <= high for truth, (low, high) in cases(n, draws, seed)]))
-            for n in sizes
+    """Return the coverage of each interval at each number of images; NaN if none is printed."""
+    found = {}
+    for name, cases in (chosen or _CASES).items():
+        held = [
+            [low <= truth <= high for truth, (low, high) in cases(n, draws, seed)] for n in sizes
         ]
-        for name, cases in (chosen or _CASES).items()
-    }
+        found[name] = [float(np.mean(each)) if each else math.nan for each in held]
+    return found
 
 
 def _shares(n: int, draws: int, seed: int) -> Iterator[_Case]:
@@ -116,6 +122,44 @@ def _f1_differences(n: int, draws: int, seed: int) -> Iterator[_Case]:
         yield truth, paired_f1_interval(cells // 4, cells // 2 % 2, cells % 2)
 
 
+def _grouped(generator: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+    """Return label, group, (n,), and the probabilities of two related models, (2, n).
+
+    Half of the images are in pairs of near duplicates, which the models find alike.
+    """
+    group = np.arange(n)
+    group[n // 2 :] -= (group[n // 2 :] - n // 2 + 1) // 2
+    own, errors = generator.normal(0, 12, n), generator.normal(0, 2, (2, n))
+    label = (generator.random(n) < expit(own))[group]
+    logits = (own + 0.8 * generator.normal(0, 2, n) + 0.6 * errors)[:, group]
+    return label, group, np.clip(expit(logits), 1e-6, 1 - 1e-6)
+
+
+def _grouped_cases(
+    interval: Callable[[np.ndarray, pd.Series], tuple[float, float]],
+    values: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> _Cases:
+    def cases(n: int, draws: int, seed: int) -> Iterator[_Case]:
+        if n < FEWEST_GROUPS:
+            return  # the bench of recipes then prints none
+        generator = np.random.default_rng(seed)
+        label, _, probabilities = _grouped(generator, 2_000_000)
+        truth = float(values(label, probabilities).mean())
+        for _ in range(draws):
+            label, group, probabilities = _grouped(generator, n)
+            yield truth, interval(values(label, probabilities), pd.Series(group))
+
+    return cases
+
+
+def _right(label: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    return ((probabilities >= 0.5) == label).astype(float)
+
+
+def _loss(label: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    return -np.log(np.where(label, probabilities, 1 - probabilities))
+
+
 def _bootstrapped_f1s(n: int, draws: int, seed: int) -> Iterator[_Case]:
     generator = np.random.default_rng(seed)
     for _ in range(draws):
@@ -171,6 +215,15 @@ _CASES: dict[str, _Cases] = {
     ),
     "F1 (Wilson, of a share)": _f1s,
     "difference of F1, same images (Zou)": _f1_differences,
+    "accuracy, grouped images (Korn and Graubard)": _grouped_cases(
+        share_interval, lambda label, models: _right(label, models)[0]
+    ),
+    "difference of accuracy, grouped images (Tango)": _grouped_cases(
+        share_difference_interval, lambda label, models: np.diff(_right(label, models), axis=0)[0]
+    ),
+    "difference of log loss, grouped images (t)": _grouped_cases(
+        mean_interval, lambda label, models: np.diff(_loss(label, models), axis=0)[0]
+    ),
 }
 _BOOTSTRAPS: dict[str, _Cases] = {
     "F1": _bootstrapped_f1s,

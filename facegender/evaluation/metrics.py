@@ -227,7 +227,7 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> None:
         raise ValueError("a probability is not a number from 0 to 1")
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
+def wilson_interval(right: float, n: float) -> tuple[float, float]:
     """Return the 95 % interval of a share of `n`; NaN twice if `n` is 0.
 
     Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927. Unlike
@@ -242,7 +242,7 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
     return (0.0 if right == 0 else centre - reach, 1.0 if right == n else centre + reach)
 
 
-def paired_interval(gained: int, lost: int, n: int) -> tuple[float, float]:
+def paired_interval(gained: float, lost: float, n: float) -> tuple[float, float]:
     """Return the 95 % score interval of the difference, new minus old, of two shares of n images.
 
     Tango, Equivalence test and confidence interval for the difference in proportions for the

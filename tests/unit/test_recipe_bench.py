@@ -6,11 +6,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
-from bench.recipes import bootstrap, compare, decode_images, fold_images, show, train, transfer
+from bench.recipes import (
+    compare,
+    decode_images,
+    fold_images,
+    mean_interval,
+    share_difference_interval,
+    share_interval,
+    show,
+    train,
+    transfer,
+)
 from facegender.data.face_images import face_images
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
+from facegender.evaluation.metrics import paired_interval, wilson_interval
 from facegender.faces.settings import crop_of
 from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Params
@@ -44,12 +56,20 @@ def test_each_image_is_held_out_once_and_no_group_is_divided(
     assert not fold_images(images, params, 4, seed=1)[0].equals(folds[0])
 
 
-def test_the_bootstrap_draws_whole_groups(images: pd.DataFrame) -> None:
-    sample = bootstrap(images["group"], seed=0)[0]
-    drawn = images["group"].iloc[sample].value_counts()
-    assert len(sample) == 120
-    assert set(drawn % 2) == {0}
-    assert drawn.max() > 2
+def test_an_interval_counts_near_duplicates_as_one(images: pd.DataFrame) -> None:
+    values = (np.arange(120) // 2 % 4 > 0).astype(float)  # 45 of 60 pairs
+    assert share_interval(values, images["group"]) == pytest.approx(
+        wilson_interval(45, 60), abs=0.002
+    )
+    change = values * np.where(np.arange(120) // 8 % 5 == 0, -1, 1)  # 9 of 60 pairs lost
+    assert share_difference_interval(change, images["group"]) == pytest.approx(
+        paired_interval(36, 9, 60), abs=0.002
+    )
+    # Without an error there is nothing to estimate a variance from.
+    assert share_interval(np.ones(120), images["group"]) == wilson_interval(60, 60)
+    assert share_difference_interval(0 * values, images["group"]) == paired_interval(0, 0, 60)
+    found = ttest_1samp(values[::2], 0).confidence_interval()
+    assert mean_interval(values, images["group"]) == pytest.approx(tuple(found))
 
 
 def test_figures_and_differences(images: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,13 +80,18 @@ def test_figures_and_differences(images: pd.DataFrame, capsys: pytest.CaptureFix
         probability=np.where(labels ^ wrong, 0.8, 0.2), loss=0.5, training="a", seconds=10.0
     )
     other = first.assign(probability=np.where(labels, 0.8, 0.2), loss=0.3)
-    show("one", first, seed=0)
-    compare(other, first, seed=0)
-    shown, compared = capsys.readouterr().out.splitlines()
+    for table in (first.assign(group=first["path"]), first):
+        show("one", table)
+        compare(other.assign(group=table["group"]), table)
+    shown, compared, *grouped = capsys.readouterr().out.splitlines()
     assert shown.startswith("one: accuracy 0.7500 (0.6")
-    assert "log loss 0.5000 (0.5000 to 0.5000), ece 0.1500 (" in shown
-    assert shown.endswith("seconds 10 (10 to 10)")
+    assert shown.endswith("log loss 0.5000, ece 0.1500, seconds 10 (10 to 10)")
     assert "log loss -0.2000 (-0.2000 to -0.2000), accuracy +0.2500 (+0.1" in compared
+    # Sixty groups are too few for an interval.
+    assert grouped == [
+        "one: accuracy 0.7500, log loss 0.5000, ece 0.1500, seconds 10 (10 to 10)",
+        "  less the first: log loss -0.2000, accuracy +0.2500",
+    ]
 
 
 def test_each_model_is_judged_on_all_images_of_another_folder(
