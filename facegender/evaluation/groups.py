@@ -70,9 +70,9 @@ def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
         left_out += _left_out(name, table[name], values)
     members = []
     for pair in asked:
-        values = names[pair[0]]
-        for name in pair[1:]:
-            values = values + ", " + names[name]
+        values, *crossed = (names[name] if len(pair) == 1 else _quoted(names[name]) for name in pair)
+        for other in crossed:
+            values = values + ", " + other
         codes, found = pd.factorize(values, sort=True)
         members += [
             (" x ".join(pair), str(group), codes == code)
@@ -80,6 +80,12 @@ def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
             if not (codes == code).all()
         ]
     return Groups(members, left_out)
+
+
+def _quoted(values: pd.Series) -> pd.Series:
+    """Quote values with a comma or a quote as CSV does, so that no two pairs are joined alike."""
+    quoted = '"' + values.str.replace('"', '""') + '"'
+    return values.mask(values.str.contains('[",]', na=False), quoted)
 
 
 def _left_out(name: str, values: pd.Series, groups: pd.Series) -> Iterator[str]:

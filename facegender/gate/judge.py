@@ -72,9 +72,13 @@ def judge(
     changed: list[str] = []
     if baseline and not differences:
         pairs, changed = pair(current, baseline, chosen)
+    predictions = candidate.predictions
+    if pairs is not None:
+        # With the same metadata: columns that do not count there add no groups here.
+        predictions = predictions.filter(pairs.columns) if compared else pairs
     floors = judge_floors(
         candidate.metrics,
-        candidate.predictions if pairs is None or compared else pairs,
+        predictions,
         settings,
         min_group_size=min_group_size,
         chosen=chosen,

@@ -393,6 +393,21 @@ def test_nuisance_columns_that_the_candidate_adds_do_not_hide_a_loss(compare: Ca
         assert "n0=1" in {row.metric for row in named.groups}
 
 
+def test_nuisance_columns_do_not_save_the_worst_group_of_another_test_set(
+    compare: Callable,
+) -> None:
+    generator = np.random.default_rng(1)
+    nuisance = {f"n{number}": generator.integers(0, 15, 400) for number in range(8)}
+    age = np.where(np.arange(400) < 50, "young", "old")
+    new = wrong_at(*range(11), age=age, **nuisance)  # of the 50 young
+    fair, rules = new[20:], {"floors": {"worst_group": AtLeast(at_least=0.9)}}
+    for chosen, expected in ((None, "fail"), (["age", *nuisance], "warn")):
+        report = compare(
+            new, fair.drop(columns=nuisance), rules, compared=results(fair), chosen=chosen
+        )
+        assert verdict(report, "worst_group") == expected
+
+
 @pytest.mark.parametrize("chosen", [["hair"], ["age"], [["age", "hair"]]])
 def test_groups_that_the_metadata_lack_are_left_out_and_named(
     compare: Callable, settings: Gate, chosen: list

@@ -61,6 +61,16 @@ def test_columns_are_chosen_and_crossed_or_refused() -> None:
         find_groups(table, ["shoe"], 1)
 
 
+def test_no_two_crossed_groups_have_one_name() -> None:
+    table = pd.DataFrame({"town": ["Paris, France", "Paris", 'a"'], "sex": ["f", "France, f", "m"]})
+    found = find_groups(table, [["town", "sex"]], 1)
+    assert [group for _, group, _ in found.members] == [
+        '"Paris, France", f',
+        '"a""", m',
+        'Paris, "France, f"',
+    ]
+
+
 def test_a_group_is_compared_with_the_rest() -> None:
     right = np.arange(100) >= 12  # 10 of 40 wrong in a, 2 of 60 in b
     right[10:12], right[40:42] = True, False
