@@ -22,16 +22,15 @@ from facegender.inference.litert import load_litert
 from facegender.inference.threshold import read_threshold
 from facegender.params import flatten, load_params
 from facegender.runtime.dvc_context import (
+    TRAINED_BY,
     check_inputs,
     input_tags,
     project_root,
+    read_lock,
     run_name_and_tags,
     tracking_uri,
 )
 from facegender.runtime.entry_points import run_stage
-
-# The stages that make a model.
-TRAINED_BY = ("download", "split", "preprocess", "train")
 
 
 def main() -> None:
@@ -86,7 +85,7 @@ def main() -> None:
         name=name,
         params=flatten(params),
         tags=tags,
-        inputs=input_tags(args.params.with_name("dvc.lock"), TRAINED_BY),
+        inputs=input_tags(read_lock(args.params), TRAINED_BY),
         manifests={split: args.splits / f"{split}.csv" for split in ("train", "validation")},
         history=history,
     ) as (run, which):

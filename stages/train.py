@@ -13,6 +13,7 @@ from facegender.runtime.dvc_context import (
     check_inputs,
     input_tags,
     project_root,
+    read_lock,
     run_name_and_tags,
     tracking_uri,
     worker_wait,
@@ -53,7 +54,7 @@ def main() -> None:
 
     connection.connect(project_root(), tracking_uri())
     name, tags = run_name_and_tags()
-    inputs = input_tags(args.params.with_name("dvc.lock"), ["download", "split", "preprocess"])
+    inputs = input_tags(read_lock(args.params), ["download", "split", "preprocess"])
     train, validation = (ProcessedSplit(args.processed / name) for name in ("train", "validation"))
     digest = checkpoints.inputs_digest(params, [train, validation])
     folder = project_root() / ".dvc" / "tmp" / "facegender"

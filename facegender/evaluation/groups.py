@@ -70,7 +70,9 @@ def find_groups(table: pd.DataFrame, chosen: Chosen, minimum: int) -> Groups:
         left_out += _left_out(name, table[name], values)
     members = []
     for pair in asked:
-        values, *crossed = (names[name] if len(pair) == 1 else _quoted(names[name]) for name in pair)
+        values, *crossed = (
+            names[name] if len(pair) == 1 else _quoted(names[name]) for name in pair
+        )
         for other in crossed:
             values = values + ", " + other
         codes, found = pd.factorize(values, sort=True)

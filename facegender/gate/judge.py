@@ -72,10 +72,10 @@ def judge(
     changed: list[str] = []
     if baseline and not differences:
         pairs, changed = pair(current, baseline, chosen)
-    predictions = candidate.predictions
-    if pairs is not None:
-        # With the same metadata: columns that do not count there add no groups here.
-        predictions = predictions.filter(pairs.columns) if compared else pairs
+    predictions = candidate.predictions if pairs is None or compared else pairs
+    if predictions is not None and pairs is not None:
+        # Metadata that do not count in the comparison add no groups to the floors.
+        predictions = predictions.filter(pairs.columns)
     floors = judge_floors(
         candidate.metrics,
         predictions,

@@ -15,6 +15,8 @@ PARENT_RUN = "FACEGENDER_PARENT_RUN"
 ROOT = "FACEGENDER_ROOT"
 # Seconds within which all workers of a training must connect.
 WORKER_WAIT = "FACEGENDER_WORKER_WAIT"
+# The stages that make a model.
+TRAINED_BY = ("download", "split", "preprocess", "train")
 
 
 def project_root() -> Path:
@@ -37,6 +39,12 @@ def project_root() -> Path:
         f"{here} is not in a clone of facegender: no parent folder contains .dvc/. Change to one, "
         "with `cd`."
     )
+
+
+def read_lock(params: Path) -> str:
+    """Return the text of the dvc.lock beside params.yaml; empty without one."""
+    lock = params.with_name("dvc.lock")
+    return lock.read_text(encoding="utf-8") if lock.is_file() else ""
 
 
 def pipeline_paths(dvc_yaml: str) -> dict[str, str]:
@@ -80,16 +88,16 @@ def run_name_and_tags() -> tuple[str, dict[str, str]]:
     return experiment or "repro", {key: value for key, value in tags.items() if value}
 
 
-def input_tags(lock: Path, stages: Sequence[str]) -> dict[str, str]:
-    """Return tags that identify a run's inputs; none without dvc.lock.
+def input_tags(lock: str, stages: Sequence[str]) -> dict[str, str]:
+    """Return tags that identify a run's inputs, from the text of dvc.lock; none if it is empty.
 
     `dvc.data` is the digest of the raw images in dvc.lock. `dvc.lock` is one SHA-256 of the
     commands, inputs and parameters in dvc.lock. It leaves out outputs, because some differ from run
     to run, and stages other than `stages`, because DVC writes an entry when a stage ends.
     """
-    if not lock.is_file():
+    if not lock:
         return {}
-    entries = parse_yaml(lock.read_text(encoding="utf-8"))["stages"]
+    entries = parse_yaml(lock)["stages"]
     known = {stage: entries[stage] for stage in stages if stage in entries}
     inputs = {
         stage: {

@@ -29,7 +29,7 @@ from ruamel.yaml import YAMLError
 
 from facegender.errors import UserError, reason_of
 from facegender.files import parse_yaml
-from facegender.runtime.dvc_context import PARENT_RUN, ROOT, pipeline_paths
+from facegender.runtime.dvc_context import PARENT_RUN, ROOT, TRAINED_BY, input_tags, pipeline_paths
 from facegender.runtime.experiment_clone import (
     Snapshot,
     experiments,
@@ -390,7 +390,11 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
         name=point.name,
         # MLflow adds a logged model's settings to the parameters of its run.
         params={**flatten(params), "threshold": params.evaluate.threshold},
-        tags={**tags, "dvc.restored": "true"},
+        tags={
+            **tags,
+            **input_tags(read("dvc.lock").getvalue(), TRAINED_BY),
+            "dvc.restored": "true",
+        },
         manifests={},
     ) as run:
         log.log_history(history)

@@ -13,7 +13,7 @@ from facegender.cli.seeds import spread_of, why_undecided
 from facegender.errors import UserError
 from facegender.gate.verdict import Report
 from facegender.params import load_params
-from facegender.runtime.dvc_context import input_tags
+from facegender.runtime.dvc_context import TRAINED_BY, input_tags, read_lock
 from facegender.runtime.experiment_clone import Snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
@@ -108,7 +108,7 @@ def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> No
     """In full: tests/pipeline/test_experiments.py, against a run that was executed."""
     init_repository(tmp_path)
     tables = ("history.csv", "robustness.csv", "test.json", "export.json")
-    for name in ("dvc.yaml", *(f"metrics/{table}" for table in tables)):
+    for name in ("dvc.yaml", "dvc.lock", *(f"metrics/{table}" for table in tables)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     compose(tmp_path / "params.yaml", "evaluate.threshold=0.6")
@@ -124,6 +124,7 @@ def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> No
     assert run.data.metrics["calibration_slope"] == slope
     expected = {"loss", "kept_val_loss", "test_accuracy", "robustness_accuracy.blur", "export_n"}
     assert expected <= run.data.metrics.keys()
+    assert input_tags((ROOT / "dvc.lock").read_text(), TRAINED_BY).items() <= run.data.tags.items()
 
 
 def test_a_missing_grid_or_no_jobs_is_a_clear_error(
@@ -262,7 +263,7 @@ def test_tags_tell_the_inputs_and_nothing_that_changes_by_itself(tmp_path: Path)
 
     def tags() -> dict[str, str]:
         (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
-        return input_tags(tmp_path / "dvc.lock", stages)
+        return input_tags(read_lock(tmp_path / "params.yaml"), stages)
 
     first = tags()
     assert first["dvc.data"] == "1.dir"
@@ -278,4 +279,5 @@ def test_tags_tell_the_inputs_and_nothing_that_changes_by_itself(tmp_path: Path)
     ):
         lock["stages"]["train"] = entries["train"] | change
         assert tags()["dvc.lock"] != first["dvc.lock"]
-    assert input_tags(tmp_path / "none.lock", stages) == {}
+    (tmp_path / "dvc.lock").unlink()
+    assert input_tags(read_lock(tmp_path / "params.yaml"), stages) == {}
