@@ -21,7 +21,7 @@ from facegender.data.fingerprint_store import Thumbnails
 # the warp is refined.
 MIN_GREY = 0.90
 MIN_COLOUR = 0.95
-MIN_REFINED = 0.95
+MIN_REFINED = 0.97
 
 _FREQUENCIES = 12  # half waves a side, in grey
 _COLOUR_FREQUENCIES = 5
