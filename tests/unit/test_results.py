@@ -486,6 +486,20 @@ def test_stale_results_get_no_verdict(
         assert gate("--baseline", "HEAD") == 0
 
 
+def test_results_that_are_missing_get_no_verdict(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    (project.root / "metrics/predictions.csv").unlink()
+    assert gate("--baseline", "HEAD", "--format", "json") == 2
+    reasons = json.loads(capsys.readouterr().out)["undecided"]
+    assert "there are no predictions of the work tree" in reasons
+    (project.root / "metrics/test.json").unlink()
+    assert gate() == 2
+    assert capsys.readouterr().err.startswith(
+        "error: There are no test metrics in the work tree: run"
+    )
+
+
 def test_code_and_weights_that_a_stage_depends_on_are_held_to_the_lock(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "repository", tmp_path / "weights.h5"
     (root / "code" / "__pycache__").mkdir(parents=True)

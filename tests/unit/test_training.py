@@ -11,11 +11,8 @@ from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
-from facegender.inference.export import MAX_FLOAT_DIFFERENCE
-from facegender.inference.loading import keras_predictor
-from facegender.inference.prediction import predict_images
 from facegender.model.network import Network
-from facegender.model.saved_model import load_model, predict_arrays, save_model
+from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Augmentation, Params, Train
 from facegender.training.augmentation import augmentation_layers
 from facegender.training.batches import make_batches
@@ -27,7 +24,6 @@ from facegender.training.train import (
     train_network,
     with_global_batch_size,
 )
-from tests.conftest import Exported
 from tests.networks import shallow_network
 
 
@@ -255,24 +251,6 @@ def test_undecodable_images_are_left_out_whatever_the_number_of_processes(
     np.testing.assert_array_equal(images.mean((1, 2, 3)) > 127, part.labels)
     for name in ("images.npy", "index.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-
-
-def test_predictions_of_files_equal_those_of_arrays(
-    part: ProcessedSplit, exported: Exported, tmp_path: Path
-) -> None:
-    model = load_model(exported.keras)
-    (tmp_path / "broken.jpg").write_bytes(b"?")
-    paths = [tmp_path / "raw" / path for path in part.index["path"]]
-    sources = [("broken", tmp_path / "broken.jpg"), *((str(path), path) for path in paths)]
-    predictor = keras_predictor(model)
-    broken, *good = predict_images([predictor], sources, batch_size=7)
-    assert broken.error == "not an image in a known format"
-    assert broken.label is None
-    expected = predict_arrays(model, part.batches(16))
-    np.testing.assert_allclose(
-        [item.probability for item in good], expected, atol=MAX_FLOAT_DIFFERENCE
-    )
-    assert {item.label for item in good} <= {"female", "male"}
 
 
 @pytest.mark.parametrize(
