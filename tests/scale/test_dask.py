@@ -6,7 +6,6 @@ Whatever happens to its workers, the bytes are those of a single process, or the
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -26,6 +25,7 @@ from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
+from tests.conftest import free_port
 from tests.pipeline.conftest import SMALL, Clone, copy_of
 from tools.compose_params import ROOT
 
@@ -207,9 +207,7 @@ def test_a_scheduler_that_is_silent_is_given_up(
             on_cluster(two_workers, manifest, raw, tmp_path / "part", 2)
     finally:
         os.kill(two_workers.scheduler.pid, signal.SIGCONT)
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        nobody = f"tcp://{HOST}:{free.getsockname()[1]}"
+    nobody = f"tcp://{HOST}:{free_port()}"
     with pytest.raises(UserError, match=f"No Dask scheduler answers at {nobody}"):
         write_split(
             manifest, raw, tmp_path / "p", size=32, name="train", scheduler=nobody, patience=2
@@ -304,9 +302,7 @@ def test_dvc_reproduces_the_same_bytes(
     assert differences({"preprocess": here}, {"preprocess": there}) == []
     assert (clone.root / "dvc.lock").read_bytes() == lock
 
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        nobody = f"tcp://{HOST}:{free.getsockname()[1]}"
+    nobody = f"tcp://{HOST}:{free_port()}"
     clone.compose(
         *SMALL, "compute.backend=dask", f"compute.scheduler={nobody}", "compute.patience=2"
     )
