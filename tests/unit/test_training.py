@@ -40,20 +40,6 @@ def fit(part: ProcessedSplit, recipe: Train, momentum: float = 0.9) -> tuple[Net
     return network, train_network(network, part, part, recipe, verbose=0)
 
 
-@pytest.mark.campaign  # in short: test_two_clones_give_the_same_bytes, for one seed
-def test_the_same_seed_gives_the_same_bytes(
-    part: ProcessedSplit, recipe: Train, tmp_path: Path
-) -> None:
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        network, training = fit(part, recipe.model_copy(update={"seed": seed}))
-        save_model(network.inference(), tmp_path / f"{name}.keras")
-        training.history.to_csv(tmp_path / f"{name}.csv")
-    content = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert content["a.keras"] == content["b.keras"]
-    assert content["a.csv"] == content["b.csv"]
-    assert content["a.keras"] != content["c.keras"]
-
-
 def test_wide_images_are_cut_at_random_the_same_way_again(
     part: ProcessedSplit, recipe: Train
 ) -> None:
