@@ -61,17 +61,6 @@ class Clone:
         environment = self.environment(**env)
         return run_command(*command, check=check, cwd=self.root, env=environment)
 
-    def experiment(
-        self,
-        *overrides: str,
-        small: tuple[str, ...] = SMALL,
-        options: tuple[str, ...] = (),
-        check: bool = True,
-    ) -> subprocess.CompletedProcess:
-        """Run `dvc exp run` with the small parameters and others."""
-        words = (word for item in (*small, *overrides) for word in ("-S", item))
-        return self.run("dvc", "exp", "run", *options, *words, check=check)
-
     def compose(self, *overrides: str) -> None:
         self.run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides)
 

@@ -220,7 +220,8 @@ def metrics(clone: Clone, name: str) -> dict[str, float]:
 @pytest.mark.campaign  # in short: the sweep, whose experiments are temporary, too
 def test_a_queued_experiment_logs_to_the_same_store(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
-    clone.experiment("train.epochs=1", options=("--queue", "--name", "queued"))
+    words = [word for item in (*SMALL, "train.epochs=1") for word in ("-S", item)]
+    clone.run("dvc", "exp", "run", "--queue", "--name", "queued", *words)
     # The worker goes on by itself, but would hold on to this process's pipes.
     clone.run("sh", "-c", "dvc queue start >/dev/null 2>&1")
     end = time.monotonic() + 900
