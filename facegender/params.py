@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -372,9 +372,10 @@ class Compute(_Strict):
         return self
 
     @property
-    def cluster(self) -> str | None:
-        """The address of the cluster to use, or None for this machine's own processes."""
-        return self.scheduler if self.backend == "dask" else None
+    def where(self) -> dict[str, Any]:
+        """Keyword arguments of `data.engine.run_tasks`."""
+        scheduler = self.scheduler if self.backend == "dask" else None
+        return {"scheduler": scheduler, "patience": self.patience}
 
 
 class Params(_Strict):

@@ -41,11 +41,10 @@ def main() -> None:
             args.processed / name,
             size=params.image.size,
             name=name,
-            scheduler=params.compute.cluster,
-            patience=params.compute.patience,
             crop=crop,
             faces=faces,
             border=round(params.image.size * params.image.crop.jitter) if training else 0,
+            **params.compute.where,
         )
 
     source = json.loads(args.info.read_text())

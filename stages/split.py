@@ -46,19 +46,18 @@ def main() -> None:
         max_unlabelled=params.data.max_invalid_fraction,
         notes=notes,
     )
-    compute = params.compute
+    where = params.compute.where
     faces = None
     if crop:
         faces = find_all_faces(
             manifest,
             args.raw,
             crop,
-            scheduler=compute.cluster,
-            patience=compute.patience,
             boxes=read_boxes(args.raw, list(manifest["path"]), boxes, notes) if boxes else None,
+            **where,
         )
     splits, findings = checks.clean(
-        manifest, args.raw, params.data, params.split, faces, compute, args.splits.parent
+        manifest, args.raw, params.data, params.split, faces, args.splits.parent, **where
     )
 
     args.splits.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,9 @@ GOOD: dict[str, bytes] = {
     "palette-with-alpha": palette_with_alpha(),
     "transparent": half_transparent(),
     "exif-turned": turned(),
+    "png-turned": turned(form="PNG"),
+    "tiff-turned": turned(form="TIFF"),
+    "webp-turned": turned(form="WEBP"),
     "huge-exif": turned(_0x010F="x" * 60_000),
     "broken-exif": broken_exif(),
     "animated-gif": save(halves(), "GIF", save_all=True, append_images=[_INVERTED] * 3),
@@ -215,7 +218,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 }
 
 
-def fill(folder: Path, images: dict[str, bytes]) -> list[Path]:
+def write_jpgs(folder: Path, images: dict[str, bytes]) -> list[Path]:
     """Write images as .jpg, which most of them are not, and return their paths, in order."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.jpg" for name in images]

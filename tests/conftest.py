@@ -73,6 +73,13 @@ def init_repository(root: Path) -> None:
     checked_git(root, "config", "user.email", "test@localhost")
 
 
+def commit_all(root: Path, message: str = "test") -> str:
+    """Commit everything in a repository, and return the commit."""
+    checked_git(root, "add", "--all")
+    checked_git(root, "commit", "--quiet", "--allow-empty", "--message", message)
+    return checked_git(root, "rev-parse", "HEAD")
+
+
 def run_and_measure(code: str, path: Path) -> tuple[str, float]:
     """Run code about `path` in a process of its own; return what it printed, and its megabytes."""
     head = f"from pathlib import Path; path = Path({str(path)!r})\n"

@@ -111,7 +111,6 @@ def kaggle_server(
     keys: Mapping[str, str] | None = None,
     refresh_tokens: Mapping[str, str] | None = None,
     faults: Mapping[str, list[Fault]] | None = None,
-    port: int = 0,
 ) -> Iterator[KaggleServer]:
     """Serve datasets while the context lasts.
 
@@ -123,7 +122,6 @@ def kaggle_server(
         faults: for a call of the API ("GetDataset", "DownloadDataset", "IntrospectToken",
             "GenerateAccessToken") or "storage", what goes wrong with its first answers in turn.
             For one slug only: "GetDataset owner/name".
-        port: 0 for any that is free.
     """
     state = KaggleServer(
         datasets,
@@ -136,7 +134,7 @@ def kaggle_server(
     class Handler(_Handler):
         server_state = state
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     state.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from facegender.data.splits import (
 )
 from facegender.errors import UserError, listed
 from facegender.labels import LABELS, NAMES
-from facegender.params import FACE_CHECKS, Compute, Data, Split
+from facegender.params import FACE_CHECKS, Data, Split
 
 # The study's images by label, before it divided its training split.
 STUDY_COUNTS = {
@@ -137,16 +137,16 @@ def clean(
     data: Data,
     split: Split,
     faces: pd.DataFrame | None = None,
-    compute: Compute | None = None,
     scratch: Path | None = None,
+    **where: Unpack[Where],
 ) -> tuple[dict[str, pd.DataFrame], Findings]:
     """Check the images of a manifest, divide them and drop duplicates.
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
         faces: return value of `face_table.find_all_faces`, or None to judge whole images.
-        compute: where images are decoded; by default on all cores of this machine.
         scratch: directory for temporary files, as in `fingerprint_images`.
+        where: arguments of `engine.run_tasks`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, and the findings.
@@ -161,7 +161,6 @@ def clean(
     elif "bad_box" not in faces:
         del policies["bad_box"]
     findings = Findings(policies)
-    where: Where = {"scheduler": compute.cluster, "patience": compute.patience} if compute else {}
     total = len(manifest)
     manifest, fingerprints = check_images(
         manifest,
@@ -211,9 +210,6 @@ def check_images(
 
     Args:
         manifest: column `path` and any others.
-        fingerprints: fingerprints of its rows, from `fingerprint_images`.
-        min_side: pixels of the shorter side.
-        max_aspect_ratio: largest ratio of the longer side to the shorter.
 
     Returns:
         The remaining rows and their fingerprints.
@@ -308,7 +304,6 @@ def check_labels(
 
     Args:
         manifest: columns `path`, `label` and any others.
-        min_per_class: smallest number of remaining images of each label.
 
     Raises:
         UserError: such pictures are found and the policy is `fail`, or too few images remain.
@@ -393,7 +388,6 @@ def check_dropped(
 
     Args:
         total: number of images before the checks.
-        max_fraction: largest share of them that may be left out.
     """
     dropped = total - sum(map(len, splits.values()))
     if dropped > max_fraction * total:

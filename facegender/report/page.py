@@ -223,8 +223,7 @@ def _kept_epoch(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     history = pd.read_csv(path)
-    # Version 0.1.0 did not record it.
-    kept = history[history["kept"] == 1] if "kept" in history else history[:0]
+    kept = history[history["kept"] == 1]
     if kept.empty:
         return None
     row = kept.iloc[0]

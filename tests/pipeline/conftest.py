@@ -9,8 +9,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
+from mlflow.entities import Run
 from playwright.sync_api import Browser, sync_playwright
 
 from facegender.files import file_sha256
@@ -59,17 +61,6 @@ class Clone:
         environment = self.environment(**env)
         return run_command(*command, check=check, cwd=self.root, env=environment)
 
-    def experiment(
-        self,
-        *overrides: str,
-        small: tuple[str, ...] = SMALL,
-        options: tuple[str, ...] = (),
-        check: bool = True,
-    ) -> subprocess.CompletedProcess:
-        """Run `dvc exp run` with the small parameters and others."""
-        words = (word for item in (*small, *overrides) for word in ("-S", item))
-        return self.run("dvc", "exp", "run", *options, *words, check=check)
-
     def compose(self, *overrides: str) -> None:
         self.run(sys.executable, "-m", "tools.compose_params", "params.yaml", *overrides)
 
@@ -79,6 +70,11 @@ class Clone:
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
         self.run("git", "commit", "--quiet", "--allow-empty", "--message", message)
+
+    def runs(self) -> list[Run]:
+        """Return the runs in its own store, which becomes MLflow's here."""
+        mlflow.set_tracking_uri(f"sqlite:///{self.root / 'mlflow.db'}")
+        return mlflow.search_runs(experiment_names=[EXPERIMENT], output_format="list")
 
     def ran(self, output: str) -> list[str]:
         """Return the stages that a `dvc repro` ran, from what it printed."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from facegender.data.processed import ProcessedSplit
-from tests.bad_images import BAD, GOOD, fill
+from tests.bad_images import BAD, GOOD, write_jpgs
 from tests.pipeline.conftest import SMALL, Clone
 
 pytestmark = pytest.mark.slow
@@ -21,8 +21,8 @@ def folder(make_images: Callable[..., Path], tmp_path: Path) -> Path:
     """Forty good images, and among them what people have."""
     folder = make_images("faces", per_class=20)
     bad = {name: content for name, (content, _) in BAD.items()}
-    fill(folder / "male" / "bad", bad)
-    fill(folder / "female" / "odd", {name: GOOD[name] for name in ("cmyk", "animated-gif")})
+    write_jpgs(folder / "male" / "bad", bad)
+    write_jpgs(folder / "female" / "odd", {name: GOOD[name] for name in ("cmyk", "animated-gif")})
     (folder / "female" / "new\nline é.PNG").write_bytes(
         (folder / "female" / "000.png").read_bytes()
     )

@@ -3,17 +3,13 @@
 The sweep's experiments run in clones, started at the same time.
 """
 
-import http.client
 import io
 import json
 import signal
-import sqlite3
 import subprocess
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import mlflow
 import pandas as pd
@@ -24,7 +20,7 @@ from mlflow.entities import Run
 from facegender.params import Params, flatten
 from facegender.runtime.dvc_context import TRAINED_BY, input_tags
 from tests.conftest import logged_model
-from tests.pipeline.conftest import EPOCHS, HOST, SMALL, Clone, copy_of, served, write_grid
+from tests.pipeline.conftest import EPOCHS, SMALL, Clone, copy_of, write_grid
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +29,7 @@ TRAINED = ("sweep-1", "sweep-2")
 
 def runs(clone: Clone) -> dict[str, Run]:
     """Return the runs in a clone's store by name; no name may occur twice."""
-    mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
-    every = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
+    every = clone.runs()
     named = {run.info.run_name: run for run in every}
     assert len(named) == len(every)
     return named
@@ -222,43 +217,11 @@ def metrics(clone: Clone, name: str) -> dict[str, float]:
     return run.data.metrics if run else {}
 
 
-def get(address: str, place: str, **query: str) -> bytes:
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
-    try:
-        connection.request("GET", f"{place}?{urlencode(query)}")
-        answer = connection.getresponse()
-        content = answer.read()
-        assert answer.status == http.client.OK, content
-        return content
-    finally:
-        connection.close()
-
-
-@pytest.mark.campaign  # in short: test_store.py, without the pages
-def test_a_clone_that_moved_shows_its_artifacts(swept: Clone, tmp_path: Path) -> None:
-    clone = copy_of(swept, tmp_path / "another place")
-    run = runs(swept)["sweep-1"]
-    path = f"mlruns/facegender/{run.info.run_id}/artifacts/metrics/test.json"
-    # Nothing may be read from the place where the clone was.
-    (clone.root / path).write_text("at the new place")
-    assert "paths rewritten" in clone.run("facegender", "relocate").stdout
-    assert "nothing to do" in clone.run("facegender", "relocate").stdout
-    model = logged_model(run.info.run_id)
-    with served(clone, ("mlflow", "ui"), tmp_path / "ui.log") as port:
-        address = f"http://{HOST}:{port}"
-        content = get(address, "/get-artifact", path="metrics/test.json", run_uuid=run.info.run_id)
-        assert content == b"at the new place"
-        place = f"/ajax-api/2.0/mlflow/logged-models/{model.model_id}/artifacts/files"
-        assert b"python_function" in get(address, place, artifact_file_path="MLmodel")
-    with closing(sqlite3.connect(clone.root / "mlflow.db")) as connection:
-        addresses = connection.execute("SELECT artifact_uri FROM runs").fetchall()
-    assert all(address.startswith(clone.root.as_uri()) for (address,) in addresses)
-
-
 @pytest.mark.campaign  # in short: the sweep, whose experiments are temporary, too
 def test_a_queued_experiment_logs_to_the_same_store(reproduced: Clone, tmp_path: Path) -> None:
     clone = copy_of(reproduced, tmp_path)
-    clone.experiment("train.epochs=1", options=("--queue", "--name", "queued"))
+    words = [word for item in (*SMALL, "train.epochs=1") for word in ("-S", item)]
+    clone.run("dvc", "exp", "run", "--queue", "--name", "queued", *words)
     # The worker goes on by itself, but would hold on to this process's pipes.
     clone.run("sh", "-c", "dvc queue start >/dev/null 2>&1")
     end = time.monotonic() + 900

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from facegender.evaluation.metrics import classification_metrics
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.slow
@@ -144,77 +143,6 @@ def test_a_spoilt_model_is_refused(learnt: Clone, branch: str) -> None:
     assert accuracy(report)["verdict"] == "fail"
     assert accuracy(report)["high"] < 0
     assert [row["verdict"] for row in report["floors"]] == ["pass"] * 5
-
-
-@pytest.mark.campaign  # in short: test_gate.py of tests/unit, without models
-def test_a_better_model_passes(learnt: Clone) -> None:
-    spoil(learnt, "shuffled")
-    code, report = gate(learnt, "--baseline", "shuffled")
-    assert code == 0
-    assert accuracy(report)["low"] > 0
-    assert not any("accuracy" in warning for warning in report["warnings"])
-
-
-def test_one_image_passes_without_a_warning(learnt: Clone) -> None:
-    learnt.run("dvc", "checkout", "--quiet")  # what another branch left, `dvc commit` would record
-    path = learnt.root / "metrics/predictions.csv"
-    table = pd.read_csv(path)
-    right = table.index[table["label"] == table["predicted"]][0]
-    table.loc[right, "predicted"] = 1 - table.loc[right, "label"]
-    table.loc[right, "probability"] = 0.45 + 0.1 * table.loc[right, "predicted"]
-    table.to_csv(path, index=False)
-    metrics = classification_metrics(
-        table["label"].to_numpy(), table["probability"].to_numpy(), threshold=0.5
-    )
-    (learnt.root / "metrics/test.json").write_text(json.dumps(metrics))
-    assert gate(learnt)[0] == 2  # edited by hand
-    learnt.run("dvc", "commit", "--force", "evaluate")
-    try:
-        # On main, and not what HEAD holds: so HEAD is the baseline.
-        code, report = gate(learnt)
-    finally:
-        learnt.run("git", "checkout", "--quiet", "--", "metrics", "dvc.lock")
-    assert "HEAD (" in report["baseline"]
-    assert (code, report["undecided"], report["warnings"]) == (0, [], [])
-    assert [flip["path"] for flip in report["flips"]] == [table.loc[right, "path"]]
-
-
-def test_floors_are_judged_without_a_baseline(learnt: Clone) -> None:
-    # On main, and what HEAD holds: the commit before is the baseline, and it has no results.
-    code, report = gate(learnt)
-    assert code == 2
-    assert "There are no test metrics" in report["undecided"][0]
-    params = learnt.root / "params.yaml"
-    text = params.read_text()
-    params.write_text(text.replace("at_least: 0.1", "at_least: 1.1"))
-    try:
-        code, report = gate(learnt)
-    finally:
-        params.write_text(text)
-    assert code == 1
-    assert "must be at least 1.1" in report["failures"][0]
-
-
-def test_what_it_cannot_compare_is_named(learnt: Clone) -> None:
-    code, report = gate(learnt, "--baseline", "nowhere")
-    assert code == 2
-    assert "unknown Git revision 'nowhere'" in report["undecided"][0]
-    metrics = learnt.root / "metrics"
-    text = (metrics / "predictions.csv").read_text()
-    (metrics / "predictions.csv").unlink()
-    try:
-        code, report = gate(learnt, "--baseline", "HEAD")
-        assert code == 2
-        assert report["undecided"] == ["there are no predictions of the work tree"]
-        code, report = gate(learnt, "--baseline", "HEAD", "--accept-data-change")
-        assert (code, report["paired"]) == (0, False)
-        (metrics / "test.json").unlink()
-        done = learnt.run("facegender", "gate", check=False)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: There are no test metrics in the work tree: run")
-    finally:
-        learnt.run("git", "checkout", "--quiet", "--", "metrics")
-    assert (metrics / "predictions.csv").read_text() == text
 
 
 def test_cis_gate_writes_its_report(learnt: Clone, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
-from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect
@@ -65,10 +64,7 @@ class Ui:
 @pytest.fixture(scope="module")
 def ui(browser: Browser, swept: Clone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ui]:
     # `browser` comes first: without one, nothing here needs to run.
-    client = MlflowClient(f"sqlite:///{swept.root / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("facegender")
-    assert experiment is not None
-    every = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    every = {run.info.run_name: run for run in swept.runs()}
     runs = [every[f"sweep-{number}"] for number in (1, 2, 3)]
     assert [run.data.params["train.epochs"] for run in runs] == ["3", "4", str(EPOCHS)]
     log = tmp_path_factory.mktemp("ui") / "ui.log"

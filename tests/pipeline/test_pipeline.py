@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,17 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from mlflow.entities import Run
 
 from facegender.data.processed import ProcessedSplit
 from tests.pipeline.conftest import EPOCHS, SMALL, Clone, copy_of, files
 
 pytestmark = pytest.mark.slow
-
-
-def runs(clone: Clone) -> list[Run]:
-    mlflow.set_tracking_uri(f"sqlite:///{clone.root / 'mlflow.db'}")
-    return mlflow.search_runs(experiment_names=["facegender"], output_format="list")
 
 
 def read_predictions(clone: Clone) -> pd.DataFrame:
@@ -81,11 +74,11 @@ def test_a_second_repro_runs_nothing(reproduced: Clone) -> None:
     output = reproduced.run("dvc", "repro").stdout
     assert reproduced.ran(output) == []
     assert "up to date" in output
-    assert len(runs(reproduced)) == 1
+    assert len(reproduced.runs()) == 1
 
 
 def test_one_execution_is_one_run_with_everything(reproduced: Clone) -> None:
-    (run,) = runs(reproduced)
+    (run,) = reproduced.runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == str(EPOCHS)
     assert run.data.params["dataset.source"] == "sample"
@@ -132,7 +125,7 @@ def test_a_bare_mlflow_finds_the_store(reproduced: Clone) -> None:
 
 
 def test_the_logged_model_takes_bytes_and_arrays(reproduced: Clone) -> None:
-    (run,) = runs(reproduced)
+    (run,) = reproduced.runs()
     (logged,) = mlflow.search_logged_models([run.info.experiment_id], output_format="list")
     model = mlflow.pyfunc.load_model(logged.model_uri)
     assert model.metadata.signature is not None
@@ -251,25 +244,6 @@ def test_a_change_reruns_what_depends_on_it(reproduced: Clone, tmp_path: Path) -
     # What another training reruns: test_gate.py.
     assert clone.ran(clone.run("dvc", "repro").stdout) == ["evaluate", "report"]
     assert files(clone.root / "models") == before
-
-
-@pytest.mark.campaign  # in short: test_faults.py, where a server has not heard of the run
-def test_a_model_from_elsewhere_gets_a_run_of_its_own_once(
-    reproduced: Clone, tmp_path: Path
-) -> None:
-    clone = copy_of(reproduced, tmp_path)
-    (clone.root / "mlflow.db").unlink()
-    shutil.rmtree(clone.root / "mlruns")
-    evaluate = ("dvc", "repro", "--force", "--single-item", "evaluate")
-    assert "no run of the training" in clone.run(*evaluate).stdout
-    (run,) = runs(clone)
-    assert "again" in clone.run(*evaluate).stdout
-    (same,) = runs(clone)
-    assert same.info.run_id == run.info.run_id
-    assert run.data.params["train.epochs"] == str(EPOCHS)
-    assert "test_accuracy" in run.data.metrics
-    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "val_loss")
-    assert [point.step for point in history] == list(range(1, EPOCHS + 1))
 
 
 @pytest.mark.parametrize(

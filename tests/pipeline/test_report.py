@@ -94,8 +94,7 @@ def test_the_command_compares_and_logs(reproduced: Clone, tmp_path: Path) -> Non
     text = output.read_text()
     assert reproduced.run("git", "rev-parse", "HEAD").stdout.strip() in text
     assert "every test image has the same prediction as before" in text
-    mlflow.set_tracking_uri(f"sqlite:///{reproduced.root / 'mlflow.db'}")
-    (run,) = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
+    (run,) = reproduced.runs()
     assert run.info.status == "FINISHED"
     logged = mlflow.MlflowClient().list_artifacts(run.info.run_id)
     assert "page.html" in {item.path for item in logged}

@@ -1,17 +1,14 @@
 """The real pipeline with a credential in every place where one may be: none is found afterwards."""
 
-import io
-import zipfile
+import shutil
 from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import mlflow
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.conftest import write_images
 from tests.kaggle_server import SIGNATURE, KaggleServer, kaggle_server
 from tests.leaks import contents, holding, is_pickle
 from tests.pipeline.conftest import HOST, SMALL, Clone, copy_of, served
@@ -79,20 +76,6 @@ class Canaries:
         return [self.mark, *(b64encode(pair.encode()).decode() for pair in pairs)]
 
 
-def faces() -> bytes:
-    """Return an archive of 20 small images a class, the second class brighter."""
-    generator = np.random.default_rng(0)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for place, label in enumerate(("female", "male")):
-            for number in range(20):
-                pixels = generator.integers(0, 128, (40, 40, 3)) + 127 * place
-                png = io.BytesIO()
-                Image.fromarray(pixels.astype(np.uint8)).save(png, "PNG")
-                archive.writestr(f"{label}/{number:02}.png", png.getvalue())
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     "stages",
     [
@@ -125,7 +108,9 @@ def test_no_run_leaves_a_credential_anywhere(
         printed.append(done.stdout + done.stderr)
         return f"exit {done.returncode}\n{printed[-1]}"
 
-    with kaggle_server({"owner/faces": {3: faces()}}, tokens={canaries.token}) as server:
+    faces = shutil.make_archive(str(tmp_path / "faces"), "zip", write_images(tmp_path / "faces"))
+    versions = {"owner/faces": {3: Path(faces).read_bytes()}}
+    with kaggle_server(versions, tokens={canaries.token}) as server:
         environment = canaries.environment(server, tmp_path)
         with served(store, ("mlflow", "ui"), tmp_path / "store.log") as port:
             address = canaries.address(f"http://{HOST}:{port}")
@@ -136,8 +121,7 @@ def test_no_run_leaves_a_credential_anywhere(
         # The credentials were used, and MLflow has the run.
         sent = {request.authorization for request in server.calls("DownloadDataset")}
         assert sent == {f"Bearer {canaries.token}"}
-        mlflow.set_tracking_uri(f"sqlite:///{store.root / 'mlflow.db'}")
-        (there,) = mlflow.search_runs(experiment_names=["facegender"], output_format="list")
+        (there,) = store.runs()
         assert there.data.tags["mlflow.source.git.repoURL"] == "https://example.org/faces.git"
 
         assert run(*evaluate).startswith("exit 0")  # into the repository's own store

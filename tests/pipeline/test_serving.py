@@ -4,7 +4,6 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,29 +109,3 @@ def test_bad_input_is_refused_and_the_server_lives_on(post: Post, content: list[
         assert "Traceback" not in str(answer)
         assert len(str(answer)) < 1000
     assert said(post({"inputs": [good]})) == before
-
-
-@pytest.mark.campaign  # in short: test_tracking_server.py, on a team's server
-def test_a_tracking_server_promotes_and_rolls_back_alike(reproduced: Clone, tmp_path: Path) -> None:
-    clone = copy_of(reproduced, tmp_path)
-    serve = (
-        *("mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"),
-        *("--artifacts-destination", (tmp_path / "artifacts").as_uri()),
-    )
-    with served(clone, serve, tmp_path / "server.log") as port:
-        remote = {"MLFLOW_TRACKING_URI": f"http://{HOST}:{port}"}
-        # Runs that the server has not seen: evaluation logs them again.
-        for threshold in ("0.5", "0.4"):
-            text = (clone.root / "params.yaml").read_text()
-            changed = text.replace("threshold: 0.5", f"threshold: {threshold}")
-            (clone.root / "params.yaml").write_text(changed)
-            clone.run("dvc", "repro", "--force", "--single-item", "evaluate", **remote)
-            run_id = json.loads((clone.root / "models/evaluation_run.json").read_text())["run_id"]
-            force = ("--force", "--reason", "a trial")
-            done = clone.run("facegender", "promote", run_id[:12], *force, **remote)
-            assert "is the champion now" in done.stdout
-        done = clone.run("facegender", "rollback", **remote)
-        assert "version 1 is the champion again" in done.stdout
-        listed = clone.run("facegender", "models", "--json", **remote).stdout.splitlines()
-        assert [json.loads(line)["aliases"] for line in listed] == [[], ["champion"]]
-    assert "no model is registered" in clone.run("facegender", "models").stderr

@@ -6,7 +6,6 @@ Whatever happens to its workers, the bytes are those of a single process, or the
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -26,6 +25,7 @@ from facegender.data.preprocessing import write_split
 from facegender.errors import UserError
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
+from tests.conftest import fill, free_port
 from tests.pipeline.conftest import SMALL, Clone, copy_of
 from tools.compose_params import ROOT
 
@@ -207,9 +207,7 @@ def test_a_scheduler_that_is_silent_is_given_up(
             on_cluster(two_workers, manifest, raw, tmp_path / "part", 2)
     finally:
         os.kill(two_workers.scheduler.pid, signal.SIGCONT)
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        nobody = f"tcp://{HOST}:{free.getsockname()[1]}"
+    nobody = f"tcp://{HOST}:{free_port()}"
     with pytest.raises(UserError, match=f"No Dask scheduler answers at {nobody}"):
         write_split(
             manifest, raw, tmp_path / "p", size=32, name="train", scheduler=nobody, patience=2
@@ -221,29 +219,22 @@ def test_a_worker_with_other_code_is_refused(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(ROOT / "facegender", other / "facegender")
-    with (other / "facegender/data/images.py").open("a") as code:
-        code.write("# another version\n")
-    worker = two_workers.start_worker(PYTHONPATH=str(other))
-    with distributed.Client(two_workers.address, set_as_default=False) as client:
-        client.wait_for_workers(3, timeout=120)
-    try:
-        with pytest.raises(UserError, match="it has facegender/data/images"):
-            on_cluster(two_workers, manifest, raw, tmp_path / "part")
-        shutil.rmtree(other)
-        (other / "facegender").mkdir(parents=True)
-        (other / "facegender" / "__init__.py").touch()
-    finally:
-        worker.kill()
-        worker.wait()
-    worker = two_workers.start_worker(PYTHONPATH=str(other))
-    with distributed.Client(two_workers.address, set_as_default=False) as client:
-        client.wait_for_workers(3, timeout=120)
-    try:
-        with pytest.raises(UserError, match=r"A Dask worker has no facegender\.data\.dask_cluster"):
-            on_cluster(two_workers, manifest, raw, tmp_path / "again")
-    finally:
-        worker.kill()
-        worker.wait()
+    with (other / "facegender/data/images.py").open("a") as file:
+        file.write("# another version\n")
+    empty = fill(tmp_path / "empty", {"facegender/__init__.py": ""})
+    for code, says in (
+        (other, "it has facegender/data/images"),
+        (empty, r"A Dask worker has no facegender\.data\.dask_cluster"),
+    ):
+        worker = two_workers.start_worker(PYTHONPATH=str(code))
+        with distributed.Client(two_workers.address, set_as_default=False) as client:
+            client.wait_for_workers(3, timeout=120)
+        try:
+            with pytest.raises(UserError, match=says):
+                on_cluster(two_workers, manifest, raw, tmp_path / "part" / code.name)
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 def test_a_worker_that_sees_other_files_is_refused(
@@ -304,9 +295,7 @@ def test_dvc_reproduces_the_same_bytes(
     assert differences({"preprocess": here}, {"preprocess": there}) == []
     assert (clone.root / "dvc.lock").read_bytes() == lock
 
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        nobody = f"tcp://{HOST}:{free.getsockname()[1]}"
+    nobody = f"tcp://{HOST}:{free_port()}"
     clone.compose(
         *SMALL, "compute.backend=dask", f"compute.scheduler={nobody}", "compute.patience=2"
     )

@@ -5,12 +5,11 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,15 @@ import pytest
 from facegender.data.image_files import find_images
 from facegender.data.images import encode_png
 from facegender.tracking import registry
-from tests.bad_images import BAD, GOOD, fill
-from tests.conftest import Exported, free_port
-from tests.pipeline.conftest import HOST, START_SECONDS, Clone
+from tests.bad_images import BAD, GOOD, write_jpgs
+from tests.conftest import Exported, fill, free_port
+from tests.pipeline.conftest import HOST, Clone, running
+from tests.scale.servers import BUCKET, listens, s3_server, stored
 from tests.unit.conftest import RUNS, log_run
 
 pytestmark = [pytest.mark.scale, pytest.mark.skipif(not shutil.which("java"), reason="needs Java")]
-pyspark = pytest.importorskip("pyspark", reason="needs pyspark: make install-scale")
 
 SCORE = ("facegender", "score", "--master", "local[2]")
-BUCKET = "photos"
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +44,9 @@ def champion(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Cl
 
     assert registry.promote(run, passes, lock=root / "lock").champion
     sure = {f"noise-{number}": encode_png(image) for number, image in enumerate(exported.images)}
-    fill(root / "in" / "noise", sure)
-    fill(root / "in" / "forms", GOOD)
-    fill(root / "in" / "bad", {name: content for name, (content, _) in BAD.items()})
+    write_jpgs(root / "in" / "noise", sure)
+    write_jpgs(root / "in" / "forms", GOOD)
+    write_jpgs(root / "in" / "bad", {name: content for name, (content, _) in BAD.items()})
     return Clone(root)
 
 
@@ -164,44 +162,24 @@ def test_java_that_does_not_start_is_told(champion: Clone, tmp_path: Path) -> No
 @pytest.fixture
 def cluster(champion: Clone, tmp_path: Path) -> Iterator[str]:
     """Run a master and a worker of Spark's own kind of cluster, and give its address."""
+    import pyspark
+
     program = Path(pyspark.__file__).parent / "bin/spark-class"
     port = free_port()
     address = f"spark://{HOST}:{port}"
     places = {"SPARK_LOCAL_DIRS": str(tmp_path / "local"), "SPARK_WORKER_DIR": str(tmp_path)}
+    environment = champion.environment(SPARK_LOCAL_IP=HOST, **places)
     options = ("--host", HOST, "--webui-port", "0")
     commands = {
         "Master": (*options, "--port", str(port)),
         "Worker": (*options, "--cores", "2", "--memory", "1g", address),
     }
-    processes = []
-    try:
+    with ExitStack() as servers:
         for name, words in commands.items():
-            with (tmp_path / name).open("w") as log:
-                process = subprocess.Popen(
-                    [program, f"org.apache.spark.deploy.{name.lower()}.{name}", *words],
-                    env=champion.environment(SPARK_LOCAL_IP=HOST, **places),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            processes.append(process)
-            if name == "Master":
-                wait_for(port, process)
+            command = [str(program), f"org.apache.spark.deploy.{name.lower()}.{name}", *words]
+            log = tmp_path / name
+            servers.enter_context(running(command, environment, log, lambda: listens(port)))
         yield address
-    finally:
-        for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for(port: int, process: subprocess.Popen) -> None:
-    end = time.monotonic() + START_SECONDS
-    while True:
-        with suppress(OSError), socket.create_connection((HOST, port), timeout=1):
-            return
-        assert process.poll() is None, "it ended"
-        assert time.monotonic() < end, "it does not answer"
-        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("by", ["Spark here", pytest.param("cluster", marks=pytest.mark.campaign)])
@@ -225,79 +203,52 @@ def test_parquet_is_scored_alike_and_abstains_when_asked(
     same(champion.root / f"{by}.parquet", expected.assign(label=label))
 
 
-def s3_client(environment: dict[str, str]) -> Any:
-    import boto3
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of an S3 server with the images, and the environment that names the server."""
 
-    return boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id="testing",
-        aws_secret_access_key="testing",
-        region_name="us-east-1",
-    )
+    client: Any
+    environment: dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def s3(champion: Clone) -> Iterator[dict[str, str]]:
-    """Run an S3 server with the images in a bucket, and give the environment that names it."""
-    for name in ("boto3", "moto"):
-        pytest.importorskip(name)
-    port = free_port()
-    binary = Path(sys.executable).with_name("moto_server")
-    process = subprocess.Popen(
-        [binary, "--host", HOST, "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{HOST}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "very-secret-testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    try:
-        wait_for(port, process)
-        client = s3_client(environment)
-        client.create_bucket(Bucket=BUCKET)
+def s3(champion: Clone) -> Iterator[Bucket]:
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "very-secret-testing"}
+    with s3_server(keys) as (address, client):
         for name in find_images(champion.root / "in"):
             content = (champion.root / "in" / name).read_bytes()
             client.put_object(Bucket=BUCKET, Key=f"in/{name}", Body=content)
         # Neither a photo nor below the prefix.
         client.put_object(Bucket=BUCKET, Key="in/notes.txt", Body=b"")
         client.put_object(Bucket=BUCKET, Key="into/a.jpg", Body=b"")
-        yield environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        names = {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+        yield Bucket(client, keys | names)
 
 
 @pytest.mark.campaign  # in short: a folder, above, and the errors of S3, below
 def test_a_prefix_of_s3_is_scored_alike(
-    champion: Clone, expected: pd.DataFrame, s3: dict[str, str], tmp_path: Path
+    champion: Clone, expected: pd.DataFrame, s3: Bucket, tmp_path: Path
 ) -> None:
     command = (*SCORE, f"s3a://{BUCKET}/in", f"s3a://{BUCKET}/out/scores.parquet")
-    done = champion.run(*command, "--part-images", "60", **s3)
+    done = champion.run(*command, "--part-images", "60", **s3.environment)
     assert f"{len(expected)} images, by models:/facegender/1" in done.stdout
-    client = s3_client(s3)
-    listed = client.list_objects_v2(Bucket=BUCKET, Prefix="out/scores.parquet/")["Contents"]
-    parts = {entry["Key"].split("/")[2] for entry in listed} - {"_score", "_SUCCESS"}
+    written = {key: content for key, content in stored(s3.client).items() if key.startswith("out/")}
+    parts = {key.split("/")[2] for key in written} - {"_score", "_SUCCESS"}
     assert len(parts) == -(-len(expected) // 60)
-    for entry in listed:
-        path = tmp_path / entry["Key"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read())
-        assert b"very-secret-testing" not in path.read_bytes()
+    assert not any(b"very-secret-testing" in content for content in written.values())
+    fill(tmp_path, written)
     prefixed = expected.assign(image=f"s3a://{BUCKET}/" + expected["image"])
     same(tmp_path / "out/scores.parquet", prefixed)
 
 
-def test_errors_of_s3_are_told(champion: Clone, s3: dict[str, str]) -> None:
-    done = champion.run(*SCORE, "s3a://nobody/in", "never.parquet", check=False, **s3)
+def test_errors_of_s3_are_told(champion: Clone, s3: Bucket) -> None:
+    command = (*SCORE, "s3a://nobody/in", "never.parquet")
+    done = champion.run(*command, check=False, **s3.environment)
     assert done.returncode == 1
     assert "error: The request to object storage failed" in done.stderr
     assert "NoSuchBucket" in done.stderr
     assert "very-secret-testing" not in done.stderr
-    done = champion.run(*SCORE, f"s3a://{BUCKET}/none", "never.parquet", check=False, **s3)
-    assert "INPUT is empty: there is no image in s3a://photos/none" in done.stderr
+    command = (*SCORE, f"s3a://{BUCKET}/none", "never.parquet")
+    done = champion.run(*command, check=False, **s3.environment)
+    assert f"INPUT is empty: there is no image in s3a://{BUCKET}/none" in done.stderr
     assert not (champion.root / "never.parquet").exists()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 
 from facegender.data.processed import ProcessedSplit
-from tests.conftest import run_command, write_images
+from tests.conftest import free_port, run_command, write_images
 from tests.pipeline.conftest import HOST, SMALL, Clone
 
 pytestmark = pytest.mark.scale
@@ -85,10 +84,7 @@ def machines(alone: Alone, folder: Path) -> tuple[Clone, Clone]:
 
 def cluster() -> Callable[[int], str]:
     """Return a function that gives TF_CONFIG of each of two workers at free ports."""
-    with socket.socket() as first, socket.socket() as second:
-        for free in (first, second):
-            free.bind((HOST, 0))
-        addresses = [f"{HOST}:{free.getsockname()[1]}" for free in (first, second)]
+    addresses = [f"{HOST}:{free_port()}" for _ in range(2)]
     return lambda index: json.dumps(
         {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
     )

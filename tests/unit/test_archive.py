@@ -30,28 +30,30 @@ FILES = {"female/a.jpg": os.urandom(3000), "male/b.jpg": os.urandom(3000), "face
 KINDS = ["zip", "tar", "tar.gz", "tar.bz2", "tar.xz"]
 
 
-def make_zip(path: Path, files: dict[str, bytes] | None = None) -> Path:
+def make_zip(path: Path, files: dict[str, bytes] = FILES, *more: tuple[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of duplicate names, which are the point of a test
-        for name, content in (FILES if files is None else files).items():
+        for name, content in [*files.items(), *more]:
             zipped.writestr(name, content)
     return path
 
 
-def make_tar(path: Path, files: dict[str, bytes] | None = None, mode: str = "w") -> Path:
+def make_tar(
+    path: Path, files: dict[str, bytes] = FILES, *more: tuple[str, bytes], mode: str = "w"
+) -> Path:
     with tarfile.open(path, mode) as tar:
-        for name, content in (FILES if files is None else files).items():
+        for name, content in [*files.items(), *more]:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
 
 
-def make(path: Path, kind: str, files: dict[str, bytes] | None = None) -> Path:
+def make(path: Path, kind: str, files: dict[str, bytes] = FILES, *more: tuple[str, bytes]) -> Path:
     path = path / f"faces.{kind}"
     if kind == "zip":
-        return make_zip(path, files)
-    return make_tar(path, files, f"w:{kind.partition('.')[2]}")
+        return make_zip(path, files, *more)
+    return make_tar(path, files, *more, mode=f"w:{kind.partition('.')[2]}")
 
 
 @pytest.fixture
@@ -203,30 +205,17 @@ def test_a_link_or_device_in_a_zip_is_refused(tmp_path, refused, mode, reason):
     ],
 )
 def test_names_that_clash_are_refused(tmp_path, refused, kind, second, reason):
-    path = tmp_path / f"faces.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as zipped, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            zipped.writestr("female/a.jpg", b"1")
-            zipped.writestr(second, b"2")
-    else:
-        with tarfile.open(path, "w") as tar:
-            for name in ("female/a.jpg", second):
-                info = tarfile.TarInfo(name)
-                info.size = 1
-                tar.addfile(info, io.BytesIO(b"1"))
-    assert reason in refused(path)
+    archive = make(tmp_path, kind, {"female/a.jpg": b"1"}, (second, b"2"))
+    assert reason in refused(archive)
 
 
 def test_a_folder_may_be_listed_twice(tmp_path):
-    with tarfile.open(tmp_path / "faces.tar", "w") as tar:
+    make_tar(tmp_path / "faces.tar", {"female/a.jpg": b"1"})
+    with tarfile.open(tmp_path / "faces.tar", "a") as tar:
         for name in ("./", "female/", "female/"):
             info = tarfile.TarInfo(name)
             info.type = tarfile.DIRTYPE
             tar.addfile(info)
-        info = tarfile.TarInfo("female/a.jpg")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"1"))
     extract_archive(tmp_path / "faces.tar", tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == {"female/a.jpg": b"1"}
 

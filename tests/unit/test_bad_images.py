@@ -17,10 +17,10 @@ from PIL import Image
 from facegender.cli.main import _run
 from facegender.data.decode_rows import write_rows
 from facegender.data.fingerprints import take_fingerprints
-from facegender.data.images import InvalidImage, UnreadableImage, decode_image
+from facegender.data.images import InvalidImage, UnreadableImage, decode_image, encode_png
 from facegender.errors import UserError
 from facegender.inference.serving import _to_faces
-from tests.bad_images import BAD, GOOD, fill, save
+from tests.bad_images import BAD, GOOD, save, write_jpgs
 from tests.conftest import FACEGENDER, WITH_PERMISSIONS, Exported, run_and_measure, run_python
 
 CONTENTS = {name: content for name, (content, _) in BAD.items()}
@@ -34,12 +34,19 @@ def test_it_decodes_right(name: str) -> None:
     assert pixels[:, 20:].min() > 235
 
 
+def test_resizing_is_antialiased() -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    pixels = decode_image(encode_png(stripes), 32)
+    assert abs(pixels.astype(int) - 128).max() < 16
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_it_has_a_reason(name: str, tmp_path: Path) -> None:
     content, reason = BAD[name]
     with pytest.raises(InvalidImage, match=reason) as of_bytes:
         decode_image(content, 32)
-    (path,) = fill(tmp_path, {name: content})
+    (path,) = write_jpgs(tmp_path, {name: content})
     with pytest.raises(InvalidImage, match=reason) as of_path:
         decode_image(path, 32)
     assert str(of_path.value) == str(of_bytes.value)
@@ -65,12 +72,12 @@ def test_one_pixel_decodes_here_and_is_too_small_for_the_data_checks(tmp_path: P
 
 
 def test_split_decodes_and_refuses_the_same(tmp_path: Path) -> None:
-    *_, reasons = take_fingerprints(fill(tmp_path, GOOD | CONTENTS), first_row=7)
+    *_, reasons = take_fingerprints(write_jpgs(tmp_path, GOOD | CONTENTS), first_row=7)
     assert list(reasons) == [7 + len(GOOD) + index for index in range(len(BAD))]
 
 
 def test_preprocess_decodes_and_refuses_the_same(tmp_path: Path) -> None:
-    paths = fill(tmp_path, GOOD | CONTENTS)
+    paths = write_jpgs(tmp_path, GOOD | CONTENTS)
     (tmp_path / "array").write_bytes(bytes(len(paths) * 32 * 32 * 3))
     done, reasons = write_rows(paths, tmp_path / "array", offset=0, first_row=0, size=32)
     assert done == len(paths)
@@ -96,7 +103,7 @@ def test_the_server_decodes_and_refuses_the_same() -> None:
 def test_predict_decodes_and_refuses_the_same(
     exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    fill(tmp_path, GOOD | CONTENTS)
+    write_jpgs(tmp_path, GOOD | CONTENTS)
     assert _run(["predict", "--json", "--model", str(exported.float32), str(tmp_path)]) == 1
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     failed = {Path(answer["image"]).stem for answer in answers if answer["error"]}
@@ -150,7 +157,7 @@ def test_predict_names_what_is_no_file(
 
 
 def test_permissions_of_the_disk_do_the_same(tmp_path: Path) -> None:
-    (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+    (path,) = write_jpgs(tmp_path, {"a": GOOD["jpeg"]})
     path.chmod(0)
     code = (
         "import sys; from pathlib import Path\n"
@@ -167,7 +174,7 @@ def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[E
     """Return a function that makes a good image's reads or decodings fail in turn."""
 
     def fail(errors: list[Exception]) -> Path:
-        (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+        (path,) = write_jpgs(tmp_path, {"a": GOOD["jpeg"]})
         monkeypatch.setattr("facegender.data.images._PAUSES", (0, 0, 0))
         memory = isinstance(errors[0], MemoryError)
         owner, name = (PIL.Image, "open") if memory else (Path, "read_bytes")
@@ -213,7 +220,7 @@ def test_a_fault_that_lasts_fails_the_stage(
 def test_a_file_of_which_a_part_is_read_is_not_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (path,) = fill(tmp_path, {"a": GOOD["jpeg"]})
+    (path,) = write_jpgs(tmp_path, {"a": GOOD["jpeg"]})
     monkeypatch.setattr("facegender.data.images._PAUSES", ())
     monkeypatch.setattr(Path, "read_bytes", lambda _: GOOD["jpeg"][:300])
     with pytest.raises(UnreadableImage, match="300 of its"):
@@ -237,6 +244,8 @@ NAMES = [
     "tab\tand\r.png",
     "q'\"$(x);&.jpg",
     "-x.jpg",
+    # A quote before `=`, as for spreadsheets, would make it the name of no file.
+    "=cmd|\x1b]0;owned\x07\x1b[2J\r\n\u202egnp.png",
 ]
 
 
@@ -252,6 +261,7 @@ def test_predict_prints_names_of_every_kind(exported: Exported, tmp_path: Path, 
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     done = run_python(FACEGENDER, *command, text=False, env=environment)
     printed = done.stdout.decode(errors="surrogateescape")
+    assert form == "csv" or printed.replace("\n", "").isprintable()
     if form == "text":
         assert len(printed.splitlines()) == len(names)
         assert r"new\nline.jpeg" in printed
@@ -286,7 +296,7 @@ def decoded(path: Path) -> tuple[str, float]:
 
 @pytest.mark.parametrize("name", ["bomb", "bomb-within-pillows-limit", "text-bomb", "profile-bomb"])
 def test_a_bomb_takes_no_memory(tmp_path: Path, name: str) -> None:
-    (path,) = fill(tmp_path, {name: BAD[name][0]})
+    (path,) = write_jpgs(tmp_path, {name: BAD[name][0]})
     what, megabytes = decoded(path)
     assert "too large" in what
     # Python, NumPy and Pillow take about 40 of them; the texts may unpack to 64.

@@ -109,9 +109,9 @@ def test_shares_are_the_pieces_of_each_batch(part: ProcessedSplit, images: int) 
     assert len(second) == 2 * len(first) == 2 * len(whole)
 
 
-def wide_part(folder: Path, count: int = 40, size: int = 32, border: int = 4) -> ProcessedSplit:
+def wide_part(folder: Path, count: int = 40) -> ProcessedSplit:
     """Images whose brightness says how far to the right a pixel is, and whose red how far down."""
-    side = size + 2 * border
+    side, border = 40, 4
     y, x = np.mgrid[:side, :side] * 5
     wide = np.broadcast_to(np.stack([y, x, x], axis=-1).astype(np.uint8), (count, side, side, 3))
     folder.mkdir()

@@ -203,13 +203,10 @@ class TestCopies:
     def test_in_train_and_test_it_is_dropped_from_train(
         self, run: Callable[..., Result], raw: Path, copy: Callable, name: str, check: str
     ) -> None:
-        (raw / "Test").mkdir()
-        for label in ("female", "male"):
-            (raw / label).rename(raw / f"Train-{label}")
+        (raw / "Training").mkdir()
         for label, place in (("female", 0), ("male", 1)):
-            (raw / "Training").mkdir(exist_ok=True)
-            (raw / f"Train-{label}").rename(raw / "Training" / label)
-            (raw / "Test" / label).mkdir()
+            (raw / label).rename(raw / "Training" / label)
+            (raw / "Test" / label).mkdir(parents=True)
             for number in range(6):
                 picture(1000 + 100 * place + number).save(raw / "Test" / label / f"{number}.png")
         copy(raw / "Training" / "male" / "03.png", raw / "Test" / "male" / "copy.png")

@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 import os
 import shutil
@@ -256,35 +255,6 @@ def test_names_cannot_play_with_the_terminal(
     assert f"/broken{shown}: " in captured.err
     for text in (captured.out, captured.err):
         assert text.removesuffix("\n").isprintable()
-
-
-@pytest.mark.parametrize("form", ["json", "csv"])
-def test_names_in_data_are_what_they_are(
-    exported: Exported, folder: Path, capsys: pytest.CaptureFixture, form: str
-) -> None:
-    # A quote before `=`, as for spreadsheets, would make it the name of no file.
-    (folder / "00.png").rename(folder / ESCAPES)
-    predict(exported.float32, f"--{form}", folder / ESCAPES)
-    text = capsys.readouterr().out
-    if form == "json":
-        assert text.removesuffix("\n").isprintable()
-        answer = json.loads(text)
-    else:
-        (answer,) = csv.DictReader(io.StringIO(text, newline=""))
-    assert answer["image"] == str(folder / ESCAPES)
-
-
-@pytest.mark.parametrize("form", ["text", "json", "csv"])
-def test_a_name_that_is_no_text_is_answered(exported: Exported, folder: Path, form: str) -> None:
-    name = os.fsencode(folder) + b"/\xff.png"
-    (folder / "00.png").rename(os.fsdecode(name))
-    flags = [] if form == "text" else [f"--{form}"]
-    # As in a locale like en_US.UTF-8.
-    env = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    words = ["predict", "--model", exported.float32, *flags, name]
-    done = run_python(FACEGENDER, *words, env=env, text=False)
-    written = {"text": rb"\udcff.png", "json": rb"\udcff.png", "csv": b"\xff.png"}[form]
-    assert written in done.stdout
 
 
 def test_another_ending_is_a_clear_error(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import yaml
@@ -31,14 +30,6 @@ def test_every_folder_is_on_the_map() -> None:
     below = TEXT.split("## Map")[1].split("\n## ")[0]
     folders = {f"facegender/{init.parent.name}/" for init in ROOT.glob("facegender/*/__init__.py")}
     assert sorted(folder for folder in folders if f"`{folder}`" not in below) == []
-
-
-@pytest.mark.parametrize(
-    "path", tracked("*.md"), ids=lambda path: path.relative_to(ROOT).as_posix()
-)
-def test_links_lead_to_files(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
 
 
 def test_each_target_that_is_named_exists() -> None:

@@ -1,4 +1,4 @@
-"""What is blanked, and what is not; tests/pipeline/test_credentials.py looks for leaks at work."""
+"""What is blanked, and what is not; tests/pipeline/test_secrets.py looks for leaks at work."""
 
 import base64
 import getpass

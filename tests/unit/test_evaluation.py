@@ -18,10 +18,10 @@ from facegender.evaluation.metrics import (
 )
 
 
-def predictions(n: int = 500) -> tuple[np.ndarray, np.ndarray]:
+def predictions() -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(4)
-    probabilities = generator.random(n)
-    return (generator.random(n) < probabilities**2).astype(int), probabilities
+    probabilities = generator.random(500)
+    return (generator.random(500) < probabilities**2).astype(int), probabilities
 
 
 def test_the_reliability_table_is_scikit_learns() -> None:

@@ -14,10 +14,10 @@ from facegender.errors import UserError
 from facegender.inference import export
 from facegender.inference.export import MAX_FLOAT_DIFFERENCE, representative_images
 from facegender.inference.litert import load_litert
-from facegender.inference.threshold import read_threshold, write_threshold
+from facegender.inference.threshold import read_threshold
 from facegender.model.saved_model import load_model
 from stages.export import main
-from tests.conftest import Exported, run_python
+from tests.conftest import Exported
 from tools.compose_params import ROOT
 
 
@@ -80,24 +80,6 @@ def test_int8_is_int8_by_channel_between_uint8_and_float32(exported: Exported) -
     # In float are the cast from uint8 and the answer.
     assert sum(item["dtype"] == np.float32 for item in tensors) == 2
     assert exported.int8.stat().st_size < 0.5 * exported.float32.stat().st_size
-
-
-@pytest.mark.campaign  # in short: test_two_clones_give_the_same_bytes
-def test_another_process_makes_the_same_bytes(exported: Exported, tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", exported.images)
-    code = (
-        "import sys; from pathlib import Path; import numpy as np\n"
-        "from facegender.inference.export import convert\n"
-        "from facegender.model.saved_model import load_model\n"
-        "model, images, *paths = map(Path, sys.argv[1:])\n"
-        "for path, content in zip(paths, convert(load_model(model), np.load(images))):\n"
-        "    path.write_bytes(content)\n"
-    )
-    files = [exported.keras, tmp_path / "images.npy", tmp_path / "a", tmp_path / "b"]
-    run_python(code, *files)
-    for name, path in (("a", exported.float32), ("b", exported.int8)):
-        write_threshold(tmp_path / name, 0.5)
-        assert (tmp_path / name).read_bytes() == path.read_bytes()
 
 
 def test_representative_images_are_drawn_by_the_seed(processed: Path) -> None:

@@ -611,12 +611,16 @@ def test_credentials_that_do_not_serve_are_explained(run, variables, files, mess
         assert canary not in outcome.stderr
 
 
-def test_the_client_signs_in_once(run):
-    # By itself it does so when it is imported, too, without a timeout.
+def test_the_client_signs_in_once_and_its_directory_is_for_the_user_alone(run, tmp_path_factory):
+    # By itself it signs in when it is imported, too, without a timeout.
     with kaggle_server({SLUG: {3: OLD_FACES}}, tokens={TOKEN}) as server:
         outcome = run(server, [SLUG], {"KAGGLE_API_TOKEN": TOKEN}, {})
     assert outcome.of(SLUG).endswith(" 2 files")
     assert len(server.calls("IntrospectToken")) == 1
+    found = tmp_path_factory.getbasetemp().glob("home*/.config/kaggle")
+    made = [path for path in found if not any(path.iterdir())]  # not those with a test's file
+    assert made
+    assert {path.stat().st_mode & 0o077 for path in made} == {0}
 
 
 def test_a_home_that_cannot_be_written_is_explained(run):
@@ -645,18 +649,6 @@ def test_what_the_client_writes_is_for_the_user_alone(tmp_path):
     # The images are no secrets: they have the permissions that the user's umask gives.
     (image,) = (home / "target" / SLUG / "men").iterdir()
     assert image.stat().st_mode & 0o777 == 0o666
-
-
-def test_the_clients_directory_is_for_the_user_alone(run, tmp_path_factory):
-    with kaggle_server({SLUG: {3: OLD_FACES}}, tokens={TOKEN}) as server:
-        run(server, [SLUG], {"KAGGLE_API_TOKEN": TOKEN}, {})
-    made = [
-        path
-        for path in (tmp_path_factory.getbasetemp()).glob("home*/.config/kaggle")
-        if not any(path.iterdir())
-    ]
-    assert made
-    assert {path.stat().st_mode & 0o077 for path in made} == {0}
 
 
 def test_logs_tell_of_attempts_but_no_secrets(setting, caplog):

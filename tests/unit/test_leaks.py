@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facegender.runtime.git import checked_git
-from tests.conftest import init_repository
+from tests.conftest import commit_all, init_repository
 from tests.leaks import contents, holding, is_pickle
 
 
@@ -29,8 +28,7 @@ def test_words_are_found_wherever_they_are(tmp_path: Path) -> None:
     repository.mkdir()
     init_repository(repository)
     (repository / "file").write_text("canary")
-    checked_git(repository, "add", "file")
-    checked_git(repository, "commit", "--quiet", "--message", "x")
+    commit_all(repository)
     (repository / "file").unlink()
     assert holding(tmp_path, ["absent", "canary"]) == [
         ".hidden",

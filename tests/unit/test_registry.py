@@ -366,10 +366,9 @@ def test_the_gate_judges_beside_the_champion(
     assert "which is significant" in version(aliases()["champion"]).description
 
 
-def set_rules(store: Store, drop: float, floor: float = 0.5, reference: str | None = None) -> None:
+def set_rules(store: Store, drop: float, reference: str | None = None) -> None:
     path = store.root / "params.yaml"
     content = yaml.safe_load(path.read_text())
-    content["gate"]["floors"] = {"accuracy": {"at_least": floor}}
     content["gate"]["max_drop"] = dict.fromkeys(content["gate"]["max_drop"], drop)
     content["gate"]["reference"] = reference
     path.write_text(yaml.safe_dump(content))

@@ -19,7 +19,7 @@ from facegender.evaluation.metrics import classification_metrics
 from facegender.files import file_sha256
 from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import Exported, fill, init_repository
+from tests.conftest import Exported, commit_all, fill, init_repository
 from tools.compose_params import ROOT
 
 RESULTS = ("metrics/predictions.csv", "metrics/test.json")
@@ -57,11 +57,7 @@ class Project:
         self.lock()
         init_repository(root)
         (root / ".gitignore").write_text("/data\n/.dvc/cache\n")
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--message", "baseline")
-
-    def git(self, *words: str) -> None:
-        checked_git(self.root, *words)
+        commit_all(root)
 
     def set(self, group: str, name: str, value: object) -> None:
         path = self.root / "params.yaml"
@@ -165,7 +161,7 @@ def test_images_that_the_baseline_was_trained_on_do_not_count(
     project: Project, gate: Callable
 ) -> None:
     project.lock(train=[40, 41, 42, 43])
-    project.git("commit", "--quiet", "--all", "--message", "trained on four")
+    commit_all(project.root, "trained on four")
     # The candidate is wrong on those four, and on no other.
     project.judge(project.candidate([40, 41, 42, 43, *range(20, 40)], wrong=4))
     code, report = gate()
@@ -256,7 +252,7 @@ def test_a_test_set_chosen_by_the_models_errors_needs_to_be_accepted(
     # The baseline is wrong on the first eight images.
     project.table.loc[:7, "label"] = 1 - project.table.loc[:7, "label"]
     project.judge(project.table[:40])
-    project.git("commit", "--quiet", "--all", "--message", "with errors")
+    commit_all(project.root, "with errors")
     project.judge(project.candidate([place for place in range(40) if place not in dropped]))
     found, report = gate()
     assert found == code
@@ -273,7 +269,7 @@ def test_blanked_metadata_of_another_test_set_are_the_baselines(
     age = np.where(np.arange(64) < 40, "old", "young")
     project.table["age"] = age
     project.judge(project.table[:40])
-    project.git("commit", "--quiet", "--all", "--message", "with ages")
+    commit_all(project.root, "with ages")
     table = project.candidate(range(10, 64), wrong=30)
     project.judge(table.assign(age=np.where(table["age"] == "old", "young", table["age"])))
     code, report = gate()
@@ -288,7 +284,7 @@ def test_new_metadata_of_another_test_set_count_if_it_shares_no_image(
 ) -> None:
     project.table["age"] = ["old", "young"] * 32
     project.judge(project.table[:40])
-    project.git("commit", "--quiet", "--all", "--message", "with ages")
+    commit_all(project.root, "with ages")
     project.judge(project.candidate(range(10, 64)).assign(hair=["long", "short"] * 27))
     _, report = gate()
     assert {row["metric"] for row in report["groups"]} == {"age=old", "age=young"}
@@ -302,10 +298,10 @@ def test_new_metadata_of_another_test_set_count_if_it_shares_no_image(
 
 
 def test_a_reference_of_other_images_is_scored_too(project: Project, gate: Callable) -> None:
-    project.git("tag", "release")
+    checked_git(project.root, "tag", "release")
     project.set("gate", "reference", "release")
     project.judge(project.candidate(range(20, 64)))
-    project.git("commit", "--quiet", "--all", "--message", "other images")
+    commit_all(project.root, "other images")
     project.judge(project.candidate(range(20, 64), wrong=20))
     code, report = gate()
     assert code == 1

@@ -20,7 +20,7 @@ from facegender.gate.compare import commit_of, default_baseline, parse_results, 
 from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
-from tests.conftest import FACEGENDER, fill, init_repository, run_command
+from tests.conftest import FACEGENDER, commit_all, fill, init_repository, run_command
 from tools.compose_params import ROOT
 
 FILES = (
@@ -47,9 +47,7 @@ class Project:
         return checked_git(self.root, *arguments)
 
     def commit(self, message: str) -> str:
-        self.git("add", "--all")
-        self.git("commit", "--quiet", "--allow-empty", "--message", message)
-        return self.git("rev-parse", "HEAD")
+        return commit_all(self.root, message)
 
     def lock(self) -> None:
         """Record results and parameters as DVC does when `dvc repro` ends."""
@@ -291,13 +289,13 @@ def test_too_few_images_are_no_pass_if_the_rules_say_so(
     assert "the tolerance is 0.01, which takes " in out
 
 
-def drift(project: Project, reference: str | None, steps: int = 4) -> list[int]:
+def drift(project: Project, reference: str | None) -> list[int]:
     """Lose three of 360 images at each commit; return each step's exit code."""
     edit_params(project, gate__floors={}, gate__reference=reference)
     project.git("tag", "release")
     project.commit("rules")
     codes = []
-    for step in range(steps):
+    for step in range(4):
         project.spoil(3)
         codes.append(gate("--baseline", "HEAD"))
         project.commit(f"step {step}")
@@ -484,6 +482,20 @@ def test_stale_results_get_no_verdict(
     if file == "params.yaml":
         project.lock()
         assert gate("--baseline", "HEAD") == 0
+
+
+def test_results_that_are_missing_get_no_verdict(
+    project: Project, capsys: pytest.CaptureFixture
+) -> None:
+    (project.root / "metrics/predictions.csv").unlink()
+    assert gate("--baseline", "HEAD", "--format", "json") == 2
+    reasons = json.loads(capsys.readouterr().out)["undecided"]
+    assert "there are no predictions of the work tree" in reasons
+    (project.root / "metrics/test.json").unlink()
+    assert gate() == 2
+    assert capsys.readouterr().err.startswith(
+        "error: There are no test metrics in the work tree: run"
+    )
 
 
 def test_code_and_weights_that_a_stage_depends_on_are_held_to_the_lock(tmp_path: Path) -> None:

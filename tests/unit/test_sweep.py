@@ -28,7 +28,7 @@ from facegender.runtime.sweep import (
     run_sweep,
 )
 from facegender.tracking import connection
-from tests.conftest import init_repository
+from tests.conftest import commit_all, init_repository
 from tools.compose_params import ROOT, compose
 
 
@@ -112,9 +112,7 @@ def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> No
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     compose(tmp_path / "params.yaml", "evaluate.threshold=0.6")
-    checked_git(tmp_path, "add", ".")
-    checked_git(tmp_path, "commit", "--quiet", "--message", "results")
-    commit = checked_git(tmp_path, "rev-parse", "HEAD")
+    commit = commit_all(tmp_path)
     # Edits since then do not matter.
     (tmp_path / "dvc.yaml").write_text("")
     connection.connect(tmp_path)
@@ -156,7 +154,7 @@ def test_an_experiment_that_cannot_be_fetched_fails_and_says_why(tmp_path: Path)
     for folder, name in ((root, "one"), (clone, "other")):
         folder.mkdir(parents=True)
         init_repository(folder)
-        checked_git(folder, "commit", "--quiet", "--allow-empty", "--message", name)
+        commit_all(folder, name)
         checked_git(folder, "update-ref", "refs/exps/00/11/point", "HEAD")
     (workspace / "log").write_text("trained")
     head = checked_git(root, "rev-parse", "HEAD")
@@ -193,10 +191,7 @@ def test_losses_that_cannot_be_compared_have_no_best(
     ends = []
     for number, words in enumerate(overrides):
         compose(tmp_path / "params.yaml", *words)
-        checked_git(tmp_path, "add", "params.yaml")
-        checked_git(tmp_path, "commit", "--quiet", "--message", "point")
-        commit = checked_git(tmp_path, "rev-parse", "HEAD")
-        ends.append(Ended(Point(f"point-{number}", {}), 0, "", commit, None))
+        ends.append(Ended(Point(f"point-{number}", {}), 0, "", commit_all(tmp_path), None))
     assert different_losses(tmp_path, [str(end.commit) for end in ends]) == differing
     marked = []
     sweep = "facegender.runtime.sweep"

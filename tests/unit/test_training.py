@@ -11,11 +11,8 @@ from facegender.data.preprocessing import write_split
 from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
-from facegender.inference.export import MAX_FLOAT_DIFFERENCE
-from facegender.inference.loading import keras_predictor
-from facegender.inference.prediction import predict_images
 from facegender.model.network import Network
-from facegender.model.saved_model import load_model, predict_arrays, save_model
+from facegender.model.saved_model import predict_arrays, save_model
 from facegender.params import Augmentation, Params, Train
 from facegender.training.augmentation import augmentation_layers
 from facegender.training.batches import make_batches
@@ -27,7 +24,6 @@ from facegender.training.train import (
     train_network,
     with_global_batch_size,
 )
-from tests.conftest import Exported
 from tests.networks import shallow_network
 
 
@@ -42,20 +38,6 @@ def fit(part: ProcessedSplit, recipe: Train, momentum: float = 0.9) -> tuple[Net
         dropout=0.2, seed=recipe.seed, batch_norm=recipe.batch_norm, batch_norm_momentum=momentum
     )
     return network, train_network(network, part, part, recipe, verbose=0)
-
-
-@pytest.mark.campaign  # in short: test_two_clones_give_the_same_bytes, for one seed
-def test_the_same_seed_gives_the_same_bytes(
-    part: ProcessedSplit, recipe: Train, tmp_path: Path
-) -> None:
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        network, training = fit(part, recipe.model_copy(update={"seed": seed}))
-        save_model(network.inference(), tmp_path / f"{name}.keras")
-        training.history.to_csv(tmp_path / f"{name}.csv")
-    content = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    assert content["a.keras"] == content["b.keras"]
-    assert content["a.csv"] == content["b.csv"]
-    assert content["a.keras"] != content["c.keras"]
 
 
 def test_wide_images_are_cut_at_random_the_same_way_again(
@@ -255,24 +237,6 @@ def test_undecodable_images_are_left_out_whatever_the_number_of_processes(
     np.testing.assert_array_equal(images.mean((1, 2, 3)) > 127, part.labels)
     for name in ("images.npy", "index.csv"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-
-
-def test_predictions_of_files_equal_those_of_arrays(
-    part: ProcessedSplit, exported: Exported, tmp_path: Path
-) -> None:
-    model = load_model(exported.keras)
-    (tmp_path / "broken.jpg").write_bytes(b"?")
-    paths = [tmp_path / "raw" / path for path in part.index["path"]]
-    sources = [("broken", tmp_path / "broken.jpg"), *((str(path), path) for path in paths)]
-    predictor = keras_predictor(model)
-    broken, *good = predict_images([predictor], sources, batch_size=7)
-    assert broken.error == "not an image in a known format"
-    assert broken.label is None
-    expected = predict_arrays(model, part.batches(16))
-    np.testing.assert_allclose(
-        [item.probability for item in good], expected, atol=MAX_FLOAT_DIFFERENCE
-    )
-    assert {item.label for item in good} <= {"female", "male"}
 
 
 @pytest.mark.parametrize(

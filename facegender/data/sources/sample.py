@@ -124,7 +124,6 @@ _COMPONENTS = {
     "eyebrows": "eyebrows",
     "mouth": "mouth",
 }
-_MAY_BE_NONE = frozenset({"facial_hair", "accessories"})
 
 
 def version() -> str:
@@ -148,35 +147,6 @@ def _style() -> Style:
     )
 
 
-def check_variants(choices: Mapping[str, Collection[str]]) -> None:
-    """Check every variant against the style, which draws nothing for an unknown name.
-
-    Args:
-        choices: values by attribute; attributes that are not components are ignored.
-
-    Raises:
-        ValueError: the style has no such variant.
-    """
-    for attribute in choices.keys() & _COMPONENTS.keys():
-        component = _COMPONENTS[attribute]
-        known = set(_style().components()[component].variants())
-        if attribute in _MAY_BE_NONE:
-            known.add("none")
-        if unknown := sorted(set(choices[attribute]) - known):
-            raise ValueError(f"avataaars has no {component} named {', '.join(unknown)}")
-
-
-def check_probabilities(signal: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
-    """Raise ValueError unless each class's probabilities, none negative, add up to 100 percent."""
-    for attribute, values in signal.items():
-        for column, label in enumerate(CLASSES):
-            percents = [pair[column] for pair in values.values()]
-            if min(percents) < 0 or not math.isclose(math.fsum(percents), 100, abs_tol=1e-9):
-                raise ValueError(
-                    f"{attribute} of {label}: {percents} must be from 0 up and add up to 100"
-                )
-
-
 def show(signal: Mapping[str, str]) -> dict[str, str]:
     """Return the visible values of `SIGNAL`'s attributes: a hijab covers the clothing."""
     return {**signal, "clothing": COVERED} if signal["hair"] == "hijab" else dict(signal)
@@ -186,9 +156,7 @@ def draw_attributes(label: str, index: int, seed: int) -> dict[str, str | int]:
     """Return the attributes of one picture, which depend only on the arguments.
 
     Args:
-        label: female or male.
         index: number of the picture within its class.
-        seed: random seed, from 0 up.
     """
     column = CLASSES.index(label)
     generator = np.random.default_rng([seed, column, index])
@@ -249,52 +217,44 @@ def draw_sample(
     to `target`, and its attributes. A larger sample contains the smaller one of the same seed.
 
     Args:
-        image_size: pixels a side.
-        seed: random seed, from 0 up.
         jobs: number of processes, -1 for one a core; it changes no byte.
 
     Raises:
         FileExistsError: `target` already holds a sample.
-        ValueError: the tables of this module name an unknown variant or do not add up to 100 %.
     """
-    check_probabilities(SIGNAL)
-    check_variants({**SIGNAL, **NUISANCE})
     for label in CLASSES:
         (target / label).mkdir()
     pictures = [(label, index) for label in CLASSES for index in range(per_class)]
     tasks = (
-        joblib.delayed(_draw_chunk)(
-            target, start, pictures[start : start + _CHUNK], image_size, seed
-        )
+        joblib.delayed(_draw_chunk)(target, pictures[start : start + _CHUNK], image_size, seed)
         for start in range(0, len(pictures), _CHUNK)
     )
-    chunks: dict[int, list[dict[str, str | int]]] = {}
-    parallel = joblib.Parallel(jobs, batch_size=1, return_as="generator_unordered")
+    table: list[dict[str, str | int]] = []
+    parallel = joblib.Parallel(jobs, batch_size=1, return_as="generator")
     # A moving bar in a terminal, few lines in a log.
     interval = 0.5 if sys.stderr.isatty() else 10
     with tqdm(
         total=len(pictures), desc="draw", unit="image", mininterval=interval, ncols=80
     ) as bar:
-        for start, rows in parallel(tasks):
-            chunks[start] = rows
+        for rows in parallel(tasks):
+            table += rows
             bar.update(len(rows))
-    in_order = [row for start in sorted(chunks) for row in chunks[start]]
     with (target / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, in_order[0].keys(), lineterminator="\n")
+        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(in_order)
+        writer.writerows(table)
 
 
 def _draw_chunk(
-    target: Path, start: int, pictures: list[tuple[str, int]], image_size: int, seed: int
-) -> tuple[int, list[dict[str, str | int]]]:
+    target: Path, pictures: list[tuple[str, int]], image_size: int, seed: int
+) -> list[dict[str, str | int]]:
     rows = []
     for label, index in pictures:
         attributes = draw_attributes(label, index, seed)
         name = f"{label}/{index:04}.png"
         (target / name).write_bytes(render(attributes, image_size))
         rows.append({"file": name, **attributes})
-    return start, rows
+    return rows
 
 
 def bayes_accuracy(attributes: Collection[str] | None = None) -> float:
