@@ -25,6 +25,7 @@ def slices(table: str, part_images: int) -> Iterator[tuple[int, list]]:
     """Yield the slices of a Parquet file.
 
     Args:
+        table: path or address of the file.
         part_images: images in a slice; large row groups have more.
 
     Yields:
@@ -58,6 +59,8 @@ def table_rows(table: str, group: int, before: int, start: int, stop: int) -> It
     """Yield the images of a slice.
 
     Args:
+        table: path or address of the file.
+        group: index of the row group.
         before: number of rows in earlier row groups.
         start: first row of the slice within the row group.
         stop: row after the last.

@@ -27,6 +27,8 @@ class Job:
         table: whether the images are in Parquet.
         model: address of the model, with its version if it is registered.
         abstain_below: as in `predictor.label_of`.
+        parts: number of files.
+        images: number of images in all files.
     """
 
     source: str
@@ -43,6 +45,9 @@ def prepare(source: str, output: str, *, model: str, abstain_below: float, part_
     Args:
         source: folder of images, Parquet file or folder of them, local or in object storage.
         output: folder, new or of an interrupted run, local or in object storage.
+        model: address of the model, with its version if it is registered.
+        abstain_below: as in `predictor.label_of`.
+        part_images: images per file.
 
     Raises:
         UserError: the source has no images, or the output holds something else.

@@ -47,7 +47,9 @@ def scored_parts(
     """Return a row of counts for each part in `todo`; collecting the rows scores the parts.
 
     Args:
+        todo: numbers of the parts to score.
         size: side, in pixels, of the images that the model takes.
+        crop: how faces are cut out of images; None scores whole images.
     """
     import mlflow
     from pyspark.sql import functions as F

@@ -210,6 +210,9 @@ def check_images(
 
     Args:
         manifest: column `path` and any others.
+        fingerprints: fingerprints of its rows, from `fingerprint_images`.
+        min_side: pixels of the shorter side.
+        max_aspect_ratio: largest ratio of the longer side to the shorter.
 
     Returns:
         The remaining rows and their fingerprints.
@@ -304,6 +307,7 @@ def check_labels(
 
     Args:
         manifest: columns `path`, `label` and any others.
+        min_per_class: smallest number of remaining images of each label.
 
     Raises:
         UserError: such pictures are found and the policy is `fail`, or too few images remain.
@@ -388,6 +392,7 @@ def check_dropped(
 
     Args:
         total: number of images before the checks.
+        max_fraction: largest share of them that may be left out.
     """
     dropped = total - sum(map(len, splits.values()))
     if dropped > max_fraction * total:

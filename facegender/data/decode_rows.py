@@ -40,7 +40,10 @@ def write_rows(
     Args:
         array: file to write into, of its full size.
         offset: bytes before its first row.
+        first_row: row of the first of the images.
         size: pixels a side, without the border.
+        crop: how faces are cut out; None takes whole images.
+        faces: the face of each image, with `crop`.
         border: same as in `crop.cut_out`.
 
     Returns:

@@ -21,6 +21,8 @@ def face_images(
     Training, prediction, serving and scoring all call this.
 
     Args:
+        source: the file's bytes, or its path.
+        size: side, in pixels, of the model's input.
         crop: how faces are cut out; None takes the whole picture.
 
     Returns:

@@ -86,6 +86,7 @@ def missed_by_group(manifest: pd.DataFrame, faces: pd.DataFrame) -> dict:
 
     Args:
         manifest: manifest whose columns, other than `path` and `sha256`, define the groups.
+        faces: return value of `find_all_faces`.
     """
     missed = manifest["path"].map(faces.set_index("path")["faces"]) == 0
     counts: dict[str, Mapping[str, dict[str, int]]] = {}

@@ -86,6 +86,10 @@ def decode_image(source: bytes | Path, size: int) -> np.ndarray:
     study's generator did). Of animations and pages the first is taken. Training, prediction and
     serving all decode here.
 
+    Args:
+        source: the file's bytes, or its path.
+        size: pixels a side.
+
     Returns:
         uint8 array of shape (size, size, 3).
 

@@ -44,7 +44,10 @@ def write_split(
 
     Args:
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
+        size: pixels a side.
         name: name of the split in the progress bar.
+        crop: how faces are cut out; None takes whole images.
+        faces: the face of each image by its path, with `crop`.
         border: that of `crop.cut_out`, for training that cuts at random; 0 for none.
         where: arguments of `engine.run_tasks`.
 

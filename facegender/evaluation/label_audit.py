@@ -192,6 +192,7 @@ def judge_labels(
         features: float (n, k), of a network that has not learned from `labels`.
         labels: int (n,), 0 or 1.
         groups: group of each image, (n,); a group, such as a person, stays in one fold.
+        seed: random seed of the folds.
 
     Returns:
         Columns `probability` (of label 1, out of fold), `quality` (of the label: 0 worst, 1 best)

@@ -31,7 +31,9 @@ class Metric:
         name: its key in the test metrics.
         title: its name in the report and the model card.
         meaning: one phrase on what it measures.
+        higher_is_better: its direction.
         compute: function of labels, probabilities and predicted labels; None if undefined.
+        digits: decimals shown.
         tile: whether the report shows it large, at the top.
         shown: whether the report and the card list it.
         in_gate: whether the gate compares it with the baseline. Accuracy and the recalls are

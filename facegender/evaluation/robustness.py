@@ -90,6 +90,7 @@ def robustness_table(
     Args:
         predict: function from uint8 RGB (n, size, size, 3) to P(male), float (n,).
         probabilities: P(male) of the originals, float (n,).
+        seed: random seed of the noise.
 
     Returns:
         A row for each of CHANGES: `change`, `strength`, `n`, `accuracy`, `difference` (accuracy

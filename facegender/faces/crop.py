@@ -31,6 +31,7 @@ def cut_out(
     Args:
         picture: upright RGB picture that the face was found in.
         crop: margin and alignment.
+        size: side, in pixels, of what the model sees.
         border: width, in pixels, of the surroundings to add on each side, at the same scale.
 
     Returns:

@@ -87,6 +87,8 @@ class Detector:
 
         Args:
             picture: picture in RGB; it is not changed.
+            min_score: lowest score of a face, from 0 to 1.
+            min_size: shortest side, in pixels of the picture, of a face.
         """
         faces = _apart(_merge(self._search(picture, min_score, min_size)))
         found = []

@@ -49,6 +49,7 @@ def judge_work_tree(
 
     Args:
         revision: the baseline, or None for the default.
+        accept_data_change: whether another test set is accepted.
         accept_rule_change: whether the work tree's rules apply even where they are looser than the
             baseline's.
         require_evidence: whether gate.without_evidence is `refuse`, whatever the rules say.
@@ -109,6 +110,7 @@ def judge_on_the_same_images(
     """Call `judge`, with the baseline's model scored again if the test sets differ.
 
     Args:
+        baseline: results of the previous model, or None.
         rescored: function that scores the baseline's model on the candidate's images, or raises
             UserError.
         accept_data_change: whether the new test set is accepted; the comparison is then unpaired if

@@ -34,6 +34,8 @@ def judge_floors(
     Args:
         metrics: result of `classification_metrics`.
         predictions: predictions with metadata, or None if missing.
+        settings: floors, and seed and number of resamples.
+        min_group_size: images below which a group is not judged.
     """
     rows = []
     for name, floor in settings.floors.items():

@@ -54,6 +54,8 @@ def judge(
     """Judge a model by its floors and against a baseline.
 
     Args:
+        settings: floors, tolerances, and number and seed of the random draws.
+        min_group_size: images below which a group is shown but not judged.
         chosen: columns of the metadata that define groups, as in `find_groups`.
         compared: the candidate's results on the images to compare, if not on all.
         accept_data_change: whether to compare as two independent samples if the images cannot be

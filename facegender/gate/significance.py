@@ -137,6 +137,7 @@ def paired_ece_p(
     a bootstrap's covers 0.0 to 1.0 where it claims 0.95 (docs/gate.md).
 
     Args:
+        labels: int (n,).
         old: P(male) by the baseline, float (n,).
         new: P(male) by the candidate, float (n,).
         resampling: draws of the images that are swapped.

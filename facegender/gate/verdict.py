@@ -41,6 +41,7 @@ class Comparison:
         n: number of the candidate's images.
         difference: new minus old.
         low: lower end of the difference's 95 % interval; None if the metric has no interval.
+        high: upper end.
         p: chance of a difference at least as large if neither model is better, adjusted for the
             number of tests; None if not tested.
         verdict: `info` if the row does not count.
@@ -78,9 +79,11 @@ class Report:
     Attributes:
         candidate: name of the results judged.
         baseline: name of the results compared with, or None.
+        floors: one row per floor.
         undecided: reasons why the two were not compared.
         unproven: what the rules want shown and the test set does not show.
         paired: whether the comparison is image by image.
+        groups: accuracy by group of the metadata.
         left_out: images and metadata that belong to no group.
         flips: images whose prediction changed: `path`, `label`, `old_probability`,
             `new_probability`, `right` (whether the candidate is right).

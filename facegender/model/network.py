@@ -138,10 +138,14 @@ def build_network(
     """Build MobileNet v1 for `image_size` with one output.
 
     Args:
+        image_size: pixels a side.
+        alpha: MobileNet's width multiplier.
         weights: `imagenet`, `none`, or the path of a weights file without top.
+        dropout: rate before the last layer.
         batch_norm: `train`, or `frozen` to keep the statistics of the weights.
         batch_norm_momentum: momentum of the running statistics. Keras' 0.99 needs thousands of
             steps to forget where it started; short training from scratch needs less.
+        seed: seed of the dropout.
         weights_sha256: digest that a weights file must have, or None.
         test_time_flip: the logit is the mean of the image's and its mirror image's: more often
             right, at twice the work. Training does not change.

@@ -153,6 +153,7 @@ def run_sweep(
 
     Args:
         name: name of the sweep; its experiments add their number.
+        jobs: number of experiments at the same time.
         environment: variables for the experiments, copied before connecting, because MLflow then
             sets some of its own.
         fixed: parameters of all experiments, as `dvc exp run -S` takes them.

@@ -26,8 +26,10 @@ def make_batches(
     same whether or not earlier epochs ran in this process.
 
     Args:
+        part: processed data.
         batch_size: images a batch; the last one of an epoch may be smaller.
         shuffle_seed: None keeps the order of the index.
+        epochs: the epochs to yield, one after another.
         size: pixels a side to shrink the images to; None does not shrink them.
         share: the part of each batch to read; its pieces come one after another.
         framing_seed: decides, with the epoch, how each image is cut at random out of `part.wide`,
@@ -75,6 +77,14 @@ def make_feature_batches(
 ) -> tf.data.Dataset:
     """Return batches of features and labels in memory, in the same order as `make_batches`.
 
+    Args:
+        features: shape (n, k).
+        labels: shape (n,).
+        batch_size: rows a batch; the last one of an epoch may be smaller.
+        shuffle_seed: decides the order, with the epoch; None keeps that of the features.
+        epochs: the epochs to yield, one after another.
+        share: the part of each batch to read, as in `make_batches`.
+
     Returns:
         A dataset of (batch, k), in the dtype of the features, and float32 (batch, 1).
     """
@@ -104,6 +114,7 @@ def _cut(images: tf.Tensor, size: int, draws: tf.Tensor) -> tf.Tensor:
 
     Args:
         images: uint8 (n, side, side, 3), with `size` pixels between the borders.
+        size: pixels a side of the result.
         draws: float32 (n, 3) from -1 to 1: size, shift down, shift to the right.
 
     Returns:

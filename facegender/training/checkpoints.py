@@ -150,6 +150,7 @@ def inputs_digest(
 
     Args:
         params: all parameters, of which DECISIVE_PARAMS count.
+        splits: training and validation split.
         package: directory of facegender's code, of which DECISIVE_CODE counts.
     """
     files = [file for split in splits for file in split.files]

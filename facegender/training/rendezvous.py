@@ -107,6 +107,7 @@ def accept_workers(cluster: WorkerGroup, job: TrainingJob, digest: str, wait: fl
 
     Args:
         cluster: worker group in which this process is the chief.
+        job: instructions for them.
         digest: digest of data and code, which must equal the workers'.
         wait: seconds within which all must connect.
 

@@ -35,6 +35,7 @@ class Share:
     Attributes:
         first: index of the first piece.
         count: number of pieces, one per device.
+        of: number of pieces in the whole batch.
     """
 
     first: int = 0

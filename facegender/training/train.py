@@ -64,6 +64,10 @@ def make_deterministic(seed: int) -> None:
 def new_network(params: Params, strategy: tf.distribute.Strategy | None = None) -> Network:
     """Return the network that parameters describe, after `make_deterministic`.
 
+    Args:
+        params: all parameters.
+        strategy: result of `open_strategy`; its devices get the weights.
+
     Raises:
         UserError: as `build_network` does.
     """
@@ -107,7 +111,10 @@ def train_network(
 
     Args:
         network: network for images of the splits' size; its layers are trained in place.
+        train: training split.
         validation: validation split; its loss decides which epoch is best.
+        recipe: how to train.
+        strategy: the strategy that the network was built with.
         on_epoch: called after each epoch is saved; and at the start for each one that the
             checkpoint has already.
         checkpoint: checkpoint to resume from and to save each epoch to; None does neither.
@@ -182,10 +189,14 @@ class _Job:
     """State that the head and fine-tuning share.
 
     Attributes:
+        train: training split.
+        validation: validation split.
         recipe: how to train, with the batch size of all devices together.
+        strategy: the strategy that the network was built with.
         small: pixels a side of the images to begin with; None trains on full ones only.
         callbacks: callbacks of Keras' `fit`; the last one is `checkpoints`.
         checkpoints: epochs that earlier processes finished; saves each new one.
+        verbose: Keras' `fit` argument.
     """
 
     train: ProcessedSplit

@@ -17,6 +17,7 @@ def run_worker(cluster: WorkerGroup, processed: Path, wait: float) -> int:
 
     Args:
         cluster: worker group in which this process is a worker, not the chief.
+        processed: directory of the processed data.
         wait: seconds within which the chief must send the job.
 
     Returns:

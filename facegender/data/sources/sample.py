@@ -156,7 +156,9 @@ def draw_attributes(label: str, index: int, seed: int) -> dict[str, str | int]:
     """Return the attributes of one picture, which depend only on the arguments.
 
     Args:
+        label: female or male.
         index: number of the picture within its class.
+        seed: random seed, from 0 up.
     """
     column = CLASSES.index(label)
     generator = np.random.default_rng([seed, column, index])
@@ -217,6 +219,8 @@ def draw_sample(
     to `target`, and its attributes. A larger sample contains the smaller one of the same seed.
 
     Args:
+        image_size: pixels a side.
+        seed: random seed, from 0 up.
         jobs: number of processes, -1 for one a core; it changes no byte.
 
     Raises:
