@@ -88,14 +88,17 @@ def test_unknown_endings_are_judged_by_content_and_the_rest_is_named(
     }
 
 
-def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path):
+def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path, caplog):
     fill(tmp_path, {"more.zip": "PK\x03\x04", "a.jpg": "a", "b.csv": "b", ".DS_Store": "x"})
-    assert name_rest(tmp_path) == {"more.zip": "is an archive in the source: unpack it first"}
+    assert name_rest(tmp_path, "ada/faces") == {
+        "more.zip": "is an archive in the source: unpack it first"
+    }
+    assert "Left out 1 item(s) of ada/faces: 'more.zip'" in caplog.text
 
 
 def test_spreadsheets_are_to_be_saved_as_csv(tmp_path):
     fill(tmp_path, {"a.XLSX": "PK\x03\x04", "b.tsv": "x", "c.docx": "x", "d.jpg": "a"})
-    assert name_rest(tmp_path) == {
+    assert name_rest(tmp_path, "ada/faces") == {
         "a.XLSX": "is a table of another kind: save it as CSV",
         "b.tsv": "is a table of another kind: save it as CSV",
         "c.docx": "is neither an image nor a CSV",

@@ -171,13 +171,13 @@ def summarize(left_out: dict[str, str]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def name_rest(directory: Path) -> dict[str, str]:
-    """Return the reason for each file of an unpacked source that the pipeline does not use."""
+def name_rest(directory: Path, source: str) -> dict[str, str]:
+    """Return the reason for each file of an unpacked `source` that the pipeline does not use."""
     left_out: dict[str, str] = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             wanted(PurePosixPath(path.relative_to(directory)), partial(read_start, path), left_out)
-    log_left_out(left_out, directory.name)
+    log_left_out(left_out, source)
     return left_out
 
 
