@@ -7,7 +7,12 @@ import pandas as pd
 
 from facegender.data.exclusions import exclude_images
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images, find_tables
-from facegender.data.label_sources import label_by_name, label_by_table, label_images
+from facegender.data.label_sources import (
+    compare_labels,
+    label_by_name,
+    label_by_table,
+    label_images,
+)
 from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
 from facegender.errors import UserError
@@ -73,4 +78,8 @@ def build_manifest(
     manifest.insert(2, "sha256", manifest["path"].map(digests))
     metadata = read_metadata(directory, found, notes, skip=tables, unused=unused)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
-    return manifest.join(metadata.rename(columns=taken), on="path")
+    manifest = manifest.join(metadata.rename(columns=taken), on="path")
+    if isinstance(labels, TableLabels | FilenameLabels):
+        female, male = labels.female, labels.male
+    compare_labels(manifest, female, male, notes)
+    return manifest

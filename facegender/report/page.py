@@ -221,7 +221,7 @@ def _dropped(data: Mapping[str, Any]) -> str:
 
 
 def _metadata_notes(data: Mapping[str, Any]) -> list[str]:
-    """Return which CSVs and rows of the dataset were not used, one sentence each."""
+    """Return what the metadata say that was not used, one sentence each."""
     found = data["metadata"]
     notes = [f"{table} was skipped: {why}" for table, why in found["skipped_tables"].items()]
     for kind, count, words in (
@@ -232,6 +232,10 @@ def _metadata_notes(data: Mapping[str, Any]) -> list[str]:
             f"{table}: {row[count]} of {row['rows']} rows {words}, such as {row['first']!r}"
             for table, row in found[kind].items()
         ]
+    notes += [
+        f"{column} contradicts the label of {told['images']} images, such as {told['first']!r}"
+        for column, told in found.get("other_labels", {}).items()
+    ]
     return notes
 
 

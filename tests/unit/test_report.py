@@ -451,11 +451,13 @@ def test_metadata_that_was_not_used_is_named(sources: Sources, params: Params) -
         "skipped_tables": {"old.csv": "it is not UTF-8"},
         "unmatched_rows": {"a.csv": row},
         "ambiguous_rows": {"b.csv": row},
+        "other_labels": {"sex": {"images": 2, "first": "m/1.jpg"}},
     }
     sources.data_metrics.write_text(json.dumps(data))
     expected = (
         "Metadata not used: old.csv was skipped: it is not UTF-8; a.csv: 2 of 3 rows match no "
-        "image, such as '1.jpg'; b.csv: 1 of 3 rows fit several images, such as '1.jpg'."
+        "image, such as '1.jpg'; b.csv: 1 of 3 rows fit several images, such as '1.jpg'; sex "
+        "contradicts the label of 2 images, such as 'm/1.jpg'."
     )
     card = html.unescape(render_card(sources, params))
     assert expected in card
