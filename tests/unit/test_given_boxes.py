@@ -162,6 +162,14 @@ def test_a_policy_decides_about_bad_boxes(raw: Path, policy: str, kept: int) -> 
     assert findings.report()["bad_box"]["count"] == 4
 
 
+def test_an_image_without_box_and_face_is_dropped_once(raw: Path) -> None:
+    table = table_of(raw, Notes())
+    findings = Findings({"no_face": "drop", "several_faces": "keep", "bad_box": "drop"})
+    assert check_faces(table, table, findings).sum() == 2
+    assert len(findings.table()) == 4
+    assert sum(check["count"] for check in findings.report().values()) == 5  # one with 2 faces
+
+
 def test_boxes_of_a_large_picture_are_those_of_the_file(tmp_path: Path) -> None:
     """Above 50 megapixels faces are cut out of the halved picture."""
     Image.new("RGB", (9000, 6000), (90, 120, 60)).save(tmp_path / "large.png", compress_level=1)
