@@ -72,8 +72,8 @@ def build_manifest(
                 f"No image is labelled {name}: of {len(found)} image file(s) found, "
                 f"{len(manifest)} are labelled as the other class, {len(notes.unlabelled)} have no "
                 f"label, {notes.ignored} are ignored and {len(notes.excluded)} excluded. Check the "
-                "data, and what means each class: split.classes for folders, else dataset.labels, "
-                "in params.yaml."
+                "data, `left_out` in data/raw.json, and what means each class: split.classes for "
+                "folders, else dataset.labels, in params.yaml."
             )
     manifest.insert(2, "sha256", manifest["path"].map(digests))
     metadata = read_metadata(directory, found, notes, skip=tables, unused=unused)
