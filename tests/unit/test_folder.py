@@ -271,6 +271,16 @@ def test_a_missing_source_is_named(tmp_path):
         copy_folder(tmp_path / "nowhere", tmp_path / "target", LIMITS)
 
 
+def test_without_the_source_its_copy_can_be_used(tmp_path):
+    target = tmp_path / "raw"
+    with pytest.raises(UserError) as caught:
+        list_folder(tmp_path / "nowhere", target, LIMITS, Path.read_text)
+    assert "--downstream" not in str(caught.value)
+    fill(target, {"women/1.jpg": "x"})
+    with pytest.raises(UserError, match=r"raw already holds its images.*`--downstream split`"):
+        list_folder(tmp_path / "nowhere", target, LIMITS, Path.read_text)
+
+
 @pytest.mark.parametrize("files", [{}, LITTER, {"people.csv": "d"}])
 def test_a_source_without_images_is_an_error(tmp_path, files):
     (tmp_path / "source").mkdir()
