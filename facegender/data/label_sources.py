@@ -272,9 +272,10 @@ def compare_labels(
     words = {name: label for name, label in meaning.items() if name.isalpha()}
     for column in manifest.columns.drop(COLUMNS):
         values = manifest[column].dropna()
-        label = values.map(_spelt).map(words)
-        if label.isna().any() or label.nunique() < 2:
+        means = {value: words.get(_spelt(value)) for value in values.unique()}
+        if set(means.values()) != {0, 1}:
             continue
+        label = values.map(means)
         if others := list(label.index[label != manifest["label"][label.index]]):
             first = manifest["path"][others[0]]
             notes.other_labels[column] = {"images": len(others), "first": first}
