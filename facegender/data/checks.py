@@ -257,16 +257,18 @@ def check_faces(manifest: pd.DataFrame, faces: pd.DataFrame, findings: Findings)
         UserError: a check whose policy is `fail` found something.
     """
     counts = dict(zip(faces["path"], faces["faces"], strict=True))
-    paths = list(manifest["path"])
-    findings.add("no_face", {path: "shows no face" for path in paths if counts[path] == 0})
-    several = {path: f"shows {counts[path]} faces" for path in paths if counts[path] > 1}
-    findings.add("several_faces", several)
+    left = list(manifest["path"])
+    found = {
+        "no_face": {path: "shows no face" for path in left if counts[path] == 0},
+        "several_faces": {path: f"shows {counts[path]} faces" for path in left if counts[path] > 1},
+    }
     if "bad_box" in faces:
-        bad = faces.set_index("path")["bad_box"].dropna()
-        findings.add("bad_box", {path: bad[path] for path in paths if path in bad.index})
-    dropping = [check for check in FACE_CHECKS if findings.policies.get(check) == "drop"]
-    gone = {path for check in dropping for path in findings.reasons.get(check, ())}
-    return ~manifest["path"].isin(gone)
+        found["bad_box"] = faces.set_index("path")["bad_box"].dropna().to_dict()
+    for check, reasons in found.items():
+        findings.add(check, {path: reasons[path] for path in left if path in reasons})
+        if findings.policies.get(check) == "drop":
+            left = [path for path in left if path not in reasons]
+    return manifest["path"].isin(left)
 
 
 def find_duplicate_groups(

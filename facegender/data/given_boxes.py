@@ -64,6 +64,4 @@ def read_boxes(
             known = found.setdefault(path, [])
             if (box := (left, top, width, height)) not in known:  # a row may come twice
                 known.append(box)
-        # `read_metadata` skips a table without a `file` column, but this one is used.
-        notes.skipped_tables.pop(name, None)
     return found

@@ -1,6 +1,7 @@
 """Labels from class folders, from tables, or from file names."""
 
 import csv
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,7 @@ import pandas as pd
 
 from facegender.data.image_files import find_tables
 from facegender.data.image_finder import ImageFinder
+from facegender.data.manifest import COLUMNS
 from facegender.data.metadata import (
     MissingColumnError,
     as_written,
@@ -25,6 +27,8 @@ from facegender.data.notes import Notes
 from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels
+
+_log = logging.getLogger(__name__)
 
 
 def meanings(
@@ -254,6 +258,32 @@ def label_by_name(
     table.insert(0, "path", pd.Series(list(groups), dtype=str))
     table.insert(1, "label", _labels(value, labels, "file names"))
     return _labelled(table)
+
+
+def compare_labels(
+    manifest: pd.DataFrame, female: Sequence[str], male: Sequence[str], notes: Notes
+) -> None:
+    """Note the columns of the metadata that contradict labels.
+
+    A column is compared if its values are words for both labels and nothing else. Numbers are not
+    words: in CelebA, -1 and 1 are the values of every column.
+    """
+    meaning = meanings(female, male, (), "params.yaml", "name")
+    words = {name: label for name, label in meaning.items() if name.isalpha()}
+    for column in manifest.columns.drop(COLUMNS):
+        values = manifest[column].dropna()
+        means = {value: words.get(_spelt(value)) for value in values.unique()}
+        if set(means.values()) != {0, 1}:
+            continue
+        label = values.map(means)
+        if others := list(label.index[label != manifest["label"][label.index]]):
+            first = manifest["path"][others[0]]
+            notes.other_labels[column] = {"images": len(others), "first": first}
+            _log.warning(
+                "the metadata column %s contradicts the label of %d image(s), which stays: the "
+                "first is %r, whose %s is %s",
+                *(column, len(others), first, column, values[others[0]]),
+            )
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:

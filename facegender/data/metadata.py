@@ -42,7 +42,7 @@ def read_metadata(
         images: all images, relative to `directory`.
         notes: where to note CSVs that are skipped, and rows that match no image.
         skip: CSVs that give labels.
-        unused: columns that are not metadata, by CSV.
+        unused: columns that are not metadata, by CSV; these CSVs may lack a `file` column.
 
     Returns:
         A frame indexed by the image's path relative to `directory`; empty if there is no CSV.
@@ -61,7 +61,8 @@ def read_metadata(
         except OSError as error:
             raise UserError(f"Cannot read the metadata file {name}: {error.strerror}.") from error
         except (ValueError, csv.Error) as error:
-            notes.skip_table(name, str(error))
+            if source not in unused:  # tables of boxes need no `file` column
+                notes.skip_table(name, str(error))
             continue
         tables.append(rows_by_image(table, files, PurePosixPath(name), finder, notes))
     if not tables:

@@ -27,6 +27,8 @@ class Notes:
         unmatched_rows: number of rows that match no image, with an example of each side, by CSV.
         ambiguous_rows: number of rows that fit several images, with an example, by CSV.
         renamed_rows: number of rows whose name differs from the file's, with an example, by CSV.
+        other_labels: number of images whose label a metadata column contradicts, with the first, by
+            column.
     """
 
     excluded: dict[str, str] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class Notes:
     unmatched_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     ambiguous_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     renamed_rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    other_labels: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def skip_table(self, table: str, why: str) -> None:
         """Note that a table is skipped."""
@@ -137,6 +140,7 @@ class Notes:
                 "unmatched_rows": self.unmatched_rows,
                 "ambiguous_rows": self.ambiguous_rows,
                 "renamed_rows": self.renamed_rows,
+                **({"other_labels": self.other_labels} if self.other_labels else {}),
             },
         }
 

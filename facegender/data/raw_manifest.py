@@ -7,7 +7,12 @@ import pandas as pd
 
 from facegender.data.exclusions import exclude_images
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images, find_tables
-from facegender.data.label_sources import label_by_name, label_by_table, label_images
+from facegender.data.label_sources import (
+    compare_labels,
+    label_by_name,
+    label_by_table,
+    label_images,
+)
 from facegender.data.metadata import read_metadata
 from facegender.data.notes import Notes
 from facegender.errors import UserError
@@ -67,10 +72,14 @@ def build_manifest(
                 f"No image is labelled {name}: of {len(found)} image file(s) found, "
                 f"{len(manifest)} are labelled as the other class, {len(notes.unlabelled)} have no "
                 f"label, {notes.ignored} are ignored and {len(notes.excluded)} excluded. Check the "
-                "data, and what means each class: split.classes for folders, else dataset.labels, "
-                "in params.yaml."
+                "data, `left_out` in data/raw.json, and what means each class: split.classes for "
+                "folders, else dataset.labels, in params.yaml."
             )
     manifest.insert(2, "sha256", manifest["path"].map(digests))
     metadata = read_metadata(directory, found, notes, skip=tables, unused=unused)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
-    return manifest.join(metadata.rename(columns=taken), on="path")
+    manifest = manifest.join(metadata.rename(columns=taken), on="path")
+    if isinstance(labels, TableLabels | FilenameLabels):
+        female, male = labels.female, labels.male
+    compare_labels(manifest, female, male, notes)
+    return manifest

@@ -93,10 +93,13 @@ def _quoted(values: pd.Series) -> pd.Series:
 def _left_out(name: str, values: pd.Series, groups: pd.Series) -> Iterator[str]:
     if missing := int(groups.isna().sum()):
         yield f"{name}: missing for {missing} images"
-    if groups.nunique() == 1 and not missing:
+    if (rare := values[groups == OTHER].nunique()) > 1:
+        words = values[_numbers(values).isna() & values.notna()]
+        # One `unknown` among ages leaves no bands.
+        why = f", because {words.iloc[0]!r} is not a number" if 2 * len(words) < len(values) else ""
+        yield f"{name}: {rare} rare values are one group, {OTHER}{why}"
+    elif groups.nunique() == 1 and not missing:
         yield f"{name}: one group only, {groups.dropna().iloc[0]}"
-    elif (rare := values[groups == OTHER].nunique()) > 1:
-        yield f"{name}: {rare} rare values are one group, {OTHER}"
 
 
 def group_names(values: pd.Series, minimum: int = 1) -> pd.Series:
@@ -114,12 +117,21 @@ def group_names(values: pd.Series, minimum: int = 1) -> pd.Series:
     """
     if values.nunique() <= MAX_GROUPS:
         return values.astype("string")
-    numbers = pd.to_numeric(values, errors="coerce").astype("Float64")
+    numbers = _numbers(values)
     if np.isfinite(numbers[values.notna()].to_numpy(dtype=float, na_value=np.nan)).all():
         return _bands(numbers)
     counts = values.value_counts()
     kept = counts[counts >= minimum].index[: MAX_GROUPS - 1]
     return values.where(values.isin(kept) | values.isna(), OTHER).astype("string")
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    """Return text as numbers, NA where it is none; a comma may be a decimal point."""
+    text = values.astype("string")
+    decimals = text.str.extract(r"^[+-]?[0-9]+,([0-9]+)$", expand=False).dropna()
+    if (decimals.str.len() != 3).any():  # else it may separate thousands: 1,000
+        text = text.str.replace(",", ".")
+    return pd.to_numeric(text, errors="coerce").astype("Float64")
 
 
 def _bands(numbers: pd.Series) -> pd.Series:

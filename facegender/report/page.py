@@ -168,6 +168,7 @@ def _facts(sources: Sources, params: Params) -> dict[str, Any]:
         "raw": _json(sources.raw_info),
         "data": data,
         "dropped": None if data is None else _dropped(data),
+        "metadata_notes": [] if data is None else _metadata_notes(data),
         "how_cut": _how_cut(params),
         "audit": _audit(sources),
         "kept": _kept_epoch(sources.history),
@@ -204,8 +205,9 @@ def _figures(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _dropped(data: Mapping[str, Any]) -> str:
-    """Return how many images of the dataset are in no split, by reason."""
+    """Return how many images, and other items of the source, are in no split, by reason."""
     counts = {
+        "not read from the source": len(data["left_out"]),
         "excluded by name": data["excluded"]["count"],
         "without a label": data["unlabelled"]["count"],
         "to be ignored": data["ignored"],
@@ -216,6 +218,25 @@ def _dropped(data: Mapping[str, Any]) -> str:
         if check["policy"] == "drop"
     }
     return ", ".join(f"{reason} {count}" for reason, count in counts.items() if count) or "none"
+
+
+def _metadata_notes(data: Mapping[str, Any]) -> list[str]:
+    """Return what the metadata say that was not used, one sentence each."""
+    found = data["metadata"]
+    notes = [f"{table} was skipped: {why}" for table, why in found["skipped_tables"].items()]
+    for kind, count, words in (
+        ("unmatched_rows", "unmatched", "match no image"),
+        ("ambiguous_rows", "ambiguous", "fit several images"),
+    ):
+        notes += [
+            f"{table}: {row[count]} of {row['rows']} rows {words}, such as {row['first']!r}"
+            for table, row in found[kind].items()
+        ]
+    notes += [
+        f"{column} contradicts the label of {told['images']} images, such as {told['first']!r}"
+        for column, told in found.get("other_labels", {}).items()
+    ]
+    return notes
 
 
 def _kept_epoch(path: Path) -> dict[str, Any] | None:
@@ -268,9 +289,13 @@ def _how_cut(params: Params) -> str:
     if crop is None:
         return "each picture is taken whole; no face is looked for (image.face: none)"
     turned = "turned until the eyes are level" if crop.align else "not turned"
+    boxes = params.image.crop.boxes
+    given = (
+        f"boxes come from {boxes.file} and, where it has none, from a detector; " if boxes else ""
+    )
     return (
-        f"the largest face is cut out, a square wider by {crop.margin:g} than its box, "
-        f"{turned}; a face has a score of at least {crop.min_score:g} and {crop.min_size} pixels. "
+        f"the largest face is cut out, a square wider by {crop.margin:g} than its box, {turned}; "
+        f"{given}a face has a score of at least {crop.min_score:g} and {crop.min_size} pixels. "
         "A picture without a face, or filled by one, is taken whole (image.face: crop)"
     )
 

@@ -88,14 +88,17 @@ def test_unknown_endings_are_judged_by_content_and_the_rest_is_named(
     }
 
 
-def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path):
+def test_what_an_unpacked_source_has_beside_images_is_named(tmp_path, caplog):
     fill(tmp_path, {"more.zip": "PK\x03\x04", "a.jpg": "a", "b.csv": "b", ".DS_Store": "x"})
-    assert name_rest(tmp_path) == {"more.zip": "is an archive in the source: unpack it first"}
+    assert name_rest(tmp_path, "ada/faces") == {
+        "more.zip": "is an archive in the source: unpack it first"
+    }
+    assert "Left out 1 item(s) of ada/faces: 'more.zip'" in caplog.text
 
 
 def test_spreadsheets_are_to_be_saved_as_csv(tmp_path):
     fill(tmp_path, {"a.XLSX": "PK\x03\x04", "b.tsv": "x", "c.docx": "x", "d.jpg": "a"})
-    assert name_rest(tmp_path) == {
+    assert name_rest(tmp_path, "ada/faces") == {
         "a.XLSX": "is a table of another kind: save it as CSV",
         "b.tsv": "is a table of another kind: save it as CSV",
         "c.docx": "is neither an image nor a CSV",
@@ -266,6 +269,16 @@ def test_photos_that_are_not_decoded_are_taken_along_to_be_named(tmp_path, sourc
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(UserError, match=r"/nowhere.* is not a folder or archive"):
         copy_folder(tmp_path / "nowhere", tmp_path / "target", LIMITS)
+
+
+def test_without_the_source_its_copy_can_be_used(tmp_path):
+    target = tmp_path / "raw"
+    with pytest.raises(UserError) as caught:
+        list_folder(tmp_path / "nowhere", target, LIMITS, Path.read_text)
+    assert "--downstream" not in str(caught.value)
+    fill(target, {"women/1.jpg": "x"})
+    with pytest.raises(UserError, match=r"raw already holds its images.*`--downstream split`"):
+        list_folder(tmp_path / "nowhere", target, LIMITS, Path.read_text)
 
 
 @pytest.mark.parametrize("files", [{}, LITTER, {"people.csv": "d"}])

@@ -58,7 +58,7 @@ def table_of(raw: Path, notes: Notes) -> pd.DataFrame:
 
 
 def test_usable_boxes_are_taken_and_others_named(raw: Path, tmp_path: Path) -> None:
-    notes = Notes(skipped_tables={"list_bbox_celeba.csv": "it has no `file` column"})
+    notes = Notes()
     table = table_of(raw, notes)
     assert dict(zip(table["path"], table["faces"], strict=True)) == {
         "empty.png": 0,
@@ -75,7 +75,6 @@ def test_usable_boxes_are_taken_and_others_named(raw: Path, tmp_path: Path) -> N
     assert problems["none.png"] == "no box in the table"
     assert "lies outside: its centre is not within (200, 160)" in problems["outside.png"]
     assert notes.unmatched_rows["list_bbox_celeba.csv"]["first"] == "gone.png"
-    assert notes.skipped_tables == {}
 
     write_table(table, tmp_path / "faces.csv")
     faces = read_faces(tmp_path / "faces.csv")
@@ -106,6 +105,22 @@ def test_the_box_of_an_image_that_is_left_out_is_not_of_another(raw: Path) -> No
     notes = Notes()
     assert read_boxes(raw, ["good.png"], CELEBA, notes) == {"good.png": [(40, 30, 60, 80)]}
     assert notes.unmatched_rows == notes.ambiguous_rows == {}
+
+
+def test_a_table_of_boxes_without_a_file_column_is_not_called_skipped(
+    raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = Notes()
+    labels = FilenameLabels(
+        kind="filename",
+        pattern="(?P<label>.).*",
+        female=("e", "g", "n"),
+        male=("o", "s", "w"),
+        ignore=(),
+    )
+    build_manifest(raw, female=[], male=[], ignore=[], labels=labels, boxes=CELEBA, notes=notes)
+    assert notes.skipped_tables == {}
+    assert "skipped" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["filename", "table"])
@@ -145,6 +160,14 @@ def test_a_policy_decides_about_bad_boxes(raw: Path, policy: str, kept: int) -> 
         return
     assert check_faces(table, table, findings).sum() == kept
     assert findings.report()["bad_box"]["count"] == 4
+
+
+def test_an_image_without_box_and_face_is_dropped_once(raw: Path) -> None:
+    table = table_of(raw, Notes())
+    findings = Findings({"no_face": "drop", "several_faces": "keep", "bad_box": "drop"})
+    assert check_faces(table, table, findings).sum() == 2
+    assert len(findings.table()) == 4
+    assert sum(check["count"] for check in findings.report().values()) == 5  # one with 2 faces
 
 
 def test_boxes_of_a_large_picture_are_those_of_the_file(tmp_path: Path) -> None:

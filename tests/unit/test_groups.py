@@ -50,6 +50,21 @@ def test_numbers_are_cut_into_round_bands(
     assert {first, last} <= names
 
 
+def test_decimal_commas_are_numbers_and_separators_of_thousands_are_not() -> None:
+    numbers = pd.Series([f"{number},5" for number in range(40)])
+    assert set(group_names(numbers)) == {f"{ten} to {ten + 10}" for ten in (0, 10, 20, 30)}
+    thousands = pd.Series([f"{number},000" for number in range(40)])
+    assert set(group_names(thousands, minimum=2)) == {OTHER}
+
+
+def test_the_word_that_keeps_numbers_from_bands_is_named() -> None:
+    ages = pd.Series([*map(str, range(30)), "unknown"])
+    found = find_groups(pd.DataFrame({"age": ages}), None, 2)
+    assert list(found.left_out) == [
+        f"age: 31 rare values are one group, {OTHER}, because 'unknown' is not a number"
+    ]
+
+
 def test_columns_are_chosen_and_crossed_or_refused() -> None:
     table = pd.DataFrame({"age": ["y", "o", "o", "y"], "sex": ["f", "f", "m", None], "x": 1})
     found = find_groups(table, [["age", "sex"]], 1)

@@ -101,7 +101,8 @@ def test_ignored_folders_are_left_out() -> None:
 
 
 def test_a_class_without_images_is_an_error(make_images) -> None:
-    with pytest.raises(UserError, match=r"No image is labelled male: of 4.*2 are ignored"):
+    expected = r"No image is labelled male: of 4.*2 are ignored.*left_out"
+    with pytest.raises(UserError, match=expected):
         build_manifest(make_images(per_class=2), female=["female"], male=[], ignore=["male"])
 
 
@@ -165,6 +166,32 @@ def test_rows_that_match_no_image_are_counted_with_an_example_of_each_side(
     }
     assert "ages.csv: 2 of 3 rows match no image" in caplog.text
     assert "'train/1.jpg', and an image is 'female/000.png'" in caplog.text
+
+
+def test_metadata_that_contradict_a_label_are_named(
+    make_images, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers, columns with other values, and columns of one value are not taken for labels."""
+    raw = make_images(per_class=2)
+    (raw / "a.csv").write_text(
+        "file,label,gender,eyes,size,hat\n"
+        "female/000.png,Woman ,f,0,m,f\nfemale/001.png,female,m,1,f,f\n"
+        "male/000.png,woman,m,0,s,f\nmale/001.png,,m,1,m,f\n"
+    )
+    notes = Notes()
+    build_manifest(
+        raw, female=["female", "woman", "f", "0"], male=["male", "m", "1"], ignore=[], notes=notes
+    )
+    assert notes.summary()["metadata"]["other_labels"] == {
+        "gender": {"images": 1, "first": "female/001.png"},
+    }
+    (raw / "a.csv").write_text(
+        "file,label\nfemale/000.png,male\nfemale/001.png,\nmale/000.png,woman\n"
+    )
+    build_manifest(raw, female=["female", "woman"], male=["male"], ignore=[], notes=notes)
+    assert notes.other_labels["metadata_label"] == {"images": 2, "first": "female/000.png"}
+    assert "metadata_label contradicts the label of 2 image(s)" in caplog.text
+    assert "'female/000.png', whose metadata_label is male" in caplog.text
 
 
 def test_columns_named_as_ours_are_kept_apart(make_images) -> None:

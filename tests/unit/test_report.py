@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from facegender.evaluation.groups import NO_METADATA, group_metrics
 from facegender.evaluation.label_audit import COLUMNS
 from facegender.evaluation.metrics import classification_metrics, shown_metrics
 from facegender.gate.verdict import Comparison, Report
-from facegender.params import Params
+from facegender.params import Boxes, Params
 from facegender.report.page import (
     WORST_ERRORS,
     Provenance,
@@ -431,12 +432,53 @@ def test_how_pictures_are_cut_is_said(sources: Sources, params: Params, face: st
 def test_all_that_was_left_out_is_counted(sources: Sources, params: Params) -> None:
     data = json.loads(sources.data_metrics.read_text())
     data["unlabelled"]["count"], data["invalid"]["count"] = 3, 2
+    data["left_out"] = {"more": "is a link", "a.jpg": "cannot be read: permission denied"}
     data["checks"]["too_small"]["count"] = 40
     data["checks"]["exact_duplicates"] |= {"policy": "keep", "count": 6}
     sources.data_metrics.write_text(json.dumps(data))
-    expected = "Left out: without a label 3, unreadable 2, too small 40, near duplicates 1"
+    expected = (
+        "Left out: not read from the source 2, without a label 3, unreadable 2, too small 40, "
+        "near duplicates 1"
+    )
     assert f"{expected}." in render_card(sources, params)
     assert expected in Elements(render_page(sources, params, PROVENANCE)).text
+
+
+def test_metadata_that_was_not_used_is_named(sources: Sources, params: Params) -> None:
+    data = json.loads(sources.data_metrics.read_text())
+    row = {"rows": 3, "unmatched": 2, "ambiguous": 1, "first": "1.jpg"}
+    data["metadata"] |= {
+        "skipped_tables": {"old.csv": "it is not UTF-8"},
+        "unmatched_rows": {"a.csv": row},
+        "ambiguous_rows": {"b.csv": row},
+        "other_labels": {"sex": {"images": 2, "first": "m/1.jpg"}},
+    }
+    sources.data_metrics.write_text(json.dumps(data))
+    expected = (
+        "Metadata not used: old.csv was skipped: it is not UTF-8; a.csv: 2 of 3 rows match no "
+        "image, such as '1.jpg'; b.csv: 1 of 3 rows fit several images, such as '1.jpg'; sex "
+        "contradicts the label of 2 images, such as 'm/1.jpg'."
+    )
+    card = html.unescape(render_card(sources, params))
+    assert expected in card
+    assert expected in Elements(render_page(sources, params, PROVENANCE)).text
+
+
+def test_given_boxes_are_said_and_bad_ones_counted(sources: Sources, params: Params) -> None:
+    boxes = Boxes(file="b.csv", image="image", left="x", top="y", width="w", height="h")
+    crop = params.image.crop.model_copy(update={"boxes": boxes})
+    image = params.image.model_copy(update={"face": "crop", "crop": crop})
+    data = json.loads(sources.data_metrics.read_text())
+    for check, count in (("no_face", 7), ("several_faces", 5), ("bad_box", 4)):
+        data["checks"][check] = {"policy": "keep", "count": count, "images": []}
+    sources.data_metrics.write_text(json.dumps(data))
+    params = params.model_copy(update={"image": image})
+    page = Elements(render_page(sources, params, PROVENANCE)).text
+    card = " ".join(render_card(sources, params).split())
+    for text in (page, card):
+        assert "boxes come from b.csv and, where it has none, from a detector" in text
+    assert "show several (policy keep), 4 have no usable box (policy keep)." in page
+    assert "5 several, 4 have no usable box." in card
 
 
 @pytest.mark.parametrize(

@@ -78,5 +78,5 @@ def _fill(
                 "slug": got.slug,
                 "version": got.version,
                 "archive_sha256": got.archive_sha256,
-                **summarize(name_rest(target)),
+                **summarize(name_rest(target, got.slug)),
             }

@@ -101,7 +101,7 @@ def list_folder(
         UserError: `source` is missing, exceeds the limits, cannot be read, or lies in `target` or
             contains it.
     """
-    _check_source(source, target)
+    _check_source(source, target, copied=target.is_dir())
     files = {PurePosixPath(source.name): source}
     listing: dict[str, str] = {}
     with _named_faults(source):
@@ -117,7 +117,7 @@ def list_folder(
     return listing
 
 
-def _check_source(source: Path, target: Path) -> None:
+def _check_source(source: Path, target: Path, *, copied: bool = False) -> None:
     real, ours = (Path(os.path.realpath(path)) for path in (source, target))
     if real.is_relative_to(ours):
         raise UserError(
@@ -136,10 +136,14 @@ def _check_source(source: Path, target: Path) -> None:
             "PATH is a folder or archive. A relative path starts at the root of the repository."
         )
     if not source.is_dir() and not source.is_file():
+        without = (
+            f" If {target} already holds its images, and this machine lacks the folder, add "
+            "`--downstream split` to `dvc repro` or `dvc exp run`."
+        )
         raise UserError(
             f"{str(source)!r} is not a folder or archive. Set the path with "
             "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
-            "starts at the root of the repository."
+            f"starts at the root of the repository.{without if copied else ''}"
         )
 
 
@@ -171,13 +175,13 @@ def summarize(left_out: dict[str, str]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def name_rest(directory: Path) -> dict[str, str]:
-    """Return the reason for each file of an unpacked source that the pipeline does not use."""
+def name_rest(directory: Path, source: str) -> dict[str, str]:
+    """Return the reason for each file of an unpacked `source` that the pipeline does not use."""
     left_out: dict[str, str] = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             wanted(PurePosixPath(path.relative_to(directory)), partial(read_start, path), left_out)
-    log_left_out(left_out, directory.name)
+    log_left_out(left_out, source)
     return left_out
 
 
