@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,7 @@ class Scored:
     failed: int
 
 
-def score(
-    job: Job, source: str, output: str, *, model: Path, master: str, conf: Mapping[str, str]
-) -> Scored:
+def score(job: Job, output: str, *, model: Path, master: str, conf: Mapping[str, str]) -> Scored:
     """Score the parts of a job whose files are missing.
 
     Args:
@@ -44,10 +42,10 @@ def score(
         UserError: Spark does not start or does not finish. Scored images are kept.
     """
     target = storage_of(output)
-    images = storage_of(source)
-    if not images.is_local:
-        # An address has several forms; a resumed run uses the one in the output's image names.
-        images = storage_of(job.source)
+    # An input has several forms; a resumed run uses the one in the output's image names.
+    images = storage_of(job.source)
+    if images.is_local:
+        images = replace(images, written=job.written)
     done = set(target.names())
     todo = [number for number in range(job.parts) if part_name(number) not in done]
     rows: list[Any] = []

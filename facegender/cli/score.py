@@ -99,7 +99,6 @@ def score_command(args: argparse.Namespace) -> int:
             )
             done = score(
                 job,
-                args.input,
                 args.output,
                 model=Path(local),
                 master=args.master,
