@@ -31,11 +31,22 @@ class Scored:
     failed: int
 
 
-def score(job: Job, output: str, *, model: Path, master: str, conf: Mapping[str, str]) -> Scored:
+def score(
+    job: Job,
+    output: str,
+    *,
+    model: Path,
+    size: int,
+    crop: FaceCrop | None,
+    master: str,
+    conf: Mapping[str, str],
+) -> Scored:
     """Score the parts of a job whose files are missing.
 
     Args:
         model: folder of the model, as MLflow logged it.
+        size: side, in pixels, of the images that the model takes.
+        crop: how faces are cut out of images; None scores whole images.
         conf: Spark settings that override those made here.
 
     Raises:
@@ -50,7 +61,6 @@ def score(job: Job, output: str, *, model: Path, master: str, conf: Mapping[str,
     todo = [number for number in range(job.parts) if part_name(number) not in done]
     rows: list[Any] = []
     if todo:
-        size, crop = model_input(model)
         # Spark blocks another thread, so that this one receives Ctrl-C.
         with ThreadPoolExecutor(1) as pool, spark_session(master, conf) as session:
             frame = scored_parts(
@@ -68,15 +78,16 @@ def model_input(model: Path) -> tuple[int, FaceCrop | None]:
     Raises:
         UserError: the model is damaged, or another project's.
     """
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
     from facegender.inference.litert import load_litert, probe_litert
 
     try:
         artifact = Model.load(model).flavors["python_function"]["artifacts"]["model"]["path"]
-    except KeyError:
+    except (KeyError, MlflowException):
         raise UserError(
-            "This project did not log the model: its MLmodel does not name a LiteRT file. "
+            "This project did not log the model: it has no MLmodel that names a LiteRT file. "
             "`facegender models` lists the registered ones."
         ) from None
     probe_litert(model / artifact)

@@ -94,7 +94,6 @@ def test_a_resumed_run_names_images_as_the_first_did(
         del known["written"]
         path.write_text(json.dumps(known))
     used: list[Storage] = []
-    monkeypatch.setattr(score_module, "model_input", lambda model: (8, None))
     monkeypatch.setattr(score_module, "spark_session", lambda master, conf: nullcontext())
     monkeypatch.setattr(score_module, "wait_with_progress", lambda rows, session, total: [])
 
@@ -104,7 +103,8 @@ def test_a_resumed_run_names_images_as_the_first_did(
 
     monkeypatch.setattr(score_module, "scored_parts", record)
     job = prepare(tmp_path / "in", "out")
-    score_module.score(job, "out", model=tmp_path, master="local", conf={})
+    options = {"model": tmp_path, "size": 8, "crop": None, "master": "local", "conf": {}}
+    score_module.score(job, "out", **options)
     assert used[0].photo("000.jpg") == tmp_path / "in/000.jpg"
     expected = tmp_path / "in/000.jpg" if first_plan else "in/000.jpg"
     assert used[0].address("000.jpg") == str(expected)
