@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -39,8 +38,8 @@ def draw_predictions(
         UserError: the folder cannot be written.
     """
     numbered = enumerate(sources, 1)
-    for name, group in groupby(predictions, key=lambda prediction: prediction.image):
-        faces = list(group)
+    for faces in _by_image(predictions):
+        name = faces[0].image
         number, source = next((n, item) for n, (known, item) in numbered if known == name)
         if faces[0].error is None:
             try:
@@ -60,6 +59,19 @@ def draw_predictions(
                     f"Cannot write into {folder}: {error.strerror}. Name another folder."
                 ) from error
         yield from faces
+
+
+def _by_image(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each image, also of one that is named twice in a row."""
+    faces: list[Prediction] = []
+    for prediction in predictions:
+        # The faces of an image differ.
+        if faces and (prediction.image != faces[0].image or prediction == faces[0]):
+            yield faces
+            faces = []
+        faces.append(prediction)
+    if faces:
+        yield faces
 
 
 def _draw(picture: Image.Image, face: Prediction) -> None:

@@ -109,6 +109,13 @@ def test_photos_are_drawn_with_their_boxes(
     assert changed.max(0)[0] == pytest.approx(one["top"] + one["height"], abs=2)
 
 
+def test_an_image_named_twice_is_drawn_twice(model: Path, photos: Path, tmp_path: Path) -> None:
+    paths = [str(photos / name) for name in ("a-two.png", "a-two.png", "b-one.png", "b-one.png")]
+    assert _run(["predict", "--model", str(model), "--draw", str(tmp_path / "drawn"), *paths]) == 0
+    names = ["0001-a-two.png", "0002-a-two.png", "0003-b-one.png", "0004-b-one.png"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == names
+
+
 def test_a_folder_that_cannot_be_written_is_named(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
