@@ -21,7 +21,10 @@ def check_folder(folder: Path, sources: Sequence[tuple[str, bytes | Path]]) -> N
     """
     target = folder.resolve()
     for name, source in sources:
-        if isinstance(source, Path) and target in source.resolve().parents:
+        if isinstance(source, Path) and (
+            target in source.resolve().parents
+            or target in (source.parent.resolve() / source.name).parents  # a link in the folder
+        ):
             raise UserError(f"--draw {folder} contains the input {name}: choose another folder.")
 
 

@@ -132,6 +132,15 @@ def test_drawn_photos_do_not_lie_among_those_to_be_judged(model: Path, photos: P
             _run(command)
 
 
+def test_drawn_photos_do_not_lie_among_links_to_photos(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.png").symlink_to(photos / "b-one.png")
+    command = ["predict", "--model", str(model), "--draw", str(tmp_path), str(tmp_path)]
+    with pytest.raises(UserError, match=r"contains the input .*link\.png"):
+        _run(command)
+
+
 def test_a_label_at_the_edge_of_a_photo_is_drawn_inside(
     model: Path, tmp_path: Path, shared: Path
 ) -> None:
