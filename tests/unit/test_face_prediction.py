@@ -132,6 +132,14 @@ def test_drawn_photos_do_not_lie_among_those_to_be_judged(model: Path, photos: P
             _run(command)
 
 
+def test_an_empty_folder_is_not_the_current_one(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _run(["predict", "--model", str(model), "--draw", "", str(photos)])
+    assert "argument --draw: it is empty" in capsys.readouterr().err
+
+
 def test_drawn_photos_do_not_lie_among_links_to_photos(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:

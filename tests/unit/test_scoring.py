@@ -381,6 +381,7 @@ def test_parquet_on_s3_is_read_and_resumed_under_any_form_of_its_address(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
+        ("", "INPUT or OUTPUT is empty"),
         ("s3://", "not an address in object storage"),
         ("s3://key:secret@bucket/x", "not an address in object storage"),
         ("https://host/x", r"https:// is not supported\. Use a path or one of s3://"),
