@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow.pyfunc.scoring_server import predictions_to_json
 from PIL import Image
@@ -230,6 +231,8 @@ def test_the_server_answers_for_the_largest_face_and_lists_all(
         assert {key: face[key] for key in ("left", "top", "width", "height", "score", "label")} == {
             key: line[key] for key in ("left", "top", "width", "height", "score", "label")
         }
+    in_table = server.predict(None, pd.Series(contents, index=[7, 5, 6]))
+    pd.testing.assert_frame_equal(in_table, answer.set_axis([7, 5, 6]))
     # As MLflow sends it: strict readers of JSON refuse NaN.
     sent = io.StringIO()
     predictions_to_json(answer, sent)
