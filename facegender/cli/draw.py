@@ -1,6 +1,7 @@
 """Photos with a box around each face, and its label."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def draw_predictions(
                 _draw(picture, face)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{number:04}-{Path(name).stem}.png")
+                # A file's name has at most 255 bytes.
+                stem = os.fsdecode(os.fsencode(Path(name).stem)[:245])
+                picture.save(folder / f"{number:04}-{stem}.png")
             except OSError as error:
                 raise UserError(
                     f"Cannot write into {folder}: {error.strerror}. Name another folder."
