@@ -7,7 +7,7 @@ writes one file atomically. After a kill, the next run scores the parts whose fi
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from facegender.batch_scoring.parquet import slices
@@ -29,6 +29,7 @@ class Job:
         abstain_below: as in `predictor.label_of`.
         parts: number of files.
         images: number of images in all files.
+        written: INPUT as it was first given, which image names start with.
     """
 
     source: str
@@ -37,6 +38,7 @@ class Job:
     abstain_below: float
     parts: int
     images: int
+    written: str = field(default="", compare=False)  # missing in the first plans
 
 
 def prepare(source: str, output: str, *, model: str, abstain_below: float, part_images: int) -> Job:
@@ -69,7 +71,7 @@ def prepare(source: str, output: str, *, model: str, abstain_below: float, part_
                 f"OUTPUT exists: {output} belongs to another job ({'; '.join(differences)}). Name "
                 "another OUTPUT, or repeat what that job was given to resume it."
             )
-        return known
+        return replace(known, written=known.written or images.written)
     if set(target.names()) - {"_score"}:
         raise UserError(
             f"OUTPUT exists: {output} is not empty, and not an output of `facegender score`. Name "
@@ -81,7 +83,7 @@ def prepare(source: str, output: str, *, model: str, abstain_below: float, part_
         target.write(_plan_name(number - 1), json.dumps(part).encode())
         count += size
     where = images.root if images.is_local else images.written
-    job = Job(where, table, model, abstain_below, number, count)
+    job = Job(where, table, model, abstain_below, number, count, images.written)
     target.write(_JOB, json.dumps(asdict(job), indent=2).encode())
     return job
 

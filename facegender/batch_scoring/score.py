@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +32,35 @@ class Scored:
 
 
 def score(
-    job: Job, source: str, output: str, *, model: Path, master: str, conf: Mapping[str, str]
+    job: Job,
+    output: str,
+    *,
+    model: Path,
+    size: int,
+    crop: FaceCrop | None,
+    master: str,
+    conf: Mapping[str, str],
 ) -> Scored:
     """Score the parts of a job whose files are missing.
 
     Args:
         model: folder of the model, as MLflow logged it.
+        size: side, in pixels, of the images that the model takes.
+        crop: how faces are cut out of images; None scores whole images.
         conf: Spark settings that override those made here.
 
     Raises:
         UserError: Spark does not start or does not finish. Scored images are kept.
     """
     target = storage_of(output)
-    images = storage_of(source)
-    if not images.is_local:
-        # An address has several forms; a resumed run uses the one in the output's image names.
-        images = storage_of(job.source)
+    # An input has several forms; a resumed run uses the one in the output's image names.
+    images = storage_of(job.source)
+    if images.is_local:
+        images = replace(images, written=job.written)
     done = set(target.names())
     todo = [number for number in range(job.parts) if part_name(number) not in done]
     rows: list[Any] = []
     if todo:
-        size, crop = model_input(model)
         # Spark blocks another thread, so that this one receives Ctrl-C.
         with ThreadPoolExecutor(1) as pool, spark_session(master, conf) as session:
             frame = scored_parts(
@@ -70,15 +78,16 @@ def model_input(model: Path) -> tuple[int, FaceCrop | None]:
     Raises:
         UserError: the model is damaged, or another project's.
     """
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
     from facegender.inference.litert import load_litert, probe_litert
 
     try:
         artifact = Model.load(model).flavors["python_function"]["artifacts"]["model"]["path"]
-    except KeyError:
+    except (KeyError, MlflowException):
         raise UserError(
-            "This project did not log the model: its MLmodel does not name a LiteRT file. "
+            "This project did not log the model: it has no MLmodel that names a LiteRT file. "
             "`facegender models` lists the registered ones."
         ) from None
     probe_litert(model / artifact)

@@ -181,8 +181,10 @@ def storage_of(written: str) -> Storage:
     """Return the folder at a path or an address such as s3://bucket/prefix (also s3a://).
 
     Raises:
-        UserError: the scheme is unknown, its package is missing, or the bucket is.
+        UserError: nothing is written, the scheme is unknown, or its package or bucket is missing.
     """
+    if not written:  # `Path` takes it for the current folder
+        raise UserError("INPUT or OUTPUT is empty: name a folder or an address.")
     scheme, separator, rest = written.partition("://")
     if not separator:
         return Storage(str(Path(written)), "file", str(Path(written).absolute()))

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from pathlib import Path
 
 
 def probability(text: str) -> float:
@@ -27,6 +28,13 @@ def non_empty(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty")
     return text.strip()
+
+
+def folder_path(text: str) -> Path:
+    """Return a path. `Path` takes an empty text, such as an unset variable, for this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
 
 
 def setting(text: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """Photos with a box around each face, and its label."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -22,7 +22,10 @@ def check_folder(folder: Path, sources: Sequence[tuple[str, bytes | Path]]) -> N
     """
     target = folder.resolve()
     for name, source in sources:
-        if isinstance(source, Path) and target in source.resolve().parents:
+        if isinstance(source, Path) and (
+            target in source.resolve().parents
+            or target in (source.parent.resolve() / source.name).parents  # a link in the folder
+        ):
             raise UserError(f"--draw {folder} contains the input {name}: choose another folder.")
 
 
@@ -39,8 +42,8 @@ def draw_predictions(
         UserError: the folder cannot be written.
     """
     numbered = enumerate(sources, 1)
-    for name, group in groupby(predictions, key=lambda prediction: prediction.image):
-        faces = list(group)
+    for faces in _by_image(predictions):
+        name = faces[0].image
         number, source = next((n, item) for n, (known, item) in numbered if known == name)
         if faces[0].error is None:
             try:
@@ -54,12 +57,27 @@ def draw_predictions(
                 _draw(picture, face)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{number:04}-{Path(name).stem}.png")
+                # A file's name has at most 255 bytes.
+                stem = os.fsdecode(os.fsencode(Path(name).stem)[:245])
+                picture.save(folder / f"{number:04}-{stem}.png")
             except OSError as error:
                 raise UserError(
                     f"Cannot write into {folder}: {error.strerror}. Name another folder."
                 ) from error
         yield from faces
+
+
+def _by_image(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each image, also of one that is named twice in a row."""
+    faces: list[Prediction] = []
+    for prediction in predictions:
+        # The faces of an image differ.
+        if faces and (prediction.image != faces[0].image or prediction == faces[0]):
+            yield faces
+            faces = []
+        faces.append(prediction)
+    if faces:
+        yield faces
 
 
 def _draw(picture: Image.Image, face: Prediction) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from facegender.cli.arguments import probability
+from facegender.cli.arguments import folder_path, probability
 from facegender.data.image_files import PassedOver, find_images
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root
@@ -74,7 +74,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--draw",
-        type=Path,
+        type=folder_path,
         metavar="FOLDER",
         help="also write each image into this folder, as PNG, with boxes and labels",
     )

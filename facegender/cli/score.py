@@ -74,7 +74,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
 def score_command(args: argparse.Namespace) -> int:
     """Score the images that OUTPUT does not have yet."""
     from facegender.batch_scoring.plan import prepare
-    from facegender.batch_scoring.score import score
+    from facegender.batch_scoring.score import model_input, score
     from facegender.batch_scoring.spark_session import check_spark
     from facegender.batch_scoring.storage import storage_errors_as_user_errors
 
@@ -88,7 +88,8 @@ def score_command(args: argparse.Namespace) -> int:
             import mlflow
 
             model = registry.pin_version(args.model)
-            local = mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=folder)
+            local = Path(mlflow.artifacts.download_artifacts(artifact_uri=model, dst_path=folder))
+        size, crop = model_input(local)  # before OUTPUT is bound to the model
         with storage_errors_as_user_errors():
             job = prepare(
                 args.input,
@@ -99,9 +100,10 @@ def score_command(args: argparse.Namespace) -> int:
             )
             done = score(
                 job,
-                args.input,
                 args.output,
-                model=Path(local),
+                model=local,
+                size=size,
+                crop=crop,
                 master=args.master,
                 conf=dict(args.conf),
             )

@@ -13,6 +13,7 @@ from facegender.faces.detector import Detector
 from facegender.faces.settings import FaceCrop
 from facegender.inference.crop_file import read_crop
 from facegender.inference.predictor import BATCH_SIZE, Predictor, checked
+from facegender.runtime.output_capture import hide_native_notes
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +52,8 @@ def load_predictors(path: Path, images: int, *, trusted: bool) -> list[Predictor
 
 
 def _checked_keras_predictor(path: Path) -> Predictor:
-    from facegender.model.saved_model import load_model
+    with hide_native_notes():
+        from facegender.model.saved_model import load_model
 
     model = load_model(path)
     taken = [(*item.shape, item.dtype) for item in getattr(model, "inputs", None) or ()]

@@ -4,7 +4,7 @@ Input: the bytes of image files, their base64 text, or uint8 RGB arrays; one ima
 array of them, or a DataFrame with one column. Output: a DataFrame with a row for each image:
 `label` (female or male, as perceived, or uncertain) and `probability` (of the label male). A model
 that judges faces labels the largest one, or answers `no face`, and adds `faces`: a list with the
-box, score, label and probability of each.
+box, score, label and probability of each. The index is that of a DataFrame or Series.
 """
 
 import base64
@@ -105,10 +105,11 @@ class FaceGender(PythonModel):
             if crop:
                 row["faces"] = [box_of(face) | judged for face, judged in answers if face]
             rows.append(row)
-        frame = pd.DataFrame(rows)
+        is_table = isinstance(model_input, pd.DataFrame | pd.Series)
+        frame = pd.DataFrame(rows, index=model_input.index if is_table else None)
         if crop:
             # Numbers would make None NaN, which is not valid JSON.
-            frame["probability"] = pd.Series([row["probability"] for row in rows], dtype=object)
+            frame["probability"] = np.array([row["probability"] for row in rows], dtype=object)
         return frame
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
+from facegender.inference.threshold import write_threshold
 from tests.conftest import Exported
 from tests.pipeline.conftest import Clone, served
 from tools.ui import HOST
@@ -79,6 +80,29 @@ def test_an_uploaded_picture_is_judged_and_explained(
         assert shown == pytest.approx(exported.probabilities[unsure], abs=1e-3)
         page.get_by_role("slider").fill("1")
         expect(line).to_have_text(re.compile("^uncertain P"))
+
+
+def test_the_slider_abstains_as_predict_does(
+    browser: Browser, exported: Exported, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.tflite"
+    content = exported.float32.read_bytes()
+    model.write_bytes(content[: content.index(b"PK\3\4", 20)])
+    write_threshold(model, 0.8)
+    likely = int(np.argmin(abs(exported.probabilities - 0.7)))
+    Image.fromarray(exported.images[likely]).save(tmp_path / "face.png")
+    command = ("facegender", "demo", "--model", str(model))
+    with served(Clone(tmp_path), command, tmp_path / "log", options=()) as port:
+        page = browser.new_page()
+        page.goto(f"http://{HOST}:{port}")
+        page.locator("#file").set_input_files(tmp_path / "face.png")
+        line, slider = page.get_by_role("listitem"), page.get_by_role("slider")
+        # P(male) is below the threshold, so the label is female, whose probability is about 0.3.
+        for below, label in ((None, "female"), ("0.25", "female"), ("0.5", "uncertain")):
+            if below:
+                slider.fill(below)
+            expect(line).to_have_text(re.compile(f"^{label} P"))
+        page.close()
 
 
 def test_a_bad_file_is_named(page: Page) -> None:

@@ -103,6 +103,11 @@ def test_the_threshold_is_that_of_the_model_unless_named(
         read_threshold(model)
 
 
+def test_a_keras_model_prints_no_notes_of_tensorflow(exported: Exported, folder: Path) -> None:
+    done = run_python(FACEGENDER, "predict", "--model", exported.keras, folder / "00.png")
+    assert done.stderr == f"{exported.keras.name} stores no threshold; using 0.5\n"
+
+
 def test_a_model_of_the_sample_says_so_and_another_does_not(
     exported: Exported,
     folder: Path,

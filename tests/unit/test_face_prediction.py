@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow.pyfunc.scoring_server import predictions_to_json
 from PIL import Image
@@ -109,6 +110,23 @@ def test_photos_are_drawn_with_their_boxes(
     assert changed.max(0)[0] == pytest.approx(one["top"] + one["height"], abs=2)
 
 
+def test_an_image_named_twice_is_drawn_twice(model: Path, photos: Path, tmp_path: Path) -> None:
+    paths = [str(photos / name) for name in ("a-two.png", "a-two.png", "b-one.png", "b-one.png")]
+    assert _run(["predict", "--model", str(model), "--draw", str(tmp_path / "drawn"), *paths]) == 0
+    names = ["0001-a-two.png", "0002-a-two.png", "0003-b-one.png", "0004-b-one.png"]
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == names
+
+
+def test_an_image_with_the_longest_name_is_drawn(model: Path, photos: Path, tmp_path: Path) -> None:
+    name = "a" + "ü" * 125 + ".png"  # 255 bytes
+    (tmp_path / name).write_bytes((photos / "b-one.png").read_bytes())
+    drawn = tmp_path / "drawn"
+    command = ["predict", "--model", str(model), "--draw", str(drawn), str(tmp_path / name)]
+    assert _run(command) == 0
+    (path,) = drawn.iterdir()
+    assert path.name == f"0001-a{'ü' * 122}.png"
+
+
 def test_a_folder_that_cannot_be_written_is_named(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +141,23 @@ def test_drawn_photos_do_not_lie_among_those_to_be_judged(model: Path, photos: P
         command = ["predict", "--model", str(model), "--draw", str(folder), str(photos)]
         with pytest.raises(UserError, match=r"contains the input .*a-two\.png"):
             _run(command)
+
+
+def test_an_empty_folder_is_not_the_current_one(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        _run(["predict", "--model", str(model), "--draw", "", str(photos)])
+    assert "argument --draw: it is empty" in capsys.readouterr().err
+
+
+def test_drawn_photos_do_not_lie_among_links_to_photos(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link.png").symlink_to(photos / "b-one.png")
+    command = ["predict", "--model", str(model), "--draw", str(tmp_path), str(tmp_path)]
+    with pytest.raises(UserError, match=r"contains the input .*link\.png"):
+        _run(command)
 
 
 def test_a_label_at_the_edge_of_a_photo_is_drawn_inside(
@@ -206,6 +241,8 @@ def test_the_server_answers_for_the_largest_face_and_lists_all(
         assert {key: face[key] for key in ("left", "top", "width", "height", "score", "label")} == {
             key: line[key] for key in ("left", "top", "width", "height", "score", "label")
         }
+    in_table = server.predict(None, pd.Series(contents, index=[7, 5, 6]))
+    pd.testing.assert_frame_equal(in_table, answer.set_axis([7, 5, 6]))
     # As MLflow sends it: strict readers of JSON refuse NaN.
     sent = io.StringIO()
     predictions_to_json(answer, sent)

@@ -6,8 +6,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from facegender.batch_scoring import parquet, plan, spark_session, tasks
+from facegender.batch_scoring import score as score_module
 from facegender.batch_scoring import storage as storage_module
 from facegender.batch_scoring.plan import Job
 from facegender.batch_scoring.storage import Storage, storage_of
@@ -76,6 +79,35 @@ def test_a_plan_that_is_written_down_is_kept(tmp_path: Path) -> None:
     (source / "another.jpg").write_bytes(b"x")
     assert prepare(source, tmp_path / "out", part_images=1) == job
     assert len(flat(planned(tmp_path / "out"))) == 25
+
+
+@pytest.mark.parametrize("first_plan", [False, True])
+def test_a_resumed_run_names_images_as_the_first_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_plan: bool
+) -> None:
+    photos(tmp_path / "in", 3)
+    monkeypatch.chdir(tmp_path)
+    prepare("in/", "out")
+    if first_plan:  # of a version that did not keep INPUT as it was given
+        path = tmp_path / "out/_score/job.json"
+        known = json.loads(path.read_text())
+        del known["written"]
+        path.write_text(json.dumps(known))
+    used: list[Storage] = []
+    monkeypatch.setattr(score_module, "spark_session", lambda master, conf: nullcontext())
+    monkeypatch.setattr(score_module, "wait_with_progress", lambda rows, session, total: [])
+
+    def record(session: object, job: Job, source: Storage, *_: object, **__: object) -> object:
+        used.append(source)
+        return SimpleNamespace(collect=list)
+
+    monkeypatch.setattr(score_module, "scored_parts", record)
+    job = prepare(tmp_path / "in", "out")
+    options = {"model": tmp_path, "size": 8, "crop": None, "master": "local", "conf": {}}
+    score_module.score(job, "out", **options)
+    assert used[0].photo("000.jpg") == tmp_path / "in/000.jpg"
+    expected = tmp_path / "in/000.jpg" if first_plan else "in/000.jpg"
+    assert used[0].address("000.jpg") == str(expected)
 
 
 def test_an_incomplete_plan_is_made_again(tmp_path: Path) -> None:
@@ -274,6 +306,19 @@ def test_there_is_no_champion_to_score_by(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("named", ["model.tflite", "."])
+def test_what_is_not_a_logged_model_is_named_and_leaves_no_output(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setattr(spark_session, "check_spark", lambda: None)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.tflite").write_bytes(b"x")
+    model = str(tmp_path / "model" / named)
+    with pytest.raises(UserError, match=r"This project did not log the model"):
+        _run(["score", str(photos(tmp_path / "in", 1)), str(tmp_path / "out"), "--model", model])
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "pyspark", None)
@@ -336,6 +381,7 @@ def test_parquet_on_s3_is_read_and_resumed_under_any_form_of_its_address(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
+        ("", "INPUT or OUTPUT is empty"),
         ("s3://", "not an address in object storage"),
         ("s3://key:secret@bucket/x", "not an address in object storage"),
         ("https://host/x", r"https:// is not supported\. Use a path or one of s3://"),

@@ -223,6 +223,16 @@ def test_bytes_in_a_table(model: PyFuncModel, exported: Exported, expected: np.n
     np.testing.assert_array_equal(model.predict(table)["probability"], expected)
 
 
+@pytest.mark.parametrize("form", [pd.Series, lambda images: pd.DataFrame({"image": images})])
+def test_answers_have_the_index_of_the_table(
+    model: PyFuncModel, exported: Exported, expected: np.ndarray, form: Callable
+) -> None:
+    table = form([encode_png(image) for image in exported.images])
+    some = model.predict(table[expected > 0.5])
+    assert some["probability"].tolist() == pd.Series(expected)[expected > 0.5].tolist()
+    assert some.index.tolist() == np.flatnonzero(expected > 0.5).tolist()
+
+
 def test_a_model_logged_before_the_package_had_folders_still_scores(
     filled: Store, exported: Exported, expected: np.ndarray, tmp_path: Path
 ) -> None:

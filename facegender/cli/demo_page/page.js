@@ -8,8 +8,7 @@ let asked = 0; // requests so far: only the last one's answer is shown
 
 const rgba = (label, alpha) => `rgba(${COLOURS[label].join(",")},${alpha})`;
 const labelOf = (face) =>
-  face.confidence < Number(element("abstain").value) && element("abstain").value !== "0.5"
-    ? "uncertain" : face.label;
+  face.confidence < Number(element("abstain").value) ? "uncertain" : face.label;
 
 async function post(address, body) {
   const response = await fetch(address, { method: "POST", body });
@@ -40,6 +39,7 @@ async function send(blob, files = 1) {
       content.faces.length ? "" : "no face", files > 1 ? `the first of ${files} files` : "",
     ].filter(Boolean).join(", ");
     element("threshold").textContent = `From P(male) = ${content.threshold} on the label is male.`;
+    fitSlider(content.threshold);
     element("left-out").textContent =
       content.left_out ? `${content.left_out} smaller faces are not shown.` : "";
     element("answer").hidden = false;
@@ -47,6 +47,14 @@ async function send(blob, files = 1) {
   } catch (error) {
     if (request === asked) element("status").textContent = `Not judged: ${error.message}`;
   }
+}
+
+// At its left end, the slider makes no label uncertain: none has a lower probability.
+function fitSlider(threshold) {
+  const slider = element("abstain");
+  const isAtLeft = slider.value === slider.min;
+  slider.min = Math.min(threshold, 1 - threshold);
+  if (isAtLeft) slider.value = slider.min;
 }
 
 function choose(index) {
