@@ -48,12 +48,13 @@ _POLL_SECONDS = 0.5
 _DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
 # These too if a face check drops the images that it finds.
 _DECIDE_FACES = ("image.face", "image.crop")
-# DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
+# DVC takes a stage as unchanged only if its outputs are there; a cache may lack some. DVC turns
+# Ctrl-C into code 252.
 _RUN = """
 import sys
 from dvc.cli import main
-main(["checkout", "--quiet", "--allow-missing"])
-sys.exit(main(sys.argv[1:]))
+interrupted = main(["checkout", "--quiet", "--allow-missing"]) == 252
+sys.exit(252 if interrupted else main(sys.argv[1:]))
 """
 
 

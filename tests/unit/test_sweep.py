@@ -1,6 +1,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from facegender.runtime.experiment_clone import Snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
 from facegender.runtime.sweep import (
+    _RUN,
     Ended,
     Point,
     _end,
@@ -102,6 +105,22 @@ def test_what_dash_s_sets_is_left_to_dvc(tmp_path: Path) -> None:
 def test_seeds_are_not_set_twice() -> None:
     with pytest.raises(UserError, match="--first"):
         _run(["seeds", "2", "-S", "train.seed=1"])
+
+
+def test_an_experiment_interrupted_before_its_first_stage_does_not_run(tmp_path: Path) -> None:
+    """DVC ends with a code instead of KeyboardInterrupt."""
+    (tmp_path / ".dvc").mkdir()
+    init_repository(tmp_path)
+    ctrl_c = """
+from dvc.commands.checkout import CmdCheckout
+def run(self):
+    raise KeyboardInterrupt
+CmdCheckout.run = run
+"""
+    command = [sys.executable, "-c", ctrl_c + _RUN, "version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 252
+    assert "DVC version" not in done.stdout
 
 
 def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> None:
