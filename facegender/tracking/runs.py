@@ -118,8 +118,12 @@ def _agrees(run: Run, params: Mapping[str, Any]) -> bool:
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
     with run_lock(run.info.artifact_uri) as removal:
-        # Nested because a sweep's own run may be open.
-        mlflow.start_run(run_id=run.info.run_id, nested=True)
+        try:
+            # Nested because a sweep's own run may be open.
+            mlflow.start_run(run_id=run.info.run_id, nested=True)
+        except BaseException:
+            removal.pop_all()  # so that `_end_dead_runs` finds it
+            raise
         try:
             yield run
         except BaseException:
