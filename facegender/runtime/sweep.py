@@ -394,7 +394,7 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
         tags={
             **tags,
             **input_tags(read("dvc.lock").getvalue(), TRAINED_BY),
-            "dvc.restored": "true",
+            runs.RESTORED: "true",
         },
         manifests={},
     ) as run:

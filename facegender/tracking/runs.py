@@ -42,6 +42,8 @@ from facegender.tracking.log import (
 
 # Tags of a run that belongs to an experiment or a sweep.
 _EXPERIMENT_TAGS = {"dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.parentRunId"}
+# Of a run that only records what DVC already had: it has no files.
+RESTORED = "dvc.restored"
 _BEST = "facegender.best"
 _EVALUATION = "facegender.evaluation"
 _SWEEP = "facegender.sweep"

@@ -280,6 +280,18 @@ def test_a_run_without_results_or_model_registers_nothing(store: Store, tmp_path
     assert registry.list_versions() == []
 
 
+def test_of_results_that_dvc_had_the_run_that_trained_is_promoted(store: Store) -> None:
+    tags = {"dvc.lock": "digest", "dvc.restored": "true"}
+    with mlflow.start_run(run_name="sweep-3", tags=tags):
+        pass
+    with pytest.raises(UserError, match="`dvc exp apply sweep-3`, then `dvc repro --force"):
+        registry.promote(find_run("sweep-3"), passes, lock=store.root / "lock")
+    MlflowClient().set_tag(store.runs["good"], "dvc.lock", "digest")
+    with pytest.raises(UserError, match=r"run that trained it: \w{12} \(good, [^;]*\)\.$"):
+        registry.promote(find_run("sweep-3"), passes, lock=store.root / "lock")
+    assert registry.list_versions() == []
+
+
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
 def test_a_run_that_did_not_finish_is_refused(store: Store, status: str) -> None:
     MlflowClient().update_run(store.runs["good"], status)
