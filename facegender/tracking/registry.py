@@ -104,7 +104,12 @@ def find_run(wanted: str) -> Run:
         )
     raise UserError(
         f"MLflow has no run with the id or name {wanted!r}. "
-        + (f"It has: {listed}{more}." if runs else "It has no runs yet; `dvc repro` makes one.")
+        + (
+            f"It has: {listed}{more}."
+            if runs
+            else "It has no runs yet; `dvc repro` makes one, or, of results that are up to date, "
+            "`dvc repro --force --single-item evaluate`."
+        )
     )
 
 

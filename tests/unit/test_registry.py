@@ -268,6 +268,14 @@ def test_an_unknown_run_names_those_there_are(store: Store, wanted: str) -> None
     assert all(run_id[:12] in str(error.value) for run_id in store.runs.values())
 
 
+def test_an_empty_store_says_how_results_get_a_run(store: Store) -> None:
+    """`dvc repro` runs nothing if the results are there and only the store was lost."""
+    for run_id in store.runs.values():
+        MlflowClient().delete_run(run_id)
+    with pytest.raises(UserError, match="`dvc repro --force --single-item evaluate`"):
+        find_run("repro")
+
+
 def test_a_run_without_results_or_model_registers_nothing(store: Store, tmp_path: Path) -> None:
     with mlflow.start_run(run_name="broken off") as run:
         pass
