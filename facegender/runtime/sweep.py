@@ -37,7 +37,7 @@ from facegender.runtime.experiment_clone import (
     make_clone,
     take_snapshot,
 )
-from facegender.runtime.git import committed_text
+from facegender.runtime.git import checked_git, committed_text
 from facegender.runtime.redaction import secrets_of, without_credentials
 from facegender.tracking import log, runs
 from facegender.tracking.connection import short_error
@@ -48,6 +48,7 @@ _POLL_SECONDS = 0.5
 _DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
 # These too if a face check drops the images that it finds.
 _DECIDE_FACES = ("image.face", "image.crop")
+_NEEDED = ("conf", "facegender", "stages")
 # DVC takes a stage as unchanged only if its outputs are there; a cache may lack some. DVC turns
 # Ctrl-C into code 252.
 _RUN = """
@@ -174,6 +175,11 @@ def run_sweep(
         raise UserError(
             f"The repository already has the experiment {taken[0]}. Choose another --name, or "
             f"remove it with `dvc exp remove {taken[0]}`."
+        )
+    if untracked := checked_git(root, "ls-files", "--others", "--exclude-standard", *_NEEDED):
+        print(
+            "not in the experiments, because git does not track them: "
+            f"{', '.join(untracked.splitlines())}. `git add` them first."
         )
     varied = [key for key, values in grid.items() if len(values) > 1]
     print(f"{name}: {len(points)} experiments", flush=True)

@@ -31,7 +31,7 @@ from facegender.runtime.sweep import (
     run_sweep,
 )
 from facegender.tracking import connection
-from tests.conftest import init_repository
+from tests.conftest import fill, init_repository
 from tools.compose_params import ROOT, compose
 
 
@@ -121,6 +121,22 @@ CmdCheckout.run = run
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 252
     assert "DVC version" not in done.stdout
+
+
+def test_a_new_recipe_that_git_does_not_track_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_repository(tmp_path)
+    checked_git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "first")
+    fill(tmp_path, dict.fromkeys(("conf/recipe/mine.yaml", "notes.txt"), b""))
+    monkeypatch.setattr("facegender.runtime.sweep.run_points", lambda *_: (end for end in ()))
+    connection.connect(tmp_path)
+    for name, words in (("one", "track them: conf/recipe/mine.yaml. `git add`"), ("two", "")):
+        run_sweep(tmp_path, {"recipe": ["mine"]}, name=name, jobs=1, environment={})
+        out = capsys.readouterr().out
+        assert words in out
+        assert ("track them" in out) == bool(words)
+        checked_git(tmp_path, "add", "conf")
 
 
 def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> None:
