@@ -353,7 +353,7 @@ def test_both_comparisons_are_shown(sources: Sources, params: Params) -> None:
 
 
 def test_the_page_rounds_p_as_the_gate_does(sources: Sources, params: Params) -> None:
-    evidence = Evidence(360, 0.0, 0.1, 0.02, 0.01)
+    evidence = Evidence(360, 0.0, 0.02, 0.01)
     rows = [
         Comparison("recall_male", 9, 0.9, 0.8, -0.1, -0.15, 0.05, p=0.0478, verdict="fail"),
         Comparison("recall_female", 9, 0.9, 0.8, -0.1, -0.15, 0.05, p=0.0512),
