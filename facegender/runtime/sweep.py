@@ -48,6 +48,7 @@ _POLL_SECONDS = 0.5
 _DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
 # These too if a face check drops the images that it finds.
 _DECIDE_FACES = ("image.face", "image.crop")
+# Folders whose files an experiment reads.
 _NEEDED = ("conf", "facegender", "stages")
 # DVC takes a stage as unchanged only if its outputs are there; a cache may lack some. DVC turns
 # Ctrl-C into code 252.

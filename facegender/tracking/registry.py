@@ -185,7 +185,8 @@ def _whose_results(run: Run) -> str:
     """Return which run to promote instead of one without files, whose results DVC already had."""
     same: Sequence[Run] = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
-        filter_string=f"tags.`dvc.lock` = '{run.data.tags.get('dvc.lock', '')}'",
+        filter_string=f"tags.`dvc.lock` = '{run.data.tags.get('dvc.lock', '')}' "
+        "and attributes.status = 'FINISHED'",
         output_format="list",
     )
     trained = [_describe(one) for one in same if RESTORED not in one.data.tags]
