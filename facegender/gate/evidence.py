@@ -82,13 +82,11 @@ class Evidence:
 
     Attributes:
         gained: share of images that each model alone would get right without a drop.
-        differing: share of images that exactly one of the models gets right.
         tolerance: drop that the gate tolerates.
     """
 
     n: int
     gained: float
-    differing: float
     significance: float
     tolerance: float
 

@@ -126,7 +126,7 @@ def judge(
         else:
             unproven.append(f"accuracy fell by more than the tolerance, and {lacking}")
     if settings.test == "noninferiority":
-        unproven += _not_shown(comparisons, settings, evidence)
+        unproven += _not_shown(comparisons, settings, pairs)
     return replace(
         report,
         unproven=unproven,
@@ -217,12 +217,11 @@ def _evidence(pairs: pd.DataFrame, groups: Sequence[Comparison], settings: Gate)
     gained = min((is_right & ~was_right).mean(), (was_right & ~is_right).mean())
     # The share of the accuracy among the questions of `_judge_drops`.
     level = settings.significance / (2 + any(not row.note for row in groups))
-    differing = float((was_right != is_right).mean())
-    return Evidence(len(pairs), float(gained), differing, level, settings.max_drop.accuracy)
+    return Evidence(len(pairs), float(gained), level, settings.max_drop.accuracy)
 
 
 def _not_shown(
-    comparisons: Sequence[Comparison], settings: Gate, evidence: Evidence | None
+    comparisons: Sequence[Comparison], settings: Gate, pairs: pd.DataFrame | None
 ) -> list[str]:
     """Return a sentence for each share whose drop may exceed the tolerance, by its interval."""
     found = []
@@ -236,8 +235,14 @@ def _not_shown(
             f"it is not shown that {row.metric} drops by less than {tolerance:g}: its interval on "
             f"{row.n} images reaches {row.low:+.4f}"
         )
-        if evidence and (needed := images_for_noninferiority(tolerance, evidence.differing)):
-            text += f"; of equally good models {needed:,} such images would show it (power 80 %)"
+        if pairs is not None:
+            label = LABELS.get(row.metric.removeprefix("recall_"))
+            such = pairs if label is None else pairs[pairs["label"] == label]
+            differing = float((such["predicted"] != such["old_predicted"]).mean())
+            if needed := images_for_noninferiority(tolerance, differing):
+                text += (
+                    f"; of equally good models {needed:,} such images would show it (power 80 %)"
+                )
         found.append(text)
     return found
 

@@ -37,7 +37,7 @@ from facegender.runtime.experiment_clone import (
     make_clone,
     take_snapshot,
 )
-from facegender.runtime.git import committed_text
+from facegender.runtime.git import checked_git, committed_text
 from facegender.runtime.redaction import secrets_of, without_credentials
 from facegender.tracking import log, runs
 from facegender.tracking.connection import short_error
@@ -48,12 +48,15 @@ _POLL_SECONDS = 0.5
 _DECIDE_LOSS = ("dataset", "data", "split", "train.label_smoothing")
 # These too if a face check drops the images that it finds.
 _DECIDE_FACES = ("image.face", "image.crop")
-# DVC takes a stage as unchanged only if its outputs are there; a cache may lack some.
+# Folders whose files an experiment reads.
+_NEEDED = ("conf", "facegender", "stages")
+# DVC takes a stage as unchanged only if its outputs are there; a cache may lack some. DVC turns
+# Ctrl-C into code 252.
 _RUN = """
 import sys
 from dvc.cli import main
-main(["checkout", "--quiet", "--allow-missing"])
-sys.exit(main(sys.argv[1:]))
+interrupted = main(["checkout", "--quiet", "--allow-missing"]) == 252
+sys.exit(252 if interrupted else main(sys.argv[1:]))
 """
 
 
@@ -173,6 +176,11 @@ def run_sweep(
         raise UserError(
             f"The repository already has the experiment {taken[0]}. Choose another --name, or "
             f"remove it with `dvc exp remove {taken[0]}`."
+        )
+    if untracked := checked_git(root, "ls-files", "--others", "--exclude-standard", *_NEEDED):
+        print(
+            "not in the experiments, because git does not track them: "
+            f"{', '.join(untracked.splitlines())}. `git add` them first."
         )
     varied = [key for key, values in grid.items() if len(values) > 1]
     print(f"{name}: {len(points)} experiments", flush=True)
@@ -393,7 +401,7 @@ def _log_restored(root: Path, point: Point, commit: str, tags: Mapping[str, str]
         tags={
             **tags,
             **input_tags(read("dvc.lock").getvalue(), TRAINED_BY),
-            "dvc.restored": "true",
+            runs.RESTORED: "true",
         },
         manifests={},
     ) as run:

@@ -242,8 +242,9 @@ def fetch_results(run_id: str, folder: Path) -> Path:
             )
         )
     except (MlflowException, OSError) as error:
+        reason = str(error).rstrip(".")
         raise UserError(
-            f"Cannot read the results of the MLflow run {run_id}: {error}. If they are lost, "
+            f"Cannot read the results of the MLflow run {run_id}: {reason}. If they are lost, "
             "`dvc repro --force` makes a run that has them."
         ) from error
     if not (path / "test.json").is_file():

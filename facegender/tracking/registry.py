@@ -23,6 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from facegender.errors import UserError
 from facegender.tracking.connection import EXPERIMENT
 from facegender.tracking.log import fetch_results
+from facegender.tracking.runs import RESTORED
 
 REGISTERED_MODEL = "facegender"
 CHAMPION = "champion"
@@ -103,7 +104,12 @@ def find_run(wanted: str) -> Run:
         )
     raise UserError(
         f"MLflow has no run with the id or name {wanted!r}. "
-        + (f"It has: {listed}{more}." if runs else "It has no runs yet; `dvc repro` makes one.")
+        + (
+            f"It has: {listed}{more}."
+            if runs
+            else "It has no runs yet; `dvc repro` makes one, or, of results that are up to date, "
+            "`dvc repro --force --single-item evaluate`."
+        )
     )
 
 
@@ -133,6 +139,8 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
             f"The run {_describe(run)} is {run.info.status}; only a finished run can be promoted. "
             "Wait until it ends, or name another run."
         )
+    if RESTORED in run.data.tags:
+        raise UserError(_whose_results(run))
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock), tempfile.TemporaryDirectory() as folder:
         results = fetch_results(run.info.run_id, Path(folder) / "candidate")
@@ -171,6 +179,24 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(number))
         client.delete_registered_model_alias(REGISTERED_MODEL, CHALLENGER)
         return Promotion(number, former, verdict, champion=True)
+
+
+def _whose_results(run: Run) -> str:
+    """Return which run to promote instead of one without files, whose results DVC already had."""
+    same: Sequence[Run] = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.`dvc.lock` = '{run.data.tags.get('dvc.lock', '')}' "
+        "and attributes.status = 'FINISHED'",
+        output_format="list",
+    )
+    trained = [_describe(one) for one in same if RESTORED not in one.data.tags]
+    name = run.info.run_name
+    return f"DVC already had the results of {name}, so its run has no model. " + (
+        f"Promote the run that trained it: {'; '.join(trained[:_LISTED])}."
+        if trained
+        else f"`dvc exp apply {name}`, then `dvc repro --force --single-item evaluate`, log a run "
+        "that has it."
+    )
 
 
 def champion_commit() -> str | None:

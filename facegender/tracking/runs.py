@@ -42,6 +42,8 @@ from facegender.tracking.log import (
 
 # Tags of a run that belongs to an experiment or a sweep.
 _EXPERIMENT_TAGS = {"dvc.exp_name", "dvc.exp_baseline_rev", "mlflow.parentRunId"}
+# Of a run that only records what DVC already had: it has no files.
+RESTORED = "dvc.restored"
 _BEST = "facegender.best"
 _EVALUATION = "facegender.evaluation"
 _SWEEP = "facegender.sweep"
@@ -118,8 +120,12 @@ def _agrees(run: Run, params: Mapping[str, Any]) -> bool:
 @contextmanager
 def _open(run: Run) -> Iterator[Run]:
     with run_lock(run.info.artifact_uri) as removal:
-        # Nested because a sweep's own run may be open.
-        mlflow.start_run(run_id=run.info.run_id, nested=True)
+        try:
+            # Nested because a sweep's own run may be open.
+            mlflow.start_run(run_id=run.info.run_id, nested=True)
+        except BaseException:
+            removal.pop_all()  # so that `_end_dead_runs` finds it
+            raise
         try:
             yield run
         except BaseException:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
+from facegender.gate.verdict import Comparison, Report
 from facegender.params import Params
 from facegender.report.page import Provenance, render_page
 from tests.pipeline.conftest import Clone
@@ -85,6 +86,24 @@ def test_the_committed_results_fill_the_page(
     folder = os.environ.get("FACEGENDER_SCREENSHOTS")
     picture = Path(folder) / "report.png" if folder else None
     assert problems(browser, path, "light", picture) == []
+
+
+def test_a_long_name_in_a_finding_fits_a_phone(
+    browser: Browser, params: Params, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    long = "facegender/data/a_module_with_a_very_long_name_that_is_stale.py"
+    gate = Report(
+        "now",
+        "main",
+        [],
+        undecided=[long],
+        left_out=[long],
+        comparisons=[Comparison("accuracy", 9, 0.5, 0.5, 0.0)],
+    )
+    provenance = Provenance(code="0" * 64, lock="0" * 64, versions={})
+    path.write_text(render_page(committed_sources(ROOT), params, provenance, gate))
+    assert problems(browser, path, "light") == []
 
 
 def test_the_command_compares_and_logs(reproduced: Clone, tmp_path: Path) -> None:

@@ -297,6 +297,15 @@ def test_noninferiority_passes_only_what_is_shown(
     assert (compare(new, old).exit_code == 1) == (code == 1)
 
 
+def test_the_images_that_a_recall_needs_follow_from_its_own_class(compare: Callable) -> None:
+    new = wrong_at(0, 2, 4, n=360)  # all of them female
+    report = compare(new, wrong_at(n=360), {"test": "noninferiority", "floors": {}})
+    needed = [images_for_noninferiority(0.01, 3 / 360)]
+    needed += [images_for_noninferiority(0.02, share) for share in (3 / 180, 0)]
+    for sentence, n in zip(report.not_shown, needed, strict=True):
+        assert f"of equally good models {n:,} such images" in sentence
+
+
 @pytest.mark.parametrize(("tolerance", "differing"), [(0.01, 0.0), (0.01, 0.03), (0.05, 0.1)])
 def test_as_many_images_as_it_names_show_noninferiority(tolerance: float, differing: float) -> None:
     n = images_for_noninferiority(tolerance, differing)

@@ -268,6 +268,14 @@ def test_an_unknown_run_names_those_there_are(store: Store, wanted: str) -> None
     assert all(run_id[:12] in str(error.value) for run_id in store.runs.values())
 
 
+def test_an_empty_store_says_how_results_get_a_run(store: Store) -> None:
+    """`dvc repro` runs nothing if the results are there and only the store was lost."""
+    for run_id in store.runs.values():
+        MlflowClient().delete_run(run_id)
+    with pytest.raises(UserError, match="`dvc repro --force --single-item evaluate`"):
+        find_run("repro")
+
+
 def test_a_run_without_results_or_model_registers_nothing(store: Store, tmp_path: Path) -> None:
     with mlflow.start_run(run_name="broken off") as run:
         pass
@@ -277,6 +285,18 @@ def test_a_run_without_results_or_model_registers_nothing(store: Store, tmp_path
     MlflowClient().log_artifact(run.info.run_id, str(tmp_path / "test.json"), "metrics")
     with pytest.raises(UserError, match=r"broken off.*has logged no model"):
         registry.promote(find_run("broken off"), passes, lock=tmp_path / "lock")
+    assert registry.list_versions() == []
+
+
+def test_of_results_that_dvc_had_the_run_that_trained_is_promoted(store: Store) -> None:
+    tags = {"dvc.lock": "digest", "dvc.restored": "true"}
+    with mlflow.start_run(run_name="sweep-3", tags=tags):
+        pass
+    with pytest.raises(UserError, match="`dvc exp apply sweep-3`, then `dvc repro --force"):
+        registry.promote(find_run("sweep-3"), passes, lock=store.root / "lock")
+    MlflowClient().set_tag(store.runs["good"], "dvc.lock", "digest")
+    with pytest.raises(UserError, match=r"run that trained it: \w{12} \(good, [^;]*\)\.$"):
+        registry.promote(find_run("sweep-3"), passes, lock=store.root / "lock")
     assert registry.list_versions() == []
 
 

@@ -16,6 +16,7 @@ from facegender.errors import UserError
 from facegender.evaluation.groups import NO_METADATA, group_metrics
 from facegender.evaluation.label_audit import COLUMNS
 from facegender.evaluation.metrics import classification_metrics, shown_metrics
+from facegender.gate.evidence import Evidence
 from facegender.gate.verdict import Comparison, Report
 from facegender.params import Boxes, Params
 from facegender.report.page import (
@@ -350,6 +351,21 @@ def test_both_comparisons_are_shown(sources: Sources, params: Params) -> None:
     assert "Metrics of the reference and of these results" in text
     assert "accuracy 9 0.6100 0.6000" in text
     assert "accuracy 9 0.8000 0.6000" in text
+
+
+def test_the_page_rounds_p_as_the_gate_does(sources: Sources, params: Params) -> None:
+    evidence = Evidence(360, 0.0, 0.02, 0.01)
+    rows = [
+        Comparison("recall_male", 9, 0.9, 0.8, -0.1, -0.15, 0.05, p=0.0478, verdict="fail"),
+        Comparison("recall_female", 9, 0.9, 0.8, -0.1, -0.15, 0.05, p=0.0512),
+        Comparison("accuracy", 9, 0.9, 0.8, -0.1, -0.2, -0.05, p=0.00146, verdict="fail"),
+    ]
+    gate = Report("now", "main", [], comparisons=rows, evidence=evidence)
+    text = Elements(render_page(sources, params, PROVENANCE, gate)).text
+    assert "\N{MINUS SIGN}0.1500 to +0.0500 0.048 fail" in text
+    assert "\N{MINUS SIGN}0.1500 to +0.0500 0.051 info" in text
+    assert "\N{MINUS SIGN}0.2000 to \N{MINUS SIGN}0.0500 0.0015 fail" in text
+    assert "compared image by image. 360 images" in text
 
 
 def test_robustness_is_on_the_page_and_in_the_card(sources: Sources, params: Params) -> None:

@@ -1,6 +1,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from facegender.runtime.experiment_clone import Snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
 from facegender.runtime.sweep import (
+    _RUN,
     Ended,
     Point,
     _end,
@@ -28,7 +31,7 @@ from facegender.runtime.sweep import (
     run_sweep,
 )
 from facegender.tracking import connection
-from tests.conftest import commit_all, init_repository
+from tests.conftest import commit_all, fill, init_repository
 from tools.compose_params import ROOT, compose
 
 
@@ -102,6 +105,38 @@ def test_what_dash_s_sets_is_left_to_dvc(tmp_path: Path) -> None:
 def test_seeds_are_not_set_twice() -> None:
     with pytest.raises(UserError, match="--first"):
         _run(["seeds", "2", "-S", "train.seed=1"])
+
+
+def test_an_experiment_interrupted_before_its_first_stage_does_not_run(tmp_path: Path) -> None:
+    """DVC ends with a code instead of KeyboardInterrupt."""
+    (tmp_path / ".dvc").mkdir()
+    init_repository(tmp_path)
+    ctrl_c = """
+from dvc.commands.checkout import CmdCheckout
+def run(self):
+    raise KeyboardInterrupt
+CmdCheckout.run = run
+"""
+    command = [sys.executable, "-c", ctrl_c + _RUN, "version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 252
+    assert "DVC version" not in done.stdout
+
+
+def test_a_new_recipe_that_git_does_not_track_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_repository(tmp_path)
+    checked_git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "first")
+    fill(tmp_path, dict.fromkeys(("conf/recipe/mine.yaml", "notes.txt"), b""))
+    monkeypatch.setattr("facegender.runtime.sweep.run_points", lambda *_: (end for end in ()))
+    connection.connect(tmp_path)
+    for name, words in (("one", "track them: conf/recipe/mine.yaml. `git add`"), ("two", "")):
+        run_sweep(tmp_path, {"recipe": ["mine"]}, name=name, jobs=1, environment={})
+        out = capsys.readouterr().out
+        assert words in out
+        assert ("track them" in out) == bool(words)
+        checked_git(tmp_path, "add", "conf")
 
 
 def test_results_that_dvc_had_are_logged_as_those_of_a_run(tmp_path: Path) -> None:

@@ -274,6 +274,23 @@ def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
     assert mlflow.get_run(ids[0]).info.status == "KILLED"
 
 
+def test_a_run_that_was_interrupted_as_it_opened_is_not_running_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.connect(tmp_path)
+    ids: list[str] = []
+
+    def interrupted(run_id: str, **_: object) -> None:
+        ids.append(run_id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow, "start_run", interrupted)
+    with pytest.raises(KeyboardInterrupt), run():
+        pass
+    connection.connect(tmp_path)
+    assert mlflow.get_run(ids[0]).info.status == "KILLED"
+
+
 def test_metadata_of_a_logged_dataset_stays_text(tmp_path: Path) -> None:
     manifest = tmp_path / "train.csv"
     manifest.write_text("path,label,sha256,id,country\na.png,0,x,007,NA\nb.png,1,y,,nan\n")
