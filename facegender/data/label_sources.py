@@ -109,7 +109,7 @@ def label_images(
             f"Cannot tell the class of {unknown['.']} image(s): they are not in a subfolder, and "
             "labels come from folder names. If labels are in a table or in the file names, use "
             "dataset=table, filename, celeba, fairface or utkface; else sort the images into class "
-            "folders (female/, male/). docs/kaggle.md shows each."
+            "folders (female/, male/). docs/own-data.md shows each."
         )
     if unknown:
         listed = ", ".join(
@@ -178,7 +178,7 @@ def label_by_table(
         raise UserError(
             f"dataset.labels.file is {labels.file!r}, and the data hold no such file. CSVs found: "
             f"{', '.join(others[:10]) or 'none'}. Name one of them (save other tables as "
-            "CSV), or choose where else labels come from (docs/kaggle.md)."
+            "CSV), or choose where else labels come from (docs/own-data.md)."
         )
     paths = [str(path) for path in images]
     finder = ImageFinder([*paths, *notes.excluded], notes.excluded)

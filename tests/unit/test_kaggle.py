@@ -603,7 +603,7 @@ def test_credentials_that_do_not_serve_are_explained(run, variables, files, mess
         outcome = run(server, [SLUG], variables, files)
     assert outcome.returncode == 0, outcome.stderr
     assert message in outcome.of(SLUG)
-    assert "docs/kaggle.md" in outcome.of(SLUG)
+    assert "docs/own-data.md" in outcome.of(SLUG)
     assert outcome.of(SLUG).endswith(" 0 files")
     assert server.calls("DownloadDataset") == []
     for canary in CANARIES:

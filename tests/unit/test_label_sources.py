@@ -268,6 +268,6 @@ def test_a_pattern_without_label_is_an_error(pattern: str, message: str, tmp_pat
 
 
 def test_every_dataset_of_conf_is_in_the_document() -> None:
-    document = (ROOT / "docs" / "kaggle.md").read_text()
+    document = (ROOT / "docs" / "own-data.md").read_text()
     names = {path.stem for path in (ROOT / "conf" / "dataset").iterdir()} - {"sample"}
     assert sorted(name for name in names if f"dataset={name}" not in document) == []

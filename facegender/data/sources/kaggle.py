@@ -38,7 +38,7 @@ _LONGEST_WAIT = 120.0  # seconds; if the server asks for more, this is an error
 _SITE = "https://www.kaggle.com"
 _GET_TOKEN = (
     f"Create a token at {_SITE}/settings/api and set KAGGLE_API_TOKEN to it, or save it as "
-    "~/.kaggle/access_token; docs/kaggle.md lists the other ways."
+    "~/.kaggle/access_token; docs/own-data.md lists the other ways."
 )
 _NO_CREDENTIALS = "Kaggle credentials are missing."
 _REFUSED_TOKEN = "Kaggle does not accept the access token: it expired or was revoked."  # noqa: S105
@@ -90,7 +90,7 @@ def download_kaggle(
 ) -> KaggleDownload:
     """Download a dataset from Kaggle and unpack it into the empty directory `target`.
 
-    The client finds the credentials: see docs/kaggle.md. They never appear in a message, log or
+    The client finds the credentials: see docs/own-data.md. They never appear in a message, log or
     exception of this function.
 
     Args:
