@@ -141,6 +141,7 @@ def models(args: argparse.Namespace) -> int:
 def open_registry() -> Iterator[tuple[ModuleType, Path]]:
     """Connect to MLflow; yield the registry and its lock file. MLflow's errors become UserError."""
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     from facegender.tracking import connection, registry
 
@@ -151,6 +152,12 @@ def open_registry() -> Iterator[tuple[ModuleType, Path]]:
     except MlflowException as error:
         if connection.is_refusal(error):
             raise UserError(f"MLflow refused the login: {connection.CHECK_LOGIN}.") from None
+        # Wrapped: the request itself failed.
+        if isinstance(error.__cause__ or error.__context__, RequestException):
+            raise UserError(
+                f"MLflow's server does not answer ({connection.short_error(error)}). Start it, or "
+                "correct MLFLOW_TRACKING_URI."
+            ) from None
         reason = without_credentials(str(error), secrets_of(os.environ))
         raise UserError(
             f"MLflow refused the request: {reason}. `facegender models` shows the current state."

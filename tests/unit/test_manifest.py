@@ -56,7 +56,7 @@ def test_one_letter_is_a_class_at_the_top_level(above: str, names: tuple[str, st
 
 
 def test_a_flat_folder_says_where_labels_come_from() -> None:
-    with pytest.raises(UserError, match=r"labels come from folder names.*docs/kaggle\.md"):
+    with pytest.raises(UserError, match=r"labels come from folder names.*docs/own-data\.md"):
         labels("20_1_0_2017.jpg", "21_0_0_2017.jpg")
 
 
