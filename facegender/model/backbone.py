@@ -10,9 +10,9 @@ from facegender.files import file_sha256
 _IMAGENET_TROUBLE = (
     "The ImageNet weights of MobileNet could not be downloaded or read ({reason}). Keras' server "
     "sends them once, and ~/.keras/facegender/models keeps them: if a download was killed, delete "
-    "the file there. Without network, fetch the file on another machine and pass its path: `-S "
-    "model.weights=PATH` (a MobileNet v1 file without top, in Keras' layout, of the same alpha). "
-    "To train from scratch: `-S model.weights=none`."
+    "the file there. Without network, fetch the file on another machine (MobileNet v1 without top, "
+    "in Keras' layout, of the same alpha) and pass its path: `-S model.weights=PATH`, or "
+    "`--weights PATH` to audit-labels. To train from scratch: `-S model.weights=none`."
 )
 
 
