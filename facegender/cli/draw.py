@@ -58,7 +58,7 @@ def draw_predictions(
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # A file's name has at most 255 bytes.
-                stem = os.fsdecode(os.fsencode(Path(name).stem)[:245])
+                stem = os.fsencode(Path(name).stem)[:245].decode(errors="ignore")
                 picture.save(folder / f"{number:04}-{stem}.png")
             except OSError as error:
                 raise UserError(
