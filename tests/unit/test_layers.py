@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_python
+from tests.conftest import run_command, run_python
 from tools.compose_params import ROOT
 
 PACKAGES = sorted((ROOT / "facegender").rglob("__init__.py"))
+
+
+def test_a_folder_imports_only_what_is_below_it() -> None:
+    run_command("lint-imports", "--no-cache", "--no-logo")
 
 
 @pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)
