@@ -167,8 +167,8 @@ def show_empty(name: str, *, draw: Callable[[np.random.Generator], Image.Image])
 def show_labels(name: str, *, predictor: Predictor, paths: list[Path], which: Any) -> None:
     """Print the accuracy of a model on the portraits as they are."""
     sources: list[tuple[str, bytes | Path]] = [(path.parent.name, path) for path in paths]
-    answers = list(predict_images([predictor], sources, faces=which))
-    right = sum(answer.label == answer.image for answer in answers)
+    answers = predict_images([predictor], sources, faces=which)
+    right = sum(answer.label == answer.image for (answer,) in answers)
     print(f"{name:<42} {right} of {len(paths)} right ({right / len(paths):.3f})", flush=True)
 
 

@@ -30,28 +30,27 @@ def check_folder(folder: Path, sources: Sequence[tuple[str, bytes | Path]]) -> N
 
 
 def draw_predictions(
-    predictions: Iterable[Prediction], sources: Sequence[tuple[str, bytes | Path]], folder: Path
-) -> Iterator[Prediction]:
+    predictions: Iterable[list[Prediction]],
+    sources: Sequence[tuple[str, bytes | Path]],
+    folder: Path,
+) -> Iterator[list[Prediction]]:
     """Pass predictions on, and write each image with its faces into a folder, as NNNN-name.png.
 
     Args:
-        predictions: predictions, those of an image together, in the order of `sources`.
+        predictions: those of each image, in the order of `sources`.
         sources: names, each with the bytes or the path of an image.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    numbered = enumerate(sources, 1)
-    for faces in _by_image(predictions):
-        name = faces[0].image
-        number, source = next((n, item) for n, (known, item) in numbered if known == name)
+    for number, ((name, source), faces) in enumerate(zip(sources, predictions, strict=True), 1):
         if faces[0].error is None:
             try:
                 picture = decode_picture(source)
             except InvalidImage as error:
                 # It was readable when it was judged.
                 _log.warning("%r is not drawn: %s", name, error)
-                yield from faces
+                yield faces
                 continue
             for face in reversed(faces):  # the largest on top
                 _draw(picture, face)
@@ -64,19 +63,6 @@ def draw_predictions(
                 raise UserError(
                     f"Cannot write into {folder}: {error.strerror}. Name another folder."
                 ) from error
-        yield from faces
-
-
-def _by_image(predictions: Iterable[Prediction]) -> Iterator[list[Prediction]]:
-    """Yield the predictions of each image, also of one that is named twice in a row."""
-    faces: list[Prediction] = []
-    for prediction in predictions:
-        # The faces of an image differ.
-        if faces and (prediction.image != faces[0].image or prediction == faces[0]):
-            yield faces
-            faces = []
-        faces.append(prediction)
-    if faces:
         yield faces
 
 

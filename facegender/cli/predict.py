@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -123,7 +124,7 @@ def predict(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
         print(_csv_line(field.name for field in fields(Prediction)))
     with _line_printer(len(sources)) as print_line:
-        for prediction in predictions:
+        for prediction in chain.from_iterable(predictions):
             failed += prediction.error is not None
             if args.json:
                 line = json.dumps(asdict(prediction))

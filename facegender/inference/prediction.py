@@ -54,8 +54,8 @@ def predict_images(
     abstain_below: float = 0.0,
     batch_size: int = BATCH_SIZE,
     faces: Literal["all", "largest", "whole"] = "all",
-) -> Iterator[Prediction]:
-    """Yield predictions in the order of the images; for a model of faces, one for each face.
+) -> Iterator[list[Prediction]]:
+    """Yield the predictions of each image, in order: one, or one for each face that is found.
 
     Each predictor has a thread, which decodes and predicts a batch at a time. At most two batches
     per predictor are ahead of the caller, so memory does not grow with the number of images.
@@ -69,7 +69,7 @@ def predict_images(
     for predictor in predictors:
         idle.put(predictor)
 
-    def work(batch: Sequence[tuple[str, bytes | Path]]) -> list[Prediction]:
+    def work(batch: Sequence[tuple[str, bytes | Path]]) -> list[list[Prediction]]:
         predictor = idle.get()
         try:
             return _predict_batch(predictor, batch, threshold, abstain_below, faces)
@@ -101,11 +101,13 @@ def _predict_batch(
     threshold: float,
     abstain_below: float,
     faces: str,
-) -> list[Prediction]:
+) -> list[list[Prediction]]:
     crop = None if faces == "whole" else predictor.crop
-    predictions: list[Prediction] = []
+    by_image: list[list[Prediction]] = []
     pixels: list[np.ndarray] = []
     for name, source in batch:
+        predictions: list[Prediction] = []
+        by_image.append(predictions)
         try:
             found = face_images(source, predictor.size, crop)
         except InvalidImage as error:
@@ -120,9 +122,10 @@ def _predict_batch(
             pixels.append(image)
     # In small batches, because an image may have hundreds of faces.
     probabilities = predictor.predict_all(pixels, len(batch))
-    for index, item in enumerate(predictions):
-        if item.error is None and item.label is None:
-            probability = next(probabilities)
-            label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
-            predictions[index] = replace(item, label=label, probability=probability)
-    return predictions
+    for predictions in by_image:
+        for index, item in enumerate(predictions):
+            if item.error is None and item.label is None:
+                probability = next(probabilities)
+                label = label_of(probability, threshold=threshold, abstain_below=abstain_below)
+                predictions[index] = replace(item, label=label, probability=probability)
+    return by_image

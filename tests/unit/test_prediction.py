@@ -41,7 +41,7 @@ class Brightness:
 def test_order_is_that_of_the_sources_whichever_thread_is_quicker(sources: list) -> None:
     models = Brightness(0.03), Brightness()
     predictors = [Predictor(8, model) for model in models]
-    predictions = list(predict_images(predictors, sources, batch_size=3))
+    predictions = [item for (item,) in predict_images(predictors, sources, batch_size=3)]
     assert [item.image for item in predictions] == [name for name, _ in sources]
     assert all(model.batches for model in models)
     assert sorted(models[0].batches + models[1].batches) == [2, 2, *[3] * 7]
@@ -63,7 +63,7 @@ def test_it_works_ahead_by_two_batches_a_predictor_and_no_more(sources: list) ->
 
 def test_a_batch_without_a_readable_image_asks_the_model_nothing(sources: list) -> None:
     model = Brightness()
-    (only,) = predict_images([Predictor(8, model)], sources[5:6])
+    ((only,),) = predict_images([Predictor(8, model)], sources[5:6])
     assert only.error is not None
     assert model.batches == []
 
@@ -96,7 +96,7 @@ def test_the_label_of_a_probability(
     tmp_path: Path, brightness: int, threshold: float, abstain_below: float, label: str
 ) -> None:
     Image.new("RGB", (8, 8), (brightness,) * 3).save(tmp_path / "a.png")
-    (prediction,) = predict_images(
+    ((prediction,),) = predict_images(
         [Predictor(8, Brightness())],
         [("a", tmp_path / "a.png")],
         threshold=threshold,
