@@ -295,10 +295,10 @@ def figure(
     groups: pd.Series,
     form: str = ".4f",
 ) -> str:
-    """Return a mean with its 95 % interval; without one if the groups are too few for it."""
+    """Return a mean and its 95 % interval, or why there is none."""
     mean = f"{values.mean():{form}}"
-    if groups.nunique() < FEWEST_GROUPS:
-        return mean
+    if (count := groups.nunique()) < FEWEST_GROUPS:
+        return f"{mean} (no interval from {count} groups)"
     low, high = interval(values, groups)
     return f"{mean} ({low:{form}} to {high:{form}})"
 

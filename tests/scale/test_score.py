@@ -28,7 +28,13 @@ from tests.pipeline.conftest import HOST, Clone, running
 from tests.scale.servers import BUCKET, listens, s3_server, stored
 from tests.unit.conftest import RUNS, log_run
 
-pytestmark = [pytest.mark.scale, pytest.mark.skipif(not shutil.which("java"), reason="needs Java")]
+pytestmark = [
+    pytest.mark.scale,
+    pytest.mark.skipif(
+        not shutil.which("java"),
+        reason="needs Java: on Debian, apt-get install default-jre-headless",
+    ),
+]
 
 SCORE = ("facegender", "score", "--master", "local[2]")
 

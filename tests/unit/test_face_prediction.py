@@ -257,7 +257,8 @@ def test_the_server_answers_for_the_largest_face_and_lists_all(
 
 
 def test_score_has_a_row_an_image_with_its_faces(model: Path, photos: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
+
     from facegender.batch_scoring.tasks import _decode, _one_row_an_image
 
     rows = [

@@ -92,7 +92,6 @@ def in_server(path: Path, model: Recorder) -> None:
 
 
 def in_score(path: Path, model: Recorder) -> None:
-    pytest.importorskip("pyarrow")
     from facegender.batch_scoring.tasks import _decode
 
     rows = _decode(path, SIZE, model.predictor.crop)

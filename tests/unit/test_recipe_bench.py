@@ -89,8 +89,10 @@ def test_figures_and_differences(images: pd.DataFrame, capsys: pytest.CaptureFix
     assert "log loss -0.2000 (-0.2000 to -0.2000), accuracy +0.2500 (+0.1" in compared
     # Sixty groups are too few for an interval.
     assert grouped == [
-        "one: accuracy 0.7500, log loss 0.5000, ece 0.1500, seconds 10 (10 to 10)",
-        "  less the first: log loss -0.2000, accuracy +0.2500",
+        "one: accuracy 0.7500 (no interval from 60 groups), log loss 0.5000, ece 0.1500, "
+        "seconds 10 (10 to 10)",
+        "  less the first: log loss -0.2000 (no interval from 60 groups), "
+        "accuracy +0.2500 (no interval from 60 groups)",
     ]
 
 
