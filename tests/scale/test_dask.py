@@ -30,7 +30,7 @@ from tests.pipeline.conftest import SMALL, Clone, copy_of
 from tools.compose_params import ROOT
 
 pytestmark = pytest.mark.scale
-distributed = pytest.importorskip("distributed", reason="make install-scale")
+distributed = pytest.importorskip("distributed", reason="needs distributed: make install-scale")
 
 IMAGES = 2000
 SIZE = 96
