@@ -3,10 +3,11 @@
 The pipeline's own code checks and divides the class folders. The bench then folds the training
 split (train and validation together) by groups of near duplicates. For each fold it trains every
 candidate on the other folds, with a validation split of its own, and judges it on the fold that was
-held out. A candidate is a list of changes as for `-S`. The others are compared with the first one,
-image by image. The test split stays untouched until --test, which trains the first candidate and
-the one with the lowest log loss on the whole training split, and judges them on the test split. Do
-this once, at the end: a second look would help to choose.
+held out. A candidate is a list of changes as for `-S`, or `notebook` (bench/notebook.py), which
+learns from the validation split too. The others are compared with the first one, image by image.
+The test split stays untouched until --test, which trains the first candidate and the one with the
+lowest log loss on the whole training split, and judges them on the test split. Do this once, at the
+end: a second look would help to choose.
 
 Intervals hold for other photos of the same kind, and count near duplicates as one
 (`python -m bench.interval_coverage`). They include the randomness of folds and seeds only as far as
@@ -35,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -60,8 +62,12 @@ from facegender.params import Image, Params, load_params
 from facegender.runtime.entry_points import run_command
 from tools.compose_params import compose
 
+if TYPE_CHECKING:
+    import keras
+
 # For fewer, the intervals cover more than they claim (`python -m bench.interval_coverage`).
 FEWEST_GROUPS = 100
+NOTEBOOK = "notebook"
 
 
 def main() -> None:
@@ -82,7 +88,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        train(args.run)
+        (train_notebook if args.candidates else train)(args.run)
         return
 
     candidates = args.candidates or ["recipe=best"]
@@ -103,7 +109,10 @@ def main() -> None:
 
     def judge(change: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
         pixels = decode_images(images, args.folder, args.results, params[change].image)
-        return pd.concat([run(args.results, params[change], part, pixels) for part in parts])
+        notebook = change == NOTEBOOK
+        return pd.concat(
+            [run(args.results, params[change], part, pixels, notebook=notebook) for part in parts]
+        )
 
     judged = {}
     for change in candidates:
@@ -135,7 +144,9 @@ def main() -> None:
 def compose_candidate(folder: Path, change: str, weights: str) -> Params:
     folder.mkdir(parents=True, exist_ok=True)
     composed = folder / "params.yaml"
-    compose(composed, f"model.weights={weights}", *change.split())
+    # The notebook takes the study's size, as recipe paper does.
+    changes = ["recipe=paper"] if change == NOTEBOOK else change.split()
+    compose(composed, f"model.weights={weights}", *changes)
     return load_params(composed)
 
 
@@ -197,13 +208,20 @@ def fold_images(seen: pd.DataFrame, params: Params, folds: int, seed: int) -> li
     return result
 
 
-def run(results: Path, params: Params, fold: pd.DataFrame, pixels: ProcessedSplit) -> pd.DataFrame:
+def run(
+    results: Path,
+    params: Params,
+    fold: pd.DataFrame,
+    pixels: ProcessedSplit,
+    *,
+    notebook: bool = False,
+) -> pd.DataFrame:
     """Train on a fold in a new process, unless --results has it already.
 
     Returns:
         The images of the fold's test split, with `probability`, `loss` and `seconds` of training.
     """
-    used = params.model_dump_json(include={"image", "model", "train"})
+    used = params.model_dump_json(include={"image", "model", "train"}) + NOTEBOOK * notebook
     folder = results / digest(used, fold[["sha256", "label", "split"]].to_csv())
     if not all((folder / name).exists() for name in ("model.keras", "done.json")):
         table = fold.merge(pixels.index[["path", "row"]], on="path")
@@ -215,7 +233,8 @@ def run(results: Path, params: Params, fold: pd.DataFrame, pixels: ProcessedSpli
             link.symlink_to((pixels.directory / "images.npy").resolve())
         (folder / "params.json").write_text(params.to_json())
         command = [sys.executable, "-m", "bench.recipes", "--run", str(folder)]
-        subprocess.run([*command, "--folder", "-", "--results", "-"], check=True)
+        command += ["--folder", "-", "--results", "-", *(["-S", NOTEBOOK] if notebook else [])]
+        subprocess.run(command, check=True)
     done = json.loads((folder / "done.json").read_text())
     test = ProcessedSplit(folder / "test").index
     rows = with_loss(test, np.array(done["probabilities"]))
@@ -257,7 +276,6 @@ def train(folder: Path) -> None:
 
     An interrupted training resumes after its last epoch; its seconds are then unknown, NaN.
     """
-    from facegender.model.saved_model import predict_arrays, save_model
     from facegender.training import train as training
     from facegender.training.calibration import calibrate
     from facegender.training.checkpoints import Checkpoint
@@ -274,19 +292,39 @@ def train(folder: Path) -> None:
         calibrate(network, parts["validation"]) if params.train.calibrate else (1.0, 0.0)
     )
     seconds = time.perf_counter() - start
-    model = network.inference(slope, intercept)
-    probabilities = predict_arrays(model, parts["test"].batches(32))
-    save_model(model, folder / "model.keras")
     result.history.to_csv(folder / "history.csv", index=False)
     result.speed.to_csv(folder / "speed.csv", index=False)
-    done = {
-        "seconds": seconds,
-        "slope": slope,
-        "intercept": intercept,
-        "probabilities": probabilities.tolist(),
-    }
-    (folder / "done.json").write_text(json.dumps(done))
+    done = {"seconds": seconds, "slope": slope, "intercept": intercept}
+    write_results(folder, network.inference(slope, intercept), parts["test"], done)
     checkpoint.remove()
+
+
+def train_notebook(folder: Path) -> None:
+    """Train the study's notebook, and write what `train` writes; it cannot resume."""
+    from bench import notebook
+
+    params = Params.model_validate_json((folder / "params.json").read_text())
+    parts = {name: ProcessedSplit(folder / name) for name in ("train", "validation", "test")}
+    seconds = 0.0
+
+    def report(epoch: int, passed: float, _: float) -> None:
+        nonlocal seconds
+        seconds = passed
+        print(f"notebook {epoch}/{notebook.EPOCHS} at {passed:.0f} s", file=sys.stderr, flush=True)
+
+    model = notebook.train(parts, params.model.weights, on_epoch=report)
+    write_results(folder, model, parts["test"], {"seconds": seconds})
+
+
+def write_results(
+    folder: Path, model: "keras.Model", test: ProcessedSplit, done: dict[str, float]
+) -> None:
+    """Write the model, and `done` with the probabilities of the test split to done.json."""
+    from facegender.model.saved_model import predict_arrays, save_model
+
+    probabilities = predict_arrays(model, test.batches(32)).tolist()
+    save_model(model, folder / "model.keras")
+    (folder / "done.json").write_text(json.dumps({**done, "probabilities": probabilities}))
 
 
 def figure(

@@ -221,20 +221,16 @@ def run_notebook(
 ) -> tuple[dict[str, float], list[tuple[float, float]]]:
     """Train the notebook on all images outside the test split, and judge it on the test split."""
     from bench import notebook
+    from facegender.model.saved_model import predict_arrays
 
-    seen = [parts[name] for name in ("train", "validation")]
-    images = np.concatenate([images for part in seen for images in part.batches(512)])
-    labels = np.concatenate([part.labels for part in seen])
-    test = parts["test"]
     curve: list[tuple[float, float]] = []
 
     def report(epoch: int, passed: float, accuracy: float) -> None:
         curve.append((passed, accuracy))
         progress("notebook", epoch, notebook.EPOCHS, passed, f"test accuracy {accuracy:.4f}")
 
-    probabilities = notebook.train(
-        images, labels, test.read(np.arange(len(test))), test.labels, weights, on_epoch=report
-    )
+    model, test = notebook.train(parts, weights, on_epoch=report), parts["test"]
+    probabilities = predict_arrays(model, test.batches(32))
     return {"seconds": curve[-1][0], **judge(test, probabilities)}, curve
 
 

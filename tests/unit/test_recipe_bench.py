@@ -1,13 +1,17 @@
 import json
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
+from keras.src.legacy.preprocessing.image import ImageDataGenerator
 from scipy.stats import ttest_1samp
 
+from bench import notebook
 from bench.recipes import (
     compare,
     decode_images,
@@ -17,6 +21,7 @@ from bench.recipes import (
     share_interval,
     show,
     train,
+    train_notebook,
     transfer,
 )
 from facegender.data.face_images import face_images
@@ -24,7 +29,7 @@ from facegender.data.processed import ProcessedSplit
 from facegender.data.raw_manifest import build_manifest
 from facegender.evaluation.metrics import paired_interval, wilson_interval
 from facegender.faces.settings import crop_of
-from facegender.model.saved_model import predict_arrays, save_model
+from facegender.model.saved_model import load_model, predict_arrays, save_model
 from facegender.params import Params
 from facegender.training import train as training
 from tests.networks import shallow_network
@@ -131,13 +136,46 @@ def test_a_candidate_that_crops_gets_faces_and_another_gets_whole_pictures(
     assert len(list(tmp_path.glob("images-64-*"))) == 2
 
 
-def test_an_interrupted_training_goes_on_and_has_no_seconds(
-    part: ProcessedSplit, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def folder(part: ProcessedSplit, params: Params, tmp_path: Path) -> Path:
+    """Return the folder of a training whose splits are all the same."""
     folder = tmp_path / "training"
     folder.mkdir()
     for name in ("train", "validation", "test"):
         (folder / name).symlink_to(part.directory)
+    (folder / "params.json").write_text(params.to_json())
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:keras.src.legacy")
+def test_the_notebook_learns_from_all_but_the_test_split(
+    folder: Path, part: ProcessedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new_model(weights: str) -> keras.Model:
+        layers = [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)]
+        model = keras.Sequential(layers)
+        model.compile(loss="mse", metrics=["accuracy"])
+        return model
+
+    class Generator(ImageDataGenerator):
+        def flow(self, images: np.ndarray, labels: np.ndarray, **options: int) -> Iterator:
+            np.testing.assert_array_equal(labels, np.tile(part.labels, 2))
+            np.testing.assert_array_equal(images, np.tile(part.images, (2, 1, 1, 1)))
+            return super().flow(images, labels, **options)
+
+    monkeypatch.setattr(notebook, "new_model", new_model)
+    monkeypatch.setattr(notebook, "ImageDataGenerator", Generator)
+    monkeypatch.setattr(notebook, "EPOCHS", 2)
+    train_notebook(folder)
+    done = json.loads((folder / "done.json").read_text())
+    model = load_model(folder / "model.keras")
+    assert done["probabilities"] == pytest.approx(predict_arrays(model, part.batches(32)))
+    assert done["seconds"] > 0
+
+
+def test_an_interrupted_training_goes_on_and_has_no_seconds(
+    folder: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = params.train.model_copy(update={"epochs": 2, "warmup_epochs": 0})
     small = params.image.model_copy(update={"size": 32})
     changed = params.model_copy(update={"image": small, "train": short})
