@@ -69,13 +69,17 @@ class Storage:
         """Yield the names of all photos below, then log the number of other files.
 
         Objects are recognised by their names, local files also by their content.
+
+        Raises:
+            OSError: a folder cannot be listed. Its images would be missing from the plan, and a
+                resumed run would not add them.
         """
         if self.is_local and Path(self.root).is_file():
             return  # a Parquet file, or unreadable
         passed_over, found = PassedOver(), False
         names = self._photo_objects(passed_over)
         if self.is_local:
-            names = (str(path) for path in walk_images(Path(self.root), passed_over=passed_over))
+            names = (str(path) for path in walk_images(Path(self.root), _refuse, passed_over))
         for name in names:
             found = True
             yield name
@@ -237,6 +241,10 @@ def storage_errors_as_user_errors() -> Iterator[None]:
             f"The request to object storage failed: {str(cause).rstrip('.')}. For S3, set "
             "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         ) from None
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _s3_code(error: BaseException) -> str:

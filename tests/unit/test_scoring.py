@@ -286,6 +286,28 @@ def test_a_folder_that_cannot_be_written_is_named(
         prepare(source, tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_read_ends_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = photos(tmp_path / "in", 1)
+    closed = str(photos(tmp_path / "in/closed", 1))
+
+    def scandir(path: str) -> Iterator[os.DirEntry[str]]:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    scan = os.scandir
+    monkeypatch.setattr("os.scandir", scandir)
+    with (
+        pytest.raises(UserError, match=r"Cannot use .*/in/closed: Permission denied"),
+        storage_module.storage_errors_as_user_errors(),
+    ):
+        prepare(source, tmp_path / "out")
+    monkeypatch.undo()
+    assert prepare(source, tmp_path / "out").images == 2
+
+
 def test_an_alias_becomes_its_version(store: Store) -> None:
     with pytest.raises(UserError, match="no models:/facegender@champion"):
         registry.pin_version("models:/facegender@champion")
