@@ -182,7 +182,7 @@ def label_by_table(
         )
     paths = [str(path) for path in images]
     finder = ImageFinder([*paths, *notes.excluded], notes.excluded)
-    tables: dict[Path, pd.DataFrame] = {}
+    tables: dict[str, pd.DataFrame] = {}
     without: dict[str, MissingColumnError] = {}
     for source in sources:
         name = source.relative_to(directory).as_posix()
@@ -197,7 +197,7 @@ def label_by_table(
         except (OSError, ValueError, csv.Error) as error:
             raise _no_labels(name, error) from error
         table.insert(0, "label", table.pop(given[column]))
-        tables[source] = rows_by_image(table, files, PurePosixPath(name), finder, notes)
+        tables[name] = rows_by_image(table, files, PurePosixPath(name), finder, notes)
         if several := notes.ambiguous_rows.get(name):
             raise UserError(
                 f"{name} names {several['first']!r}, which fits {several['fitting']} images: "
@@ -206,16 +206,16 @@ def label_by_table(
             )
     if not tables:
         raise _no_labels(*next(iter(without.items())))
-    found = pd.concat(tables.values())
-    found = found[found.index.isin(set(paths))]
+    found = pd.concat(tables, names=["table"])
+    found = found[found.index.isin(set(paths), level="path")]
     found = found.assign(label=_one_spelling(found["label"], labels))
-    rows = one_row_each(found, f"{labels.file} labels")
+    rows = one_row_each(found)
     notes.unlabelled |= {path: "has no row" for path in paths if path not in rows.index}
     rows = rows.sort_index().reset_index()
     label = rows.pop("label").fillna("")
     label = _labels(label, labels, f"column {labels.label!r} of {labels.file}")
     rows.insert(1, "label", label)
-    return _labelled(rows), list(tables)
+    return _labelled(rows), [directory / name for name in tables]
 
 
 def _no_labels(table: str, error: Exception) -> UserError:

@@ -51,7 +51,7 @@ def read_metadata(
         UserError: two rows of one image disagree, or a CSV cannot be opened.
     """
     finder = ImageFinder([str(path) for path in images], notes.excluded)
-    tables = []
+    tables = {}
     for source in find_tables(directory):
         if source in skip:
             continue
@@ -64,10 +64,10 @@ def read_metadata(
             if source not in unused:  # tables of boxes need no `file` column
                 notes.skip_table(name, str(error))
             continue
-        tables.append(rows_by_image(table, files, PurePosixPath(name), finder, notes))
+        tables[name] = rows_by_image(table, files, PurePosixPath(name), finder, notes)
     if not tables:
         return pd.DataFrame(index=pd.Index([], name="path"))
-    return one_row_each(pd.concat(tables), "The metadata describes")
+    return one_row_each(pd.concat(tables, names=["table"]))
 
 
 def rows_by_image(
@@ -89,28 +89,28 @@ def rows_by_image(
     return table.set_axis(pd.Index(paths, dtype=str, name="path"))
 
 
-def one_row_each(table: pd.DataFrame, subject: str) -> pd.DataFrame:
-    """Merge the rows of each path into one.
+def one_row_each(table: pd.DataFrame) -> pd.DataFrame:
+    """Merge the rows of each path into one, indexed by `path`.
 
     Args:
-        table: rows, indexed by `path`.
-        subject: start of the error message.
+        table: rows, indexed by `table`, the name of their CSV, and `path`.
 
     Raises:
         UserError: two rows of one path differ in a cell that neither leaves empty.
     """
-    if not table.index.has_duplicates:
-        return table
     rows = table.groupby(level="path", sort=False)
+    if len(rows) == len(table):
+        return table.droplevel("table")
     counts = rows.nunique()
     for column in map(str, counts.columns):
         disagreeing = counts.index[counts[column] > 1]
         if len(disagreeing):
-            values = table[column][disagreeing[0]].dropna().unique()
+            cells = table[column].xs(disagreeing[0], level="path").dropna().drop_duplicates()
+            values = (f"{value!r} in {source}" for source, value in cells.head(5).items())
             raise UserError(
-                f"{subject} {len(disagreeing)} file(s) more than once and differently, such as "
-                f"{disagreeing[0]!r}: its {column} is {' and '.join(map(repr, values[:5]))}. "
-                "Keep one row for each file."
+                f"{len(disagreeing)} image(s) have rows that disagree, such as "
+                f"{disagreeing[0]!r}: its {column} is {' and '.join(values)}. Keep one row for "
+                "each image."
             )
     return rows.first()
 

@@ -128,7 +128,10 @@ IMAGES = {"a/1.jpg": "1", "a/2.jpg": "2", "b/3.jpg": "3"}
         ("", r"3 of 3 images have no label.*'a/1\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n", r"1 of 3 images have no label.*'b/3\.jpg' has no row"),
         ("1.jpg,m\n2.jpg,f\n4.jpg,f\n", r"1 of 3 rows match no image, such as '4\.jpg'"),
-        ("1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n", r"1 file.*'a/1\.jpg': its label is 'm' and 'f'"),
+        (
+            "1.jpg,m\n2.jpg,f\n3.jpg,f\na/1.jpg,f\n",
+            r"1 image.*'a/1\.jpg': its label is 'm' in labels\.csv and 'f' in labels\.csv",
+        ),
         ("1.jpg,m\n2.jpg,m\n3.jpg,?\n", r"No image is labelled female.* 1 are ignored"),
     ],
 )

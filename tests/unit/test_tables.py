@@ -197,7 +197,10 @@ def test_tables_of_one_image_are_put_together(tmp_path: Path) -> None:
     assert [manifest[path]["age"] for path in images] == ["20", "30"]
     assert [manifest[path]["country"] for path in images] == ["Fiji", "-"]
     (tmp_path / "more.csv").write_bytes(b"file,age\nwomen/1.png,21\n")
-    with pytest.raises(UserError, match=r"1 file.* 'women/1\.png': its age is '20' and '21'"):
+    with pytest.raises(
+        UserError,
+        match=r"1 image.* 'women/1\.png': its age is '20' in ages\.csv and '21' in more\.csv\.",
+    ):
         build(tmp_path)
 
 
