@@ -17,8 +17,9 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         "Label all images of INPUT with a registered model on Spark, and write OUTPUT: a folder of "
         "Parquet files with the columns image, label, probability (of the label male), error and, "
         "if the model judges faces, faces. An image that cannot be read is a row with the reason, "
-        "and the exit code is still 0; a folder that cannot be read ends the run. If a run fails or is killed, the same command resumes it, "
-        "and each image is in OUTPUT once. Needs Java and the extra `spark` "
+        "and the exit code is still 0; a folder that cannot be read ends the run. If a run fails "
+        "or is killed, the same command resumes it, and each image is in OUTPUT once. Needs Java "
+        "and the extra `spark` "
         "(docs/scaling-score.md)."
     )
     parser.add_argument(
