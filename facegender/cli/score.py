@@ -19,8 +19,7 @@ def add_score(parser: argparse.ArgumentParser) -> None:
         "if the model judges faces, faces. An image that cannot be read is a row with the reason, "
         "and the exit code is still 0; a folder that cannot be read ends the run. If a run fails "
         "or is killed, the same command resumes it, and each image is in OUTPUT once. Needs Java "
-        "and the extra `spark` "
-        "(docs/scaling-score.md)."
+        "and the extra `spark` (docs/scaling-score.md)."
     )
     parser.add_argument(
         "input",

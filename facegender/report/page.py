@@ -208,7 +208,7 @@ def _dropped(data: Mapping[str, Any]) -> str:
     """Return how many images, and other items of the source, are in no split, by reason."""
     counts = {
         "not read from the source": len(data["left_out"]),
-        "excluded by name": data["excluded"]["count"],
+        "excluded by data.exclude": data["excluded"]["count"],
         "without a label": data["unlabelled"]["count"],
         "to be ignored": data["ignored"],
         "unreadable": data["invalid"]["count"],
