@@ -2,11 +2,12 @@
 
 Prints the images per second of the runtime alone, of `predict` on a folder of JPEGs and of Keras'
 forward pass, in turns in one process; and those of one thread, in CPU time, by the size of batches.
-Then it prints the CPU time of whole commands, minus that of `python -c pass`; with a photo of a
-face, also of the command that has to find the face. By default the model is MobileNet 1.0 for 224
-pixels with random weights, and the pictures are drawn.
+Then it prints the CPU time of whole commands, minus that of `python -c pass`. With a photo of a
+face, it does so for the command that has to find the face, too, and compares `predict` on photos of
+12 megapixels, into which the face is pasted, with decoding and the passes of the networks alone. By
+default the model is MobileNet 1.0 for 224 pixels with random weights, and the pictures are drawn.
 
-    python -m bench.predict
+    python -m bench.predict --face ../shared/faces/female/00.jpg
 """
 
 import argparse
@@ -21,14 +22,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
+from bench.backdrops import photo
 from bench.common import measure, new_network, report
 from facegender.data.image_files import find_images
-from facegender.data.images import decode_image
+from facegender.data.images import decode_image, decode_picture
 from facegender.data.sources.sample import CLASSES, draw_attributes, render
+from facegender.faces import detector
+from facegender.faces.crop import find_faces
 from facegender.faces.settings import FaceCrop
 from facegender.inference.crop_file import write_crop
 from facegender.inference.export import convert, median_seconds
@@ -36,8 +42,11 @@ from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
 from facegender.inference.prediction import predict_images
 from facegender.inference.predictor import BATCH_SIZE, Predictor
+from facegender.model.interpreter import open_interpreter
 from facegender.model.saved_model import load_model, save_model
 from facegender.runtime.entry_points import run_command
+
+_CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
 
 
 def main() -> None:
@@ -67,7 +76,78 @@ def main() -> None:
         exported.write_bytes(convert(keras_model, pixels)[0])
         compare(exported, keras_predictor(keras_model), paths, pixels, args.rounds)
         compare_batches(exported, pixels, args.rounds)
-        compare_starts(Path(folder), paths[0].absolute(), args.face and args.face.absolute())
+        starts = [("", Path(folder), paths[0].absolute())]
+        if args.face:
+            crops = Path(folder) / "crops"
+            shutil.copytree(exported.parent, crops / "models")
+            (crops / ".dvc").mkdir()
+            write_crop(crops / "models" / exported.name, _CROP)
+            compare_faces(crops / "models" / exported.name, args.face, args.rounds)
+            starts.append((", find its face", crops, args.face.absolute()))
+        compare_starts(starts)
+
+
+def compare_faces(exported: Path, face: Path, rounds: int) -> None:
+    """Print the photos a second of one thread, with and without all that is around the networks."""
+    jpegs = [large_photo(face, side) for side in (2400, 1200, 600, 300)]
+    predictor, networks = load_litert(exported), Networks()
+    pixels = np.zeros((1, predictor.size, predictor.size, 3), np.uint8)
+    passes = {jpeg: networks.record(jpeg) for jpeg in jpegs}
+
+    def bare() -> int:
+        for jpeg, inputs in passes.items():
+            Image.open(io.BytesIO(jpeg)).convert("RGB")
+            networks.repeat(inputs)
+            predictor.predict(pixels)
+        return len(passes)
+
+    whole, parts = "predict, 12 megapixels", "decoding, bare networks"
+    runs = {
+        whole: lambda: len(list(predict_images([predictor], [("", jpeg) for jpeg in 4 * jpegs]))),
+        parts: lambda: sum(bare() for _ in range(4)),
+    }
+    measure(runs, 1)  # warms up
+    report(measure(runs, rounds), [(whole, parts)])
+
+
+def large_photo(face: Path, side: int) -> bytes:
+    """Return a JPEG of 12 megapixels with a portrait of a side, in pixels, on a photo."""
+    picture = photo(np.random.default_rng(0), 4000, 3000)
+    picture.paste(Image.open(face).convert("RGB").resize((side, side)), (700, 300))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+class Networks:
+    """The detector's network, once for each shape of its input."""
+
+    def __init__(self) -> None:
+        self._by_shape: dict[tuple[int, ...], Any] = {}
+
+    def record(self, jpeg: bytes) -> list[np.ndarray]:
+        """Return the inputs that the detector gives to the network for a photo."""
+        inputs: list[np.ndarray] = []
+
+        def record(interpreter: Any, image: np.ndarray, scale: float) -> np.ndarray:
+            inputs.append(image[None].astype(np.float32) / 127.5 - 1)
+            return detect(interpreter, image, scale)
+
+        detect = detector._detect
+        with patch.object(detector, "_detect", record):
+            find_faces(decode_picture(jpeg), _CROP)
+        return inputs
+
+    def repeat(self, inputs: list[np.ndarray]) -> None:
+        """Pass the inputs through the network."""
+        for pixels in inputs:
+            if pixels.shape not in self._by_shape:
+                opened = self._by_shape[pixels.shape] = open_interpreter(detector._network())
+                opened.resize_tensor_input(opened.get_input_details()[0]["index"], pixels.shape)
+                opened.allocate_tensors()
+            interpreter = self._by_shape[pixels.shape]
+            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
+            interpreter.invoke()
 
 
 def compare_batches(exported: Path, pixels: np.ndarray, rounds: int) -> None:
@@ -115,30 +195,29 @@ def compare(
     print(f"decoding, of one core    {1000 * decoding:8.2f} ms an image")
 
 
-def compare_starts(root: Path, picture: Path, face: Path | None, pairs: int = 11) -> None:
-    """Print the CPU seconds of commands, run in a clone that has only a model."""
+def compare_starts(pictures: list[tuple[str, Path, Path]], pairs: int = 11) -> None:
+    """Print the CPU seconds of commands.
+
+    Args:
+        pictures: what to add to the name of the command, a clone that has only a model, a picture.
+    """
     facegender = str(Path(sys.executable).with_name("facegender"))
-    one = [facegender, "predict", str(picture)]
+    _, root, picture = pictures[0]
+    model = ["--model", "models/model.tflite"]
     commands = {
-        "facegender --help": [facegender, "--help"],
-        "predict one picture": one,
-        "the same, with --model": [*one, "--model", "models/model.tflite"],
+        "facegender --help": (root, [facegender, "--help"]),
+        "predict one picture with --model": (root, [facegender, "predict", str(picture), *model]),
+    } | {
+        f"predict one picture{name}": (clone, [facegender, "predict", str(path)])
+        for name, clone, path in pictures
     }
-    roots = dict.fromkeys(commands, root)
-    if face:
-        crops = "find a face and judge it"
-        commands[crops], roots[crops] = [*one[:2], str(face)], root / "crops"
-        shutil.copytree(root / "models", roots[crops] / "models")
-        (roots[crops] / ".dvc").mkdir()
-        crop = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
-        write_crop(roots[crops] / "models" / "model.tflite", crop)
-    for name, command in commands.items():
+    for name, (clone, command) in commands.items():
         extra = [
-            cpu_seconds(command, roots[name]) - cpu_seconds([sys.executable, "-c", "pass"], root)
+            cpu_seconds(command, clone) - cpu_seconds([sys.executable, "-c", "pass"], root)
             for _ in range(pairs)
         ]
         low, high = min(extra), max(extra)
-        print(f"{name:<24} {statistics.median(extra):8.3f} s of CPU ({low:.3f} to {high:.3f})")
+        print(f"{name:<34} {statistics.median(extra):8.3f} s of CPU ({low:.3f} to {high:.3f})")
 
 
 def cpu_seconds(command: list[str], folder: Path) -> float:

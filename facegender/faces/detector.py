@@ -75,9 +75,10 @@ class Detector:
     """A loaded face detector; not thread-safe."""
 
     def __init__(self) -> None:
-        # Two, because each change of the input's shape allocates memory again.
         self._square = open_interpreter(_network())
-        self._whole = open_interpreter(_network())
+        # Others by scale, because each change of the input's shape allocates memory again, which
+        # takes up to half as long as the network. The photos of a folder often have one shape.
+        self._whole: dict[int, Interpreter] = {}
 
     def find(self, picture: Image.Image, *, min_score: float, min_size: float) -> list[Face]:
         """Return the faces in an upright RGB picture, the largest first.
@@ -111,8 +112,10 @@ class Detector:
         for side in _SCALES:
             if side > _SCALES[0] and side / 2 >= finest:
                 break
+            if side not in self._whole:
+                self._whole[side] = open_interpreter(_network())
             image = _resized(fine, min(side, max(fine.size)))
-            found = _detect(self._whole, _padded(image), longest / max(image.size))
+            found = _detect(self._whole[side], _padded(image), longest / max(image.size))
             if side == _SCALES[0] and not len(found):
                 # The network finds a face that fills the picture only if it is made smaller.
                 image = _resized(fine, _SIDE // 2)
@@ -253,7 +256,9 @@ def _resized(picture: Image.Image, side: float) -> Image.Image:
     """Return a picture whose longer side has `side` pixels."""
     scale = side / max(picture.size)
     width, height = (max(1, round(length * scale)) for length in picture.size)
-    return picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
+    # The gap halves a photo of 12 megapixels first, which takes two thirds of the time and moves
+    # boxes by up to 1 %.
+    return picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.5)
 
 
 def _padded(image: Image.Image, side: int = 0) -> np.ndarray:

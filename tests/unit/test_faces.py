@@ -56,6 +56,12 @@ def test_all_faces_of_a_group_are_found_the_largest_first(
     assert [round(face.left // 300) for face in found] == [0, 2, 3]
 
 
+def test_pictures_of_other_shapes_before_it_change_nothing(portrait: Image.Image) -> None:
+    picture, turned = pasted(portrait, 300, (0, 0)), Detector()
+    turned.find(picture.transpose(Image.Transpose.ROTATE_90), **OPTIONS)
+    assert turned.find(picture, **OPTIONS) == Detector().find(picture, **OPTIONS) != []
+
+
 def test_coloured_blobs_are_no_faces_and_hide_none(finder: Detector, portrait: Image.Image) -> None:
     """Seen from afar some look like a large face, next to which a small one would be background."""
     for seed in range(4):
