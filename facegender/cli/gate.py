@@ -42,8 +42,8 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--require-evidence",
         action="store_true",
-        help="exit with 3 instead of 0 if the test set is too small to show a drop of accuracy as "
-        "large as the tolerance, as gate.without_evidence: refuse does",
+        help="exit with 3 instead of 0 if the test set is too small to detect a drop of accuracy "
+        "as large as the tolerance, as gate.without_evidence: refuse does",
     )
     parser.set_defaults(run=gate)
 

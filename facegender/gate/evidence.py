@@ -112,13 +112,13 @@ class Evidence:
         """The finding in words."""
         drop = self.smallest_drop
         if self.enough:
-            return f"{self.n} images show a drop of accuracy of {drop:.4f} (power 80 %)"
-        shown = "no drop of accuracy" + ("" if drop is None else f" below {drop:.4f}")
+            return f"{self.n} images can detect a drop of accuracy of {drop:.4f} (power 80 %)"
+        hidden = "any drop of accuracy" if drop is None else f"a drop of accuracy below {drop:.4f}"
         needed = (
             "" if self.images_needed is None else f", which takes {self.images_needed:,} images"
         )
         tolerance = f"the tolerance is {self.tolerance:g}{needed}"
-        return f"{self.n} images show {shown} (power 80 %); {tolerance}"
+        return f"{self.n} images cannot detect {hidden} (power 80 %); {tolerance}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding, ready for JSON."""

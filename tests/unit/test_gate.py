@@ -249,6 +249,9 @@ def test_what_a_small_test_set_can_show_is_said_and_can_be_required(
     assert report.evidence is not None
     assert report.evidence.enough == enough
     sentence = report.evidence.sentence
+    # Not "show a drop", which reads as if there were one.
+    found = "can detect a drop of accuracy of 0." if enough else "cannot detect a drop of accuracy "
+    assert sentence.startswith(f"{n} images {found}")
     assert sentence in as_text(report)
     assert sentence in as_markdown(report).replace("&#126;", "~")
     assert (report.exit_code, report.warnings) == (0, [])
