@@ -15,8 +15,10 @@ import yaml
 from facegender.cli.main import _run
 from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
+from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.files import file_sha256
+from facegender.gate.rescoring import images_seen
 from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
 from tests.conftest import Exported, commit_all, fill, init_repository
@@ -195,6 +197,28 @@ def test_without_the_manifests_it_says_that_it_could_not_check(
     (note,) = (note for note in report["notes"] if "could not be checked" in note)
     assert "whether HEAD (" in note
     assert "there is no default remote" in note
+
+
+def test_manifests_of_another_run_are_not_taken(project: Project) -> None:
+    project.lock(train=[60, 61])
+    paths = {"splits": "data/splits"}
+    seen = images_seen(project.root, None, paths)
+    assert seen == set(project.table["sha256"][60:62])
+    stored = (path for path in (project.root / ".dvc/cache").rglob("*") if path.is_file())
+    digests = [file_sha256(path)[:8] for path in stored if b"path,label" in path.read_bytes()]
+    assert len(digests) == 2
+    assert images_seen(project.root, None, paths, digests) == seen
+    for others in ([], digests[:1], digests[1:]):
+        with pytest.raises(UserError, match="not those that its run records"):
+            images_seen(project.root, None, paths, others)
+
+
+def test_a_baseline_without_predictions_is_scored(project: Project, gate: Callable) -> None:
+    (project.root / RESULTS[0]).unlink()
+    commit_all(project.root, "without predictions")
+    project.judge(project.candidate(range(20, 64), wrong=20))
+    code, report = gate()
+    assert (code, report["paired"], report["comparisons"][0]["n"]) == (1, True, 44)
 
 
 def test_a_model_is_fetched_from_the_remote_or_missed(
