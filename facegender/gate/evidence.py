@@ -27,7 +27,7 @@ def power(drop: float, gained: float, n: int, significance: float) -> float:
         return 0.0
     # The sum over the number of differing images leaves out a probability of 1e-9.
     low, high = (int(bound) for bound in binom.ppf((5e-10, 1 - 5e-10), n, differing))
-    counts = np.arange(max(low, 1), high + 1)
+    counts = np.arange(low, high + 1)
     # The smallest number of losses whose upper tail is below half the level.
     critical = binom.isf(significance / 2, counts, 0.5) + 1
     found = binom.sf(critical - 1, counts, min(1.0, (gained + drop) / differing))

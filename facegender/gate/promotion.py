@@ -31,8 +31,8 @@ def judge_promotion(
     champion: Path | None,
     params: Params,
     *,
+    champion_model: Callable[[Path], Path],
     champion_commit: str | None = None,
-    champion_model: Callable[[Path], Path] | None = None,
     champion_manifests: Collection[str] = (),
     manifests: Collection[str] = (),
     accept_rule_change: bool = False,
@@ -45,8 +45,8 @@ def judge_promotion(
     Args:
         candidate: folder with `test.json` and, optionally, `predictions.csv` and `export.json`.
         champion: the same for the champion; None if the floors alone count.
-        champion_commit: commit that the champion's run records, or None.
         champion_model: function that fetches the champion's `.tflite` file into a folder.
+        champion_commit: commit that the champion's run records, or None.
         champion_manifests: beginnings of the SHA-256 of the manifests that its run records.
         manifests: the same for the candidate's run.
         accept_rule_change: whether the work tree's rules apply even where they are looser.
@@ -81,8 +81,6 @@ def judge_promotion(
     def rescored(against: Results | None, significance: float) -> Rescored:
         if against is None or against.commit:  # the reference
             return rescore_commit(root, results, against, significance, manifests)
-        if champion_model is None:
-            raise UserError("the run has no model")
         try:
             commit = resolve(root, champion_commit or "")
             paths = paths_of(root, commit, "the champion")

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,6 +93,31 @@ def log_run(
             files / "manifest.csv", metrics=[files / "test.json", files / "predictions.csv"]
         )
     return run.info.run_id
+
+
+def cached_object(root: Path, md5: str) -> Path:
+    """Return where DVC's cache has an object."""
+    return root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+
+
+def store_object(root: Path, content: bytes, ending: str = "") -> str:
+    """Put an object into DVC's cache, and return its MD5."""
+    md5 = hashlib.md5(content).hexdigest() + ending
+    cached_object(root, md5).parent.mkdir(parents=True, exist_ok=True)
+    cached_object(root, md5).write_bytes(content)
+    return md5
+
+
+def store_splits(root: Path, **manifests: pd.DataFrame) -> str:
+    """Put a folder of manifests into DVC's cache, and return its MD5."""
+    texts = {
+        f"{name}.csv": table[["path", "label", "sha256"]].to_csv(index=False)
+        for name, table in manifests.items()
+    }
+    listing = [
+        {"md5": store_object(root, text.encode()), "relpath": name} for name, text in texts.items()
+    ]
+    return store_object(root, json.dumps(listing, sort_keys=True).encode(), ".dir")
 
 
 def commit_params(root: Path, *before: str) -> str:

@@ -53,8 +53,9 @@ def test_the_curves_of_four_images() -> None:
     curve = precision_recall_table(labels, probabilities).round(4).to_numpy().tolist()
     assert curve == [[1, 0.5], [1, 0.6667], [0.5, 0.5], [0.5, 1], [0, 1]]
     alone = np.ones(4, int)
-    assert len(roc_table(alone, probabilities)) == 0
-    assert len(precision_recall_table(alone, probabilities)) == 0
+    assert roc_table(alone, probabilities).to_dict("list") == {"fpr": [], "tpr": []}
+    empty = precision_recall_table(alone, probabilities).to_dict("list")
+    assert empty == {"recall": [], "precision": []}
 
 
 def test_metrics_are_those_of_the_table() -> None:
@@ -72,5 +73,22 @@ def test_metrics_are_those_of_the_table() -> None:
 
 def test_accuracy_of_one_has_an_interval_with_a_width() -> None:
     labels = np.arange(36) % 2
-    found = classification_metrics(labels, labels * 1.0, threshold=0.5)
+    # A probability that equals the threshold is male.
+    found = classification_metrics(labels, labels * 0.5, threshold=0.5)
     assert found["accuracy_ci"] == {"low": pytest.approx(0.9036, abs=1e-4), "high": 1}
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "says"),
+    [
+        ([], [], "0 labels and 0 probabilities"),
+        ([0, 1], [0.5], "2 labels and 1 probabilities"),
+        ([0, 2], [0.5, 0.5], "labels must be in"),
+        *(([0, 1], [0.5, one], "not a number from 0 to 1") for one in (-0.1, 1.1, np.nan)),
+    ],
+)
+def test_what_are_no_predictions_has_no_metrics(
+    labels: list, probabilities: list, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        classification_metrics(np.array(labels, int), np.array(probabilities), threshold=0.5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from facegender.gate.evidence import POWER, images_needed, power, smallest_drop
+from facegender.gate.evidence import POWER, Evidence, images_needed, power, smallest_drop
 
 LEVEL = 0.05 / 3
 
@@ -40,3 +40,27 @@ def test_as_many_images_as_it_names_would_do(drop: float, gained: float) -> None
     assert power(drop, gained, n, LEVEL) >= POWER
     assert power(drop, gained, int(0.95 * n), LEVEL) < POWER
     assert images_needed(1e-6, gained + 0.01, LEVEL) is None
+
+
+def test_what_the_images_show_is_said() -> None:
+    drop = smallest_drop(0, 36, LEVEL)
+    assert drop is not None
+    enough = Evidence(36, 0, LEVEL, tolerance=drop)
+    assert enough.enough
+    assert enough.sentence == f"36 images show a drop of accuracy of {drop:.4f} (power 80 %)"
+    few = Evidence(36, 0, LEVEL, tolerance=0.05)
+    assert not few.enough
+    assert few.sentence == (
+        f"36 images show no drop of accuracy below {drop:.4f} (power 80 %); the tolerance is 0.05, "
+        f"which takes {images_needed(0.05, 0, LEVEL):,} images"
+    )
+    assert few.to_json() == {
+        "n": 36,
+        "smallest_drop": drop,
+        "power": 0.8,
+        "tolerance": 0.05,
+        "images_needed": few.images_needed,
+    }
+    assert Evidence(6, 0, LEVEL, tolerance=0).sentence == (
+        "6 images show no drop of accuracy (power 80 %); the tolerance is 0"
+    )

@@ -15,6 +15,7 @@ import pytest
 from scipy.stats import binomtest, bootstrap, permutation_test
 
 from bench.gate_power import printed_drop, simulate
+from facegender.errors import UserError
 from facegender.evaluation.groups import holm
 from facegender.evaluation.metrics import METRICS, classification_metrics, paired_interval
 from facegender.gate.compare import parse_results
@@ -29,6 +30,7 @@ from facegender.gate.significance import (
     paired_f1_interval,
     unpaired_difference,
 )
+from facegender.gate.stricter_rules import Rules, combine_rules
 from facegender.gate.verdict import Report, as_markdown, as_text
 from facegender.params import AtLeast, AtMost, Gate, Params
 from tools.compose_params import ROOT
@@ -163,6 +165,34 @@ def alone(candidate: Results, settings: Gate) -> Report:
     return judge(candidate, None, settings, min_group_size=MIN_GROUP_SIZE, undecided=why)
 
 
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({"significance": "high"}, "gate.significance is not a number: high"),
+        ({"significance": True}, "gate.significance is not a number: True"),
+        ({"significance": math.nan}, "gate.significance is not a number: nan"),
+        ({"significance": 7}, "significance: Input should be less than 1"),
+        ({"test": "any"}, "gate.test is unknown: any"),
+    ],
+    ids=str,
+)
+def test_invalid_rules_of_the_baseline_are_named(settings: Gate, rules: dict, says: str) -> None:
+    with pytest.raises(UserError, match=f"rules of the gate are invalid: {says}"):
+        combine_rules(Rules(settings, MIN_GROUP_SIZE), {"gate": rules}, accept_change=False)
+
+
+def test_other_groups_than_the_baselines_need_to_be_accepted(settings: Gate) -> None:
+    own, old = Rules(settings, MIN_GROUP_SIZE, ["age"]), {"min_group_size": MIN_GROUP_SIZE}
+    for groups, said in ((["hair"], "['hair']"), (None, "all columns")):
+        baseline = {"gate": settings.model_dump(), "evaluate": {**old, "groups": groups}}
+        rules, (note,) = combine_rules(own, baseline, accept_change=False)
+        assert rules == replace(own, groups=groups)
+        assert f"loosens the gate's rules: evaluate.groups from {said} to ['age']" in note
+        rules, (note,) = combine_rules(own, baseline, accept_change=True)
+        assert rules == own
+        assert note.startswith("accepted: looser rules")
+
+
 def test_without_a_baseline_it_cannot_tell_but_floors_hold(settings: Gate) -> None:
     report = alone(results(wrong_at(1)), settings)
     assert (report.verdict, report.exit_code) == ("cannot tell", 2)
@@ -233,6 +263,8 @@ def test_f1_and_calibration_only_warn(compare: Callable) -> None:
     unsure = good.assign(probability=np.where(good["predicted"] == 1, 0.92, 0.08))
     report = compare(unsure, good)
     assert verdict(report, "ece") == "warn"
+    # In each of two bins of 200 images |6 - 1| and |16 - 1|, of 400; no draw of 2,000 differs so.
+    assert report.warnings == ["ece went from 0.0250 to 0.0750 on 400 images (p = 0.0005)"]
     assert (report.verdict, report.exit_code) == ("pass with warnings", 0)
     assert compare(good, unsure).warnings == []
 
@@ -469,6 +501,10 @@ def test_the_worst_group_has_a_floor(params: Params, wrong: int, expected: str) 
     floors = {"worst_group": AtLeast(at_least=90)}
     report = alone(candidate, settings.model_copy(update={"floors": floors}))
     assert report.failures[0].endswith("; it must be at least 90")
+    # Not by images that are too few to judge, of whom none is right.
+    tiny = np.where(np.arange(400) < 19, "few", "many")
+    report = alone(results(wrong_at(*range(19), country=tiny)), settings)
+    assert (report.floors[0].value, report.floors[0].verdict) == (1, "pass")
     # No group: a floor that nothing can reach.
     assert alone(results(wrong_at()), settings).exit_code == 1
 
@@ -540,7 +576,11 @@ def test_other_data_need_to_be_accepted(
     report = compare(new, old)
     assert (report.exit_code, list(report.comparisons)) == (2, [])
     assert says in " ".join(report.undecided)
-    assert says in as_text(report)
+    text = as_text(report)
+    assert says in text
+    assert "candidate, not compared with baseline\n" in text
+    shown = [title for title in ("Metrics", "Floors", "Groups", "Cost") if f"\n{title}" in text]
+    assert shown == ["Floors"]
     accepted = compare(new, old, accept_data_change=True)
     assert accepted.exit_code == 0
     assert not accepted.paired
@@ -548,6 +588,17 @@ def test_other_data_need_to_be_accepted(
     assert "prediction changed" in as_text(compare(old, old))
     assert "prediction changed" not in as_text(accepted)
     assert says in " ".join(accepted.warnings)
+
+
+@pytest.mark.parametrize("confusion", [{}, None, {"female_as_female": "many"}], ids=str)
+def test_without_counts_by_label_there_is_no_unpaired_comparison(
+    compare: Callable, confusion: object
+) -> None:
+    new = results(wrong_at(1))
+    old = Results("baseline", {**new.metrics, "confusion": confusion}, None, {})
+    report = compare(new, old, accept_data_change=True)
+    assert report.exit_code == 2
+    assert report.undecided[0].startswith("the metrics have no confusion matrix")
 
 
 def test_an_accepted_change_of_data_can_still_fail(compare: Callable) -> None:
@@ -562,7 +613,7 @@ def test_order_and_names_of_files_do_not_matter(compare: Callable) -> None:
     old = wrong_at(1, 2)
     new = old.sample(frac=1, random_state=0).assign(path=lambda frame: "moved/" + frame["path"])
     report = compare(new, old)
-    assert (report.verdict, len(report.flips)) == ("pass", 0)
+    assert (report.verdict, len(report.flips), report.comparisons[0].p) == ("pass", 0, 1)
 
 
 def test_copies_of_an_image_are_paired(compare: Callable) -> None:
@@ -591,11 +642,11 @@ def test_the_first_champion_is_excused_for_having_none_before_it_alone(
     for name in ("test.json", "predictions.csv"):
         shutil.copy(ROOT / "metrics" / name, tmp_path)
     params = params.model_copy(update={"gate": settings})
-    alone = judge_promotion(ROOT, tmp_path, None, params)
+    alone = judge_promotion(ROOT, tmp_path, None, params, champion_model=Path)
     assert may_be_champion(alone)
     metrics = json.loads((tmp_path / "test.json").read_text())
     (tmp_path / "test.json").write_text(json.dumps(metrics | {"accuracy": 0.999}))
-    report = judge_promotion(ROOT, tmp_path, None, params)
+    report = judge_promotion(ROOT, tmp_path, None, params, champion_model=Path)
     assert (report.exit_code, report.failures) == (2, [])
     assert not may_be_champion(report)
     lacking = replace(alone, unproven=["too few images"])
@@ -615,11 +666,13 @@ def test_costs_warn_beyond_their_tolerance(compare: Callable) -> None:
     worse = {"size_float32_bytes": 120, "latency_int8_ms": 2, "training_images_per_second": 50}
     report = compare(results(frame, **worse), old)
     assert [row.verdict for row in report.costs] == ["warn"] * 3
+    assert report.warnings[0] == "size_float32_bytes is 1.20 times the baseline (limit 1.1)"
     assert (report.verdict, report.exit_code) == ("pass with warnings", 0)
     # Cheaper is no reason to warn, and what is not recorded is not compared.
     cheaper = {"size_float32_bytes": 10, "latency_int8_ms": 0.1}
     report = compare(results(frame, **cheaper), old)
     assert [row.verdict for row in report.costs] == ["pass", "pass", "info"]
+    assert as_text(report).splitlines()[-1].split()[1:] == ["100", *["unknown"] * 2, "info"]
 
 
 # The report.
@@ -631,7 +684,12 @@ def test_markdown_shows_old_and_new_and_what_flipped(compare: Callable) -> None:
     assert text.startswith("## Gate: fail\n")
     line = next(line for line in text.splitlines() if line.startswith("| accuracy "))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:5] == ["accuracy", "400", "0.9975", "0.9400", "-0.0575"]
+    low, high = paired_interval(1, 24, 400)
+    # p is 2 * (C(25,0) + C(25,1)) / 2^25, times the two questions.
+    assert cells == [
+        *("accuracy", "400", "0.9975", "0.9400", "-0.0575"),
+        *(f"{low:+.4f} to {high:+.4f}", "3.1e-06", "fail"),
+    ]
     assert "Images whose prediction changed: 25, 1 of them now right" in text
     assert "| <code>faces/0000.png</code> | female" in text
     assert "0.0300 " in text
@@ -639,7 +697,7 @@ def test_markdown_shows_old_and_new_and_what_flipped(compare: Callable) -> None:
 
 def test_names_from_the_data_cannot_break_the_markdown(compare: Callable) -> None:
     old = wrong_at()
-    evil = "a|b`</details><script>@someone [x](http://y)\n# *_\\"
+    evil = "a|b`</details><script>@someone [x](http://y)\n# *_\\ 'it's \"so\"'"
     old.loc[0, "path"] = evil
     new = old.copy()
     new.loc[0, ["predicted", "probability"]] = [1, 0.9]

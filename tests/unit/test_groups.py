@@ -12,15 +12,17 @@ from facegender.evaluation.plots import group_accuracy
 
 
 def test_rare_values_of_many_are_one_group() -> None:
-    values = pd.Series(["de"] * 30 + ["fr"] * 25 + [f"c{number}" for number in range(25)] + [None])
+    values = pd.Series(["de"] * 30 + ["fr"] * 20 + [f"c{number}" for number in range(25)] + [None])
     names = group_names(values, minimum=20)
-    assert names.value_counts().to_dict() == {"de": 30, "fr": 25, OTHER: 25}
+    assert names.value_counts().to_dict() == {"de": 30, "fr": 20, OTHER: 25}
     assert names.isna().sum() == 1
     found = find_groups(pd.DataFrame({"country": values}), None, 20)
     assert list(found.left_out) == [
         "country: missing for 1 images",
         f"country: 25 rare values are one group, {OTHER}",
     ]
+    # As many as fit beside OTHER.
+    assert len(set(group_names(pd.Series([*"abcdefghijklmnopqrstuvwxy"] * 2), minimum=2))) == 20
     # Few values are all groups, however small.
     assert set(group_names(pd.Series(["a", "b", "b"]), minimum=20)) == {"a", "b"}
 
@@ -72,8 +74,8 @@ def test_columns_are_chosen_and_crossed_or_refused() -> None:
     assert names[("age x sex", "o, m")] == [False, False, True, False]
     assert len(names) == 3
     assert list(found.left_out) == ["not in evaluate.groups: x", "sex: missing for 1 images"]
-    with pytest.raises(UserError, match="names shoe, which the metadata lack; they have age, sex"):
-        find_groups(table, ["shoe"], 1)
+    with pytest.raises(UserError, match="names hat, shoe, which the metadata lack; they have"):
+        find_groups(table, ["shoe", "hat"], 1)
 
 
 def test_no_two_crossed_groups_have_one_name() -> None:
@@ -104,6 +106,8 @@ def test_a_group_is_compared_with_the_rest() -> None:
     # Both rows are one test; Holm doubles it.
     assert found["p"].nunique() == 1
     assert 0.002 < found.loc["a", "p"] < 0.008
+    none = group_metrics(table.drop(columns="g"), threshold=0.5, minimum=20)
+    assert (len(none), set(none)) == (0, {"group", *found})
 
 
 def test_dollar_signs_in_a_name_are_not_a_formula(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from facegender.cli.main import _run
 from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.files import file_sha256
-from facegender.tracking import pages, registry
+from facegender.tracking import log, pages, registry
 from facegender.tracking.registry import Promotion, Verdict, find_run
-from tests.conftest import Exported, logged_model
-from tests.unit.conftest import Store, commit_params, log_run
+from tests.conftest import Exported, fill, logged_model
+from tests.unit.conftest import Store, cached_object, commit_params, log_run, store_splits
 from tools.compose_params import ROOT
 
 
@@ -460,23 +460,28 @@ def test_a_reference_with_other_test_images_is_scored_by_its_own_model(
     assert ") cannot be scored on the new test set: dvc.lock of " in out
 
 
-@pytest.mark.parametrize("wrong", [0, 20])
-def test_the_champion_is_scored_on_the_test_set_of_a_run(
-    store: Store, exported: Exported, capsys: pytest.CaptureFixture, wrong: int
-) -> None:
+def new_images(store: Store, exported: Exported) -> pd.DataFrame:
+    """Fill data/raw with 40 images, and return their manifest; the exported model is right."""
     shutil.copy(ROOT / "dvc.yaml", store.root)
     raw = store.root / "data" / "raw"
     raw.mkdir(parents=True)
     files = [raw / f"new {number}.png" for number in range(40)]
     for path, pixels in zip(files, exported.images, strict=False):
         path.write_bytes(encode_png(pixels))
-    manifest = pd.DataFrame(
+    return pd.DataFrame(
         {
             "path": [path.name for path in files],
             "label": (exported.probabilities.ravel()[:40] >= 0.5).astype(int),
             "sha256": [file_sha256(path) for path in files],
         }
     )
+
+
+@pytest.mark.parametrize("wrong", [0, 20])
+def test_the_champion_is_scored_on_the_test_set_of_a_run(
+    store: Store, exported: Exported, capsys: pytest.CaptureFixture, wrong: int
+) -> None:
+    manifest = new_images(store, exported)
     log_run(store.root, exported, "other", [False] * wrong + [True] * (40 - wrong), manifest)
     assert _run(["promote", "good"]) == 0
     capsys.readouterr()
@@ -490,3 +495,39 @@ def test_the_champion_is_scored_on_the_test_set_of_a_run(
     line = next(line for line in out.splitlines() if line.startswith("| accuracy "))
     assert line.replace("|", " ").split()[1:4] == ["40", "1.0000", f"{1 - wrong / 40:.4f}"]
     assert "could not be checked whether the champion was trained on images of the test set" in out
+
+
+def test_images_that_the_champion_was_trained_on_do_not_count(
+    store: Store, exported: Exported, capsys: pytest.CaptureFixture
+) -> None:
+    manifest = new_images(store, exported)
+    fill(store.root, {".dvc/config": "", "dvc.lock": ""})
+    splits = store_splits(store.root, train=manifest[:4], validation=manifest[4:5])
+    outs = [{"path": "data/splits", "md5": splits}]
+    (store.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"split": {"outs": outs}}}))
+    commit = commit_params(store.root, "add", "dvc.yaml", "dvc.lock", ".dvc/config")
+    MlflowClient().set_tag(store.runs["good"], "mlflow.source.git.commit", commit)
+    listing = json.loads(cached_object(store.root, splits).read_text())
+    with mlflow.start_run(store.runs["good"]):
+        log.log_inputs(
+            {}, {each["relpath"]: cached_object(store.root, each["md5"]) for each in listing}
+        )
+    (store.root / "dvc.lock").unlink()
+    # Wrong on those five alone, which the floor allows.
+    log_run(store.root, exported, "other", [False] * 5 + [True] * 35, manifest)
+    assert _run(["promote", "good"]) == 0
+    capsys.readouterr()
+    assert _run(["promote", "other"]) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("| accuracy "))
+    assert line.replace("|", " ").split()[1:4] == ["35", "1.0000", "1.0000"]
+    assert "5 of 40 test images are not compared" in out
+    assert "could not be checked whether the run was trained" in out
+    assert "could not be checked whether the champion" not in out
+
+
+def test_a_champion_whose_model_is_lost_is_named(store: Store, tmp_path: Path) -> None:
+    promote(store, "good")
+    shutil.rmtree(logged_model(store.runs["good"]).artifact_location.removeprefix("file://"))
+    with pytest.raises(UserError, match="The champion has 0 "):
+        registry.fetch_champion_model(tmp_path / "fetched")

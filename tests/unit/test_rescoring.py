@@ -1,8 +1,6 @@
 """Another test set: the baseline's stored model is scored on it, and the models are paired."""
 
-import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,14 @@ import yaml
 from facegender.cli.main import _run
 from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
+from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.files import file_sha256
+from facegender.gate.rescoring import images_seen
 from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
 from tests.conftest import Exported, commit_all, fill, init_repository
+from tests.unit.conftest import cached_object, store_object, store_splits
 from tools.compose_params import ROOT
 
 RESULTS = ("metrics/predictions.csv", "metrics/test.json")
@@ -75,32 +76,14 @@ class Project:
 
     def lock(self, train: list[int] | None = None) -> None:
         """Record results, model and manifests, and store the last two in DVC's cache."""
-        splits = self.root / "splits"
-        splits.mkdir(exist_ok=True)
-        for name in ("train", "validation"):
-            seen = self.table.iloc[train or []] if name == "train" else self.table[:0]
-            write_table(seen[["path", "label", "sha256"]], splits / f"{name}.csv")
-        files = [splits / "train.csv", splits / "validation.csv"]
-        listing = [{"md5": self.store(path.read_bytes()), "relpath": path.name} for path in files]
-        digest = self.store(json.dumps(listing, sort_keys=True).encode(), ".dir")
-        shutil.rmtree(splits)
+        seen = self.table.iloc[train or []]
         recorded = {name: dvc_md5(self.root / name) for name in RESULTS}
         recorded |= {
-            "models/model.tflite": self.store(self.model.read_bytes()),
-            "data/splits": digest,
+            "models/model.tflite": store_object(self.root, self.model.read_bytes()),
+            "data/splits": store_splits(self.root, train=seen, validation=self.table[:0]),
         }
         outs = [{"path": path, "md5": md5} for path, md5 in recorded.items()]
         (self.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"all": {"outs": outs}}}))
-
-    def store(self, content: bytes, ending: str = "") -> str:
-        md5 = hashlib.md5(content).hexdigest() + ending
-        path = self.cached(md5)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return md5
-
-    def cached(self, md5: str) -> Path:
-        return self.root / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
     def candidate(self, images: range | list[int], wrong: int = 0) -> pd.DataFrame:
         """Return predictions of images, of which the first are wrong."""
@@ -134,8 +117,9 @@ def gate(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, dict[str, An
 
 @pytest.mark.parametrize(("wrong", "code"), [(0, 0), (1, 0), (20, 1)])
 def test_the_stored_model_is_scored_on_other_test_images(
-    project: Project, gate: Callable, wrong: int, code: int
+    project: Project, gate: Callable, monkeypatch: pytest.MonkeyPatch, wrong: int, code: int
 ) -> None:
+    monkeypatch.setattr("facegender.gate.rescoring._CHUNK", 16)
     # 24 of the 44 images are new. The model takes 32 pixels, where the parameters say 96.
     project.judge(project.candidate(range(20, 64), wrong))
     found, report = gate()
@@ -189,12 +173,34 @@ def test_without_the_manifests_it_says_that_it_could_not_check(
         if out["path"] == "data/splits"
     )
     project.judge(project.candidate(range(20, 64)), train=[63])
-    project.cached(listing).unlink()
+    cached_object(project.root, listing).unlink()
     code, report = gate()
     assert code == 0
     (note,) = (note for note in report["notes"] if "could not be checked" in note)
     assert "whether HEAD (" in note
     assert "there is no default remote" in note
+
+
+def test_manifests_of_another_run_are_not_taken(project: Project) -> None:
+    project.lock(train=[60, 61])
+    paths = {"splits": "data/splits"}
+    seen = images_seen(project.root, None, paths)
+    assert seen == set(project.table["sha256"][60:62])
+    stored = (path for path in (project.root / ".dvc/cache").rglob("*") if path.is_file())
+    digests = [file_sha256(path)[:8] for path in stored if b"path,label" in path.read_bytes()]
+    assert len(digests) == 2
+    assert images_seen(project.root, None, paths, digests) == seen
+    for others in ([], digests[:1], digests[1:]):
+        with pytest.raises(UserError, match="not those that its run records"):
+            images_seen(project.root, None, paths, others)
+
+
+def test_a_baseline_without_predictions_is_scored(project: Project, gate: Callable) -> None:
+    (project.root / RESULTS[0]).unlink()
+    commit_all(project.root, "without predictions")
+    project.judge(project.candidate(range(20, 64), wrong=20))
+    code, report = gate()
+    assert (code, report["paired"], report["comparisons"][0]["n"]) == (1, True, 44)
 
 
 def test_a_model_is_fetched_from_the_remote_or_missed(
@@ -221,7 +227,7 @@ def test_a_model_is_fetched_from_the_remote_or_missed(
 
 def test_a_damaged_model_gets_no_verdict(project: Project, gate: Callable) -> None:
     project.judge(project.candidate(range(20, 64)))
-    project.cached(dvc_md5(project.model)).write_bytes(b"damaged")
+    cached_object(project.root, dvc_md5(project.model)).write_bytes(b"damaged")
     code, report = gate()
     assert code == 2
     assert "its object in DVC's cache is damaged" in report["undecided"][0]

@@ -123,6 +123,20 @@ def test_on_main_an_experiment_is_compared_with_head_and_a_commit_with_the_last(
     assert project.baseline() == (second, "HEAD")
 
 
+def test_results_of_head_without_predictions_are_told_by_their_metrics(project: Project) -> None:
+    second = project.commit("the same results")
+    (project.root / "metrics/predictions.csv").unlink()
+    assert project.baseline() == (project.first, "the commit before HEAD")
+    path = project.root / "metrics/test.json"
+    text = path.read_text()
+    path.write_text(json.dumps(json.loads(text) | {"n": 1}))
+    assert project.baseline() == (second, "HEAD")
+    path.write_text("{")
+    third = project.commit("not readable")
+    path.write_text(text)
+    assert project.baseline() == (third, "HEAD")
+
+
 def test_without_a_commit_before_or_a_main_it_says_what_to_do(project: Project) -> None:
     with pytest.raises(UserError, match=r"no commit is before it.*--baseline"):
         project.baseline()
@@ -710,6 +724,7 @@ def test_a_baseline_can_be_an_experiment(project: Project, capsys: pytest.Captur
         ),
         ("metrics/predictions.csv", "", "Cannot read the results"),
         ("metrics/export.json", "{}", "of the work tree: 'float32' is missing. `dvc repro`"),
+        ("dvc.lock", "", "dvc.lock is missing or has no stages: run `dvc repro`"),
         ("dvc.yaml", "stages: {}\n", "dvc.yaml of the work tree: it is missing, or has no `vars`"),
         # As a merge leaves them; each is one line that says where.
         ("params.yaml", "a: 1\n<<<<<<< HEAD\n", "params.yaml: line 3: could not find"),

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import shutil
 import subprocess
 import zipfile
@@ -22,6 +23,7 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.pyfunc.scoring_server import invocations
 
 from facegender.data.images import encode_png
+from facegender.errors import UserError
 from facegender.inference.litert import load_litert
 from facegender.inference.predictor import Predictor
 from facegender.inference.serving import FaceGender
@@ -58,6 +60,15 @@ def test_images_are_predicted_a_few_at_a_time(
     answer = served.predict(None, list(np.broadcast_to(levels[:, None, None, None], (10, 8, 8, 3))))
     assert sizes == [4, 4, 2]
     np.testing.assert_array_equal(answer["probability"], levels / 255.0)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, math.nan])
+def test_a_threshold_that_labels_all_alike_is_refused(exported: Exported, threshold: float) -> None:
+    context = SimpleNamespace(
+        artifacts={"model": exported.float32}, model_config={"threshold": threshold}
+    )
+    with pytest.raises(UserError, match="threshold is a probability between 0 and 1, not"):
+        FaceGender().load_context(context)
 
 
 @pytest.fixture(scope="module")
