@@ -150,7 +150,7 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
     """Group the files that are linked by the same picture or subject, directly or not.
 
     Args:
-        manifest: columns `path`, `column` and any others.
+        manifest: columns `path`, `label`, `sha256` and the metadata.
         column: column of the metadata that names the subject; files with an empty cell are grouped
             with their duplicates only.
 
@@ -158,13 +158,14 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
         By path, the name of the group: the first of its subjects, else the duplicate group.
 
     Raises:
-        UserError: the manifest lacks the column, or all of its cells are empty.
+        UserError: the metadata lack the column, or all of its cells are empty.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    if column not in manifest or manifest[column].isna().all():
-        others = ", ".join(manifest.columns[3:]) or "none"
+    metadata = list(manifest.columns[3:])
+    if column not in metadata or manifest[column].isna().all():
+        others = ", ".join(metadata) or "none"
         raise UserError(
             f"split.group_by is {column}, and the metadata has no value for it. Columns of the "
             f"metadata: {others}. Put a CSV with the columns file and {column} next to the images, "

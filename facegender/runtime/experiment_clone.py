@@ -42,6 +42,7 @@ def take_snapshot(root: Path) -> Snapshot:
 def make_clone(snapshot: Snapshot, target: Path) -> None:
     """Clone a repository with its uncommitted changes, sharing DVC's cache and settings."""
     from dvc.config import Config, merge
+    from dvc.config_schema import RelPath
 
     root = snapshot.root
     # Not `git clone --shared`, which shares nothing if the repository is shallow.
@@ -59,10 +60,12 @@ def make_clone(snapshot: Snapshot, target: Path) -> None:
     for name in ("user.name", "user.email", "remote.origin.url"):
         if value := checked_git(root, "config", "--default", "", name):
             checked_git(target, "config", name, value)
-    # Read and written by DVC, because paths are relative to the file.
+    # Read and written by DVC, because paths are relative to the file. It writes ASCII only, so the
+    # path of the cache must be relative, too.
     local = Config(str(root / ".dvc")).load_one("local")
-    with Config(str(target / ".dvc")).edit("local") as config:
-        merge(config, {**local, "cache": {**local["cache"], "dir": str(snapshot.cache)}})
+    cache = RelPath(snapshot.cache.resolve())
+    with Config(str((target / ".dvc").resolve())).edit("local") as config:
+        merge(config, {**local, "cache": {**local["cache"], "dir": cache}})
 
 
 def fetch_experiment(root: Path, clone: Path, name: str) -> str | None:

@@ -166,6 +166,19 @@ def test_a_merge_never_mixes_two_results(project: Project) -> None:
     assert unmerged == ["dvc.lock", "metrics/predictions.csv", "metrics/test.json"]
 
 
+def test_git_for_windows_does_not_make_results_stale(project: Project) -> None:
+    # Its default, in a checkout that a dev container mounts.
+    project.git("config", "core.autocrlf", "true")
+    shutil.copy(ROOT / ".gitattributes", project.root)
+    names = ("dvc.lock", *FILES)
+    kept = {name: (project.root / name).read_bytes() for name in names}
+    project.commit("attributes")
+    for name in names:
+        (project.root / name).unlink()
+    project.git("checkout", "--", ".")
+    assert {name: (project.root / name).read_bytes() for name in names} == kept
+
+
 def test_the_advice_restores_a_file_in_the_middle_of_a_merge(project: Project) -> None:
     for branch, line in (("one", "[1"), ("two", "[2")):
         project.git("switch", "--quiet", "--create", branch, "main")

@@ -207,6 +207,8 @@ def test_a_person_in_train_and_test_is_a_leak() -> None:
     assert len(find_leaks(frame, groups)) == 1
 
 
-def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(UserError, match=r"group_by is who.*metadata: person\. Put a CSV"):
-        group_by_subject(persons(), groups_of(persons()), "who")
+# A user's column of one of the manifest's own names has a prefix: the manifest's is another column.
+@pytest.mark.parametrize("column", ["who", "path", "label", "sha256"])
+def test_a_column_that_is_not_there_is_named_with_those_that_are(column: str) -> None:
+    with pytest.raises(UserError, match=rf"group_by is {column}.*metadata: person\. Put a CSV"):
+        group_by_subject(persons(), groups_of(persons()), column)

@@ -16,7 +16,7 @@ from facegender.errors import UserError
 from facegender.gate.verdict import Report
 from facegender.params import load_params
 from facegender.runtime.dvc_context import TRAINED_BY, input_tags, read_lock
-from facegender.runtime.experiment_clone import Snapshot
+from facegender.runtime.experiment_clone import Snapshot, make_clone, take_snapshot
 from facegender.runtime.git import checked_git
 from facegender.runtime.output_capture import KEPT_CHARACTERS, KeptOutput
 from facegender.runtime.sweep import (
@@ -197,6 +197,21 @@ def test_an_experiment_that_cannot_be_fetched_fails_and_says_why(tmp_path: Path)
     assert (ended.commit, ended.judged) == (None, None)
     assert ended.output.startswith("trained\nerror: git fetch failed: ")
     assert checked_git(root, "rev-parse", "refs/exps/00/11/point") == head
+
+
+def test_a_clone_shares_the_cache_of_a_folder_with_umlauts(tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    (tmp_path / "depth" / "Käse").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "depth" / "Käse")
+    root = tmp_path / "link"
+    init_repository(root)
+    Repo.init(str(root)).close()
+    commit_all(root)
+    clone = root / ".dvc" / "tmp" / "sweep" / "clone"
+    make_clone(take_snapshot(root), clone)
+    with Repo(str(clone.resolve())) as repo:
+        assert Path(repo.cache.local_cache_dir) == root.resolve() / ".dvc" / "cache"
 
 
 @pytest.mark.parametrize(
