@@ -102,8 +102,9 @@ format: $(INSTALLED) ## format the code
 	ruff check --fix .
 	ruff format .
 
-params: $(INSTALLED) ## compose params.yaml from conf/
+params: $(INSTALLED) ## compose params.yaml from conf/, and print what differs from HEAD
 	python -m tools.compose_params params.yaml
+	@git --no-pager diff --unified=0 HEAD -- params.yaml
 
 deps: $(INSTALLED) ## write each stage's modules and packages into dvc.yaml, from its imports
 	python -m tools.stage_deps

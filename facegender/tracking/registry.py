@@ -137,7 +137,8 @@ def promote(run: Run, judge: Judge, *, lock: Path, force_reason: str | None = No
     if run.info.status != "FINISHED":
         raise UserError(
             f"The run {_describe(run)} is {run.info.status}; only a finished run can be promoted. "
-            "Wait until it ends, or name another run."
+            + ("Wait until it ends, or name" if run.info.status == "RUNNING" else "Name")
+            + " another run."
         )
     if RESTORED in run.data.tags:
         raise UserError(_whose_results(run))
@@ -238,7 +239,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         The version that was the champion, and the one that is now.
 
     Raises:
-        UserError: the registry has no champion, or no former one.
+        UserError: the registry has no champion, or no former one, or its model is lost.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
@@ -259,6 +260,12 @@ def rollback(*, lock: Path) -> tuple[int, int]:
                 "`facegender promote RUN` makes another the champion."
             )
         back = former.pop()
+        if not mlflow.artifacts.list_artifacts(f"models:/{REGISTERED_MODEL}/{back}"):
+            raise UserError(
+                f"The model of version {back}, the champion before, is lost, so version {number} "
+                f"stays the champion. To go further back, delete version {back} in MLflow (`make "
+                "ui`, Models), then `facegender rollback`."
+            )
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))
         _write_former(client, former)
         return number, back

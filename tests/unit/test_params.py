@@ -7,6 +7,7 @@ import yaml
 from facegender.errors import UserError
 from facegender.params import Classes, Params, flatten, load_params
 from facegender.runtime.dvc_context import pipeline_paths
+from tests.conftest import commit_all, fill, init_repository, run_command
 from tools.compose_params import ROOT, compose
 
 
@@ -15,6 +16,16 @@ def test_committed_params_are_the_composition_of_the_defaults(tmp_path: Path) ->
     assert (ROOT / "params.yaml").read_text() == (tmp_path / "params.yaml").read_text(), (
         "params.yaml and conf/ differ: run `make params`, and commit both"
     )
+
+
+def test_make_params_prints_what_it_changes(tmp_path: Path) -> None:
+    *_, prints = run_command("make", "-n", "-o.venv/installed", "params").stdout.splitlines()
+    init_repository(tmp_path)
+    # Such as `dvc exp run -S dataset=folder` wrote, which conf/ does not have.
+    commit_all(fill(tmp_path, {"params.yaml": "dataset: folder\nseed: 42\n"}))
+    fill(tmp_path, {"params.yaml": "dataset: sample\nseed: 42\n"})
+    done = run_command("sh", "-c", prints, cwd=tmp_path)
+    assert done.stdout.endswith("\n-dataset: folder\n+dataset: sample\n")
 
 
 @pytest.mark.parametrize("recipe", ["quick", "paper", "fast", "best"])

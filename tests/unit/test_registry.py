@@ -161,6 +161,18 @@ def test_rollback_passes_over_deleted_versions(store: Store) -> None:
     assert rollback(store) == (3, 1)
 
 
+def test_rollback_refuses_a_version_whose_model_is_lost(store: Store) -> None:
+    for name in ("good", "worse", "better"):
+        promote(store, name)
+    for run in ("worse", "better"):
+        shutil.rmtree(Path(logged_model(store.runs[run]).artifact_location.removeprefix("file://")))
+    with pytest.raises(UserError, match=r"^The model of version 2, .* version 3 stays .* delete"):
+        rollback(store)
+    assert aliases() == {"champion": 3}
+    MlflowClient().delete_model_version("facegender", "2")
+    assert rollback(store) == (3, 1)
+
+
 def test_there_is_nothing_to_roll_back_at_first(store: Store) -> None:
     with pytest.raises(UserError, match="no champion to roll back"):
         rollback(store)
@@ -303,8 +315,9 @@ def test_of_results_that_dvc_had_the_run_that_trained_is_promoted(store: Store) 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
 def test_a_run_that_did_not_finish_is_refused(store: Store, status: str) -> None:
     MlflowClient().update_run(store.runs["good"], status)
-    with pytest.raises(UserError, match=rf"good.* is {status}"):
+    with pytest.raises(UserError, match=rf"good.* is {status}") as refused:
         promote(store, "good")
+    assert ("Wait" in str(refused.value)) == (status == "RUNNING")
     assert registry.list_versions() == []
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
+from facegender.runtime import entry_points
 from facegender.tracking import connection, log, runs
 from tests.conftest import free_port
 
@@ -272,6 +273,17 @@ def test_a_store_that_is_locked_does_not_hide_what_went_wrong(
     assert "still lists this run as running" in caplog.text
     connection.connect(tmp_path)
     assert mlflow.get_run(ids[0]).info.status == "KILLED"
+
+
+def test_a_failure_that_cannot_be_logged_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: object) -> None:
+        raise MlflowException("database or disk is full\n[SQL: \nCREATE TABLE experiments (\n)]")
+
+    monkeypatch.setattr(connection, "connect", full)
+    entry_points._keep_failure("")
+    assert caplog.messages == ["MLflow has no log of this failure: database or disk is full"]
 
 
 def test_a_run_that_was_interrupted_as_it_opened_is_not_running_for_ever(
