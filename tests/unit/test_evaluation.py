@@ -100,6 +100,8 @@ def test_metrics_are_those_of_the_table() -> None:
     names = [metric.name for metric in shown_metrics()]
     assert names[:2] == ["accuracy", "f1"]
     assert set(names) == set(METRICS) - {"recall"}
+    tiles = [metric.name for metric in shown_metrics() if metric.tile]
+    assert tiles == ["accuracy", "f1", "recall_female", "recall_male", "roc_auc", "ece"]
     # A direction that is wrong would turn a verdict round.
     better = classification_metrics(labels, 0.9 * labels + 0.1 * probabilities, threshold=0.5)
     for name, metric in METRICS.items():
@@ -109,7 +111,7 @@ def test_metrics_are_those_of_the_table() -> None:
 def test_accuracy_of_one_has_an_interval_with_a_width() -> None:
     labels = np.arange(36) % 2
     # A probability that equals the threshold is male.
-    found = classification_metrics(labels, labels * 0.5, threshold=0.5)
+    found = classification_metrics(labels, labels * 1.0, threshold=1.0)
     assert found["accuracy_ci"] == {"low": pytest.approx(0.9036, abs=1e-4), "high": 1}
 
 

@@ -159,6 +159,13 @@ def test_a_metric_that_is_no_number_or_misses_its_floor_fails(
     assert report.failures[0].startswith(metric)
 
 
+def test_a_value_at_its_floor_reaches_it(settings: Gate) -> None:
+    candidate = results(wrong_at(*range(28)))  # 372 of 400 are right
+    floors = {"accuracy": AtLeast(at_least=0.93), "loss": AtMost(at_most=candidate.metrics["loss"])}
+    report = alone(candidate, settings.model_copy(update={"floors": floors}))
+    assert [row.verdict for row in report.floors] == ["pass"] * 2
+
+
 def alone(candidate: Results, settings: Gate) -> Report:
     """Judge without a baseline: by floors alone."""
     why = ["there is no baseline"]
@@ -262,6 +269,8 @@ def test_f1_and_calibration_only_warn(compare: Callable) -> None:
     good = wrong_at(1, 2)
     unsure = good.assign(probability=np.where(good["predicted"] == 1, 0.92, 0.08))
     report = compare(unsure, good)
+    shares = ["accuracy", "recall_female", "recall_male", "f1", "roc_auc"]
+    assert [row.metric for row in report.comparisons] == [*shares, "loss", "ece"]
     assert verdict(report, "ece") == "warn"
     # In each of two bins of 200 images |6 - 1| and |16 - 1|, of 400; no draw of 2,000 differs so.
     assert report.warnings == ["ece went from 0.0250 to 0.0750 on 400 images (p = 0.0005)"]
@@ -665,6 +674,8 @@ def test_costs_warn_beyond_their_tolerance(compare: Callable) -> None:
     assert [row.verdict for row in report.costs] == ["warn"] * 3
     assert report.warnings[0] == "size_float32_bytes is 1.20 times the baseline (limit 1.1)"
     assert (report.verdict, report.exit_code) == ("pass with warnings", 0)
+    limit = {"size_float32_bytes": 110, "latency_int8_ms": 1.5, "training_images_per_second": 67}
+    assert compare(results(frame, **limit), old).verdict == "pass"
     # Cheaper is no reason to warn, and what is not recorded is not compared.
     cheaper = {"size_float32_bytes": 10, "latency_int8_ms": 0.1}
     report = compare(results(frame, **cheaper), old)
