@@ -156,7 +156,7 @@ _METRICS = (
         "Brier score",
         "mean squared error of P(male)",
         False,
-        lambda y, p, _: float(sklearn_metrics.brier_score_loss(y, p, pos_label=1)),
+        lambda y, p, _: float(sklearn_metrics.brier_score_loss(y, p)),
     ),
     Metric(
         "ece",
