@@ -1,6 +1,7 @@
 """The gate's verdicts: floors, drops judged on the same images, groups, costs, and its report."""
 
 import html
+import itertools
 import json
 import math
 import shutil
@@ -186,6 +187,21 @@ def alone(candidate: Results, settings: Gate) -> Report:
 def test_invalid_rules_of_the_baseline_are_named(settings: Gate, rules: dict, says: str) -> None:
     with pytest.raises(UserError, match=f"rules of the gate are invalid: {says}"):
         combine_rules(Rules(settings, MIN_GROUP_SIZE), {"gate": rules}, accept_change=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("test", ("difference", "noninferiority")),
+        ("without_evidence", ("pass", "warn", "refuse_drops", "refuse")),
+    ],
+)
+def test_of_two_words_the_stricter_applies(settings: Gate, name: str, words: tuple) -> None:
+    for own, old in itertools.product(words, repeat=2):
+        rules = Rules(settings.model_copy(update={name: own}), MIN_GROUP_SIZE)
+        baseline = {"gate": settings.model_copy(update={name: old}).model_dump()}
+        applied, _ = combine_rules(rules, baseline, accept_change=False)
+        assert getattr(applied.gate, name) == max(own, old, key=words.index)
 
 
 def test_other_groups_than_the_baselines_need_to_be_accepted(settings: Gate) -> None:
