@@ -214,6 +214,9 @@ def test_other_groups_than_the_baselines_need_to_be_accepted(settings: Gate) -> 
         rules, (note,) = combine_rules(own, baseline, accept_change=True)
         assert rules == own
         assert note.startswith("accepted: looser rules")
+    baseline["evaluate"]["groups"] = ["hair"]
+    _, (note,) = combine_rules(replace(own, groups=None), baseline, accept_change=True)
+    assert note.endswith("evaluate.groups from ['hair'] to all columns")
 
 
 def test_without_a_baseline_it_cannot_tell_but_floors_hold(settings: Gate) -> None:
