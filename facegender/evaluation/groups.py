@@ -141,9 +141,7 @@ def _bands(numbers: pd.Series) -> pd.Series:
     steps = (step * 10.0**power for power in (exponent - 1, exponent) for step in (1, 2, 5))
     widths = [10.0, *steps] if high - low >= MAX_GROUPS else steps
     width = next(
-        one
-        for one in widths
-        if 1 < math.floor(high / one) - math.floor(low / one) + 1 <= MAX_GROUPS
+        one for one in widths if math.floor(high / one) - math.floor(low / one) < MAX_GROUPS
     )
     # Rounded, because 0.3 / 0.1 is below 3.
     start = np.floor((numbers / width).round(9)).astype("Int64")
@@ -250,7 +248,7 @@ def ratio_interval(one: tuple[int, int], other: tuple[int, int]) -> tuple[float,
         root = math.sqrt(max(0.0, product**2 - end * (2 * first - end) * below))
         return (product + sign * root) / below if below > 0 else math.inf
 
-    low = 0.0 if low1 <= 0 else bound(low1, high2, -1)
+    low = bound(low1, high2, -1)
     if high2 >= 2 * second:  # the divisor's interval is wide: divide the ends
         low = low1 / high2
     return max(0.0, low), bound(high1, low2, 1)

@@ -33,7 +33,6 @@ class Metric:
         meaning: one phrase on what it measures.
         higher_is_better: its direction.
         compute: function of labels, probabilities and predicted labels; None if undefined.
-        digits: decimals shown.
         tile: whether the report shows it large, at the top.
         shown: whether the report and the card list it.
         in_gate: whether the gate compares it with the baseline. Accuracy and the recalls are
@@ -45,7 +44,6 @@ class Metric:
     meaning: str
     higher_is_better: bool
     compute: Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]
-    digits: int = 4
     tile: bool = False
     shown: bool = True
     in_gate: bool = False
@@ -158,7 +156,7 @@ _METRICS = (
         "Brier score",
         "mean squared error of P(male)",
         False,
-        lambda y, p, _: float(sklearn_metrics.brier_score_loss(y, p, pos_label=1)),
+        lambda y, p, _: float(sklearn_metrics.brier_score_loss(y, p)),
     ),
     Metric(
         "ece",

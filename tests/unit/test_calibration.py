@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import bernoulli, norm
 
 from facegender.evaluation.metrics import expected_calibration_error
 from facegender.training.calibration import fit_calibration
@@ -23,6 +25,21 @@ def test_it_finds_how_much_the_logits_overstate_and_their_shift(
     slope, intercept = fit_calibration(*labelled(20_000, overconfidence, shift))
     assert slope == pytest.approx(1 / overconfidence, rel=0.05)
     assert intercept == pytest.approx(-shift / overconfidence, abs=0.1)
+
+
+def test_the_fit_is_the_most_probable_one() -> None:
+    labels, logits = labelled(30, 2.0, 0.7)
+    deviations = (0.3, 2.0)
+
+    def improbability(point: np.ndarray) -> float:
+        male = expit(np.exp(point[0]) * logits + point[1])
+        return -bernoulli.logpmf(labels, male).sum() - norm.logpdf(point, 0, deviations).sum()
+
+    expected = minimize(improbability, (0, 0), method="Nelder-Mead", options={"xatol": 1e-8}).x
+    slope, intercept = fit_calibration(
+        labels, logits, log_slope_sd=deviations[0], intercept_sd=deviations[1]
+    )
+    assert (np.log(slope), intercept) == pytest.approx(tuple(expected), abs=1e-4)
 
 
 def test_it_mends_what_balanced_class_weights_shift() -> None:

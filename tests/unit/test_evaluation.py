@@ -58,6 +58,41 @@ def test_the_curves_of_four_images() -> None:
     assert empty == {"recall": [], "precision": []}
 
 
+def test_the_metrics_of_four_images() -> None:
+    labels, probabilities = np.array([0, 1, 0, 1]), np.array([0.1, 0.4, 0.6, 0.9])
+    found = classification_metrics(labels, probabilities, threshold=0.35)  # one female called male
+    assert {name: found[name] for name in ("n", *METRICS)} == pytest.approx(
+        {
+            "n": 4,
+            "loss": -np.log([0.9, 0.4, 0.4, 0.9]).mean(),
+            "accuracy": 3 / 4,
+            "precision": 2 / 3,
+            "recall": 1,
+            "f1": 4 / 5,
+            "recall_female": 1 / 2,
+            "recall_male": 1,
+            "roc_auc": 3 / 4,
+            "average_precision": (1 + 2 / 3) / 2,
+            "brier": (0.01 + 0.36 + 0.36 + 0.01) / 4,
+            "ece": (0.1 + 0.6 + 0.6 + 0.1) / 4,
+        }
+    )
+    counts = {"female_as_female": 1, "female_as_male": 1, "male_as_female": 0, "male_as_male": 2}
+    assert found["confusion"] == counts
+    # Two of the three that are male or called male are both: F1 is 2 J / (1 + J).
+    low, high = (2 * end / (1 + end) for end in wilson_interval(2, 3))
+    assert found["f1_ci"] == pytest.approx({"low": low, "high": high})
+
+
+def test_what_one_class_leaves_undefined() -> None:
+    found = classification_metrics(np.zeros(4, int), np.full(4, 0.2), threshold=0.5)
+    undefined = {"recall_male", "roc_auc", "average_precision"}
+    assert {name for name in METRICS if found[name] is None} == undefined
+    assert (found["precision"], found["recall"], found["f1"]) == (0, 0, 0)
+    assert found["loss"] == pytest.approx(-np.log(0.8))
+    assert found["f1_ci"] == {"low": 0, "high": 1}
+
+
 def test_metrics_are_those_of_the_table() -> None:
     labels, probabilities = predictions()
     found = classification_metrics(labels, probabilities, threshold=0.5)
@@ -65,6 +100,8 @@ def test_metrics_are_those_of_the_table() -> None:
     names = [metric.name for metric in shown_metrics()]
     assert names[:2] == ["accuracy", "f1"]
     assert set(names) == set(METRICS) - {"recall"}
+    tiles = [metric.name for metric in shown_metrics() if metric.tile]
+    assert tiles == ["accuracy", "f1", "recall_female", "recall_male", "roc_auc", "ece"]
     # A direction that is wrong would turn a verdict round.
     better = classification_metrics(labels, 0.9 * labels + 0.1 * probabilities, threshold=0.5)
     for name, metric in METRICS.items():
@@ -74,7 +111,7 @@ def test_metrics_are_those_of_the_table() -> None:
 def test_accuracy_of_one_has_an_interval_with_a_width() -> None:
     labels = np.arange(36) % 2
     # A probability that equals the threshold is male.
-    found = classification_metrics(labels, labels * 0.5, threshold=0.5)
+    found = classification_metrics(labels, labels * 1.0, threshold=1.0)
     assert found["accuracy_ci"] == {"low": pytest.approx(0.9036, abs=1e-4), "high": 1}
 
 

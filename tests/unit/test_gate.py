@@ -1,6 +1,7 @@
 """The gate's verdicts: floors, drops judged on the same images, groups, costs, and its report."""
 
 import html
+import itertools
 import json
 import math
 import shutil
@@ -159,6 +160,13 @@ def test_a_metric_that_is_no_number_or_misses_its_floor_fails(
     assert report.failures[0].startswith(metric)
 
 
+def test_a_value_at_its_floor_reaches_it(settings: Gate) -> None:
+    candidate = results(wrong_at(*range(28)))  # 372 of 400 are right
+    floors = {"accuracy": AtLeast(at_least=0.93), "loss": AtMost(at_most=candidate.metrics["loss"])}
+    report = alone(candidate, settings.model_copy(update={"floors": floors}))
+    assert [row.verdict for row in report.floors] == ["pass"] * 2
+
+
 def alone(candidate: Results, settings: Gate) -> Report:
     """Judge without a baseline: by floors alone."""
     why = ["there is no baseline"]
@@ -181,6 +189,21 @@ def test_invalid_rules_of_the_baseline_are_named(settings: Gate, rules: dict, sa
         combine_rules(Rules(settings, MIN_GROUP_SIZE), {"gate": rules}, accept_change=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("test", ("difference", "noninferiority")),
+        ("without_evidence", ("pass", "warn", "refuse_drops", "refuse")),
+    ],
+)
+def test_of_two_words_the_stricter_applies(settings: Gate, name: str, words: tuple) -> None:
+    for own, old in itertools.product(words, repeat=2):
+        rules = Rules(settings.model_copy(update={name: own}), MIN_GROUP_SIZE)
+        baseline = {"gate": settings.model_copy(update={name: old}).model_dump()}
+        applied, _ = combine_rules(rules, baseline, accept_change=False)
+        assert getattr(applied.gate, name) == max(own, old, key=words.index)
+
+
 def test_other_groups_than_the_baselines_need_to_be_accepted(settings: Gate) -> None:
     own, old = Rules(settings, MIN_GROUP_SIZE, ["age"]), {"min_group_size": MIN_GROUP_SIZE}
     for groups, said in ((["hair"], "['hair']"), (None, "all columns")):
@@ -191,6 +214,9 @@ def test_other_groups_than_the_baselines_need_to_be_accepted(settings: Gate) -> 
         rules, (note,) = combine_rules(own, baseline, accept_change=True)
         assert rules == own
         assert note.startswith("accepted: looser rules")
+    baseline["evaluate"]["groups"] = ["hair"]
+    _, (note,) = combine_rules(replace(own, groups=None), baseline, accept_change=True)
+    assert note.endswith("evaluate.groups from ['hair'] to all columns")
 
 
 def test_without_a_baseline_it_cannot_tell_but_floors_hold(settings: Gate) -> None:
@@ -262,6 +288,8 @@ def test_f1_and_calibration_only_warn(compare: Callable) -> None:
     good = wrong_at(1, 2)
     unsure = good.assign(probability=np.where(good["predicted"] == 1, 0.92, 0.08))
     report = compare(unsure, good)
+    shares = ["accuracy", "recall_female", "recall_male", "f1", "roc_auc"]
+    assert [row.metric for row in report.comparisons] == [*shares, "loss", "ece"]
     assert verdict(report, "ece") == "warn"
     # In each of two bins of 200 images |6 - 1| and |16 - 1|, of 400; no draw of 2,000 differs so.
     assert report.warnings == ["ece went from 0.0250 to 0.0750 on 400 images (p = 0.0005)"]
@@ -668,6 +696,8 @@ def test_costs_warn_beyond_their_tolerance(compare: Callable) -> None:
     assert [row.verdict for row in report.costs] == ["warn"] * 3
     assert report.warnings[0] == "size_float32_bytes is 1.20 times the baseline (limit 1.1)"
     assert (report.verdict, report.exit_code) == ("pass with warnings", 0)
+    limit = {"size_float32_bytes": 110, "latency_int8_ms": 1.5, "training_images_per_second": 67}
+    assert compare(results(frame, **limit), old).verdict == "pass"
     # Cheaper is no reason to warn, and what is not recorded is not compared.
     cheaper = {"size_float32_bytes": 10, "latency_int8_ms": 0.1}
     report = compare(results(frame, **cheaper), old)

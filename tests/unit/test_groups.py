@@ -7,7 +7,13 @@ import pandas as pd
 import pytest
 
 from facegender.errors import UserError
-from facegender.evaluation.groups import OTHER, find_groups, group_metrics, group_names
+from facegender.evaluation.groups import (
+    OTHER,
+    find_groups,
+    group_metrics,
+    group_names,
+    ratio_interval,
+)
 from facegender.evaluation.plots import group_accuracy
 
 
@@ -39,6 +45,8 @@ def test_a_value_is_a_group_unless_all_images_share_it() -> None:
     ("values", "count", "first", "last"),
     [
         (np.linspace(0, 0.999, 500), 20, "0.00 to 0.05", "0.95 to 1.00"),
+        (np.arange(20), 20, "0", "19"),
+        (np.arange(21), 3, "0-9", "20-29"),
         (np.arange(0, 117), 12, "0-9", "110-119"),
         (np.arange(0, 5000, 7), 10, "0-499", "4500-4999"),
         (np.arange(-1, 1, 0.01), 20, "-0.1 to 0.0", "0.9 to 1.0"),
@@ -93,7 +101,8 @@ def test_a_group_is_compared_with_the_rest() -> None:
     right[10:12], right[40:42] = True, False
     table = pd.DataFrame({"label": 1, "probability": np.where(right, 0.9, 0.1)})
     table["g"] = np.where(np.arange(100) < 40, "a", "b")
-    found = group_metrics(table, threshold=0.5, minimum=20).set_index("group")
+    found = group_metrics(table, threshold=0.5, minimum=40).set_index("group")
+    assert not found["small"].any()
     assert found["accuracy"].to_dict() == pytest.approx({"a": 30 / 40, "b": 58 / 60})
     assert found["recall_male"].to_dict() == pytest.approx({"a": 30 / 40, "b": 58 / 60})
     assert found["recall_female"].isna().all()
@@ -108,6 +117,14 @@ def test_a_group_is_compared_with_the_rest() -> None:
     assert 0.002 < found.loc["a", "p"] < 0.008
     none = group_metrics(table.drop(columns="g"), threshold=0.5, minimum=20)
     assert (len(none), set(none)) == (0, {"group", *found})
+
+
+def test_the_interval_of_a_ratio_is_the_inverse_of_that_of_its_inverse() -> None:
+    low, high = ratio_interval((30, 40), (50, 60))
+    assert low < (30 / 40) / (50 / 60) < high
+    assert ratio_interval((50, 60), (30, 40)) == pytest.approx((1 / high, 1 / low))
+    assert ratio_interval((0, 40), (50, 60))[0] == 0
+    assert ratio_interval((30, 40), (0, 60))[1] == np.inf
 
 
 def test_dollar_signs_in_a_name_are_not_a_formula(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_a_failing_model_is_an_error_and_no_hang(sources: list) -> None:
     [
         (51, 0.5, 0.5, "female"),
         (51, 0.1, 0.0, "male"),  # though female is likelier
+        (51, 0.2, 0.0, "male"),  # 51 / 255 is the threshold
         (51, 0.1, 0.2, "male"),
         (51, 0.1, 0.21, "uncertain"),
         (204, 0.9, 0.0, "female"),
