@@ -4,6 +4,7 @@ import base64
 import io
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -147,9 +148,7 @@ def test_the_page_may_load_nothing_from_outside(client: FlaskClient) -> None:
 
 
 def test_a_model_that_fails_is_an_error_in_json() -> None:
-    def fail(batch: np.ndarray) -> np.ndarray:
-        raise RuntimeError("secret")
-
+    fail = Mock(side_effect=RuntimeError("secret"))
     client = demo.create_app(Predictor(32, fail), 0.5).test_client()
     answer = client.post("/predict", data=encode_png(np.zeros((9, 9, 3), np.uint8)))
     assert answer.status_code == 500

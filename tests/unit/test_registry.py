@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import parse_qs, urlsplit
 
 import mlflow
@@ -195,12 +196,8 @@ def test_a_promotion_that_breaks_off_leaves_the_champion(
     store: Store, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
     promote(store, "good")
-
-    def broken(*args: object, **kwargs: object) -> None:
-        raise MlflowException("the disk is full")
-
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, write, broken)
+        patched.setattr(MlflowClient, write, Mock(side_effect=MlflowException("the disk is full")))
         with pytest.raises(MlflowException, match="the disk is full"):
             promote(store, "better")
     assert aliases()["champion"] == 1
@@ -213,12 +210,8 @@ def test_a_promotion_that_breaks_off_leaves_the_champion(
 
 def test_a_gate_that_breaks_off_leaves_the_champion(store: Store) -> None:
     promote(store, "good")
-
-    def broken(candidate: Path, champion: Path | None) -> Verdict:
-        raise UserError("no power")
-
     with pytest.raises(UserError, match="no power"):
-        promote(store, "better", broken)
+        promote(store, "better", Mock(side_effect=UserError("no power")))
     assert aliases()["champion"] == 1
 
 

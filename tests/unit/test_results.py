@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -707,10 +708,8 @@ def test_an_output_that_fails_is_no_regression(
 def test_a_fault_of_the_gate_is_no_regression(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("facegender.gate.compare.judge", fail)
+    bug = RuntimeError("a bug")
+    monkeypatch.setattr("facegender.gate.compare.judge", Mock(side_effect=bug))
     assert gate() == 2
     assert "RuntimeError: a bug" in capsys.readouterr().err
 
