@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 import socket
 from pathlib import Path
 from unittest.mock import Mock
@@ -63,8 +64,7 @@ def test_a_strip_is_shown(client: FlaskClient, size: tuple[int, int]) -> None:
 def test_faces_have_boxes_and_the_largest_are_shown(
     exported: Exported, portrait: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "model.tflite"
-    model.write_bytes(exported.float32.read_bytes())
+    model = Path(shutil.copy(exported.float32, tmp_path))
     write_crop(model, FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24))
     monkeypatch.setattr(demo, "MAX_FACES", 1)
     two = encode_png(np.asarray(two_faces(portrait)))
