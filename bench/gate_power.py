@@ -8,8 +8,9 @@ As with faces, an image is easy for both models or hard for both. docs/gate.md h
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,15 +90,16 @@ def _judge_pair(generator: np.random.Generator, gate: Gate, n: int, drop: float)
     # The loss comes on top: images that both models would get right.
     new &= ~(old & (generator.random(n) < drop / _expected(lambda right: right**2)))
     candidate, baseline = (
-        Results(name, {}, _predictions(labels, right, columns), {})
+        Results(name, {}, predictions(labels, right, columns), {})
         for name, right in (("candidate", new), ("baseline", old))
     )
     return judge(candidate, baseline, gate, min_group_size=_MIN_GROUP_SIZE)
 
 
-def _predictions(
-    labels: np.ndarray, right: np.ndarray, columns: dict[str, np.ndarray]
+def predictions(
+    labels: np.ndarray, right: np.ndarray, columns: Mapping[str, Sequence[Any] | np.ndarray]
 ) -> pd.DataFrame:
+    """Return predictions that are right where `right` is and sure of it, with other columns."""
     guess = np.where(right, labels, 1 - labels)
     names = np.arange(len(labels)).astype(str)
     return pd.DataFrame(

@@ -16,10 +16,11 @@ import facegender
 from facegender.data.images import encode_png
 from facegender.data.manifest import write_table
 from facegender.evaluation.metrics import classification_metrics
+from facegender.params import Params, load_params
 from facegender.runtime.git import checked_git
 from facegender.tracking import connection, log, runs
 from tests.conftest import Exported, init_repository
-from tools.compose_params import ROOT
+from tools.compose_params import ROOT, compose
 
 # Whether each of 40 test images is predicted rightly, the first 20 of them female.
 RUNS = {
@@ -120,6 +121,30 @@ def store_splits(root: Path, **manifests: pd.DataFrame) -> str:
     return store_object(root, json.dumps(listing, sort_keys=True).encode(), ".dir")
 
 
+ABSENT = object()
+
+
+def edit_params(root: Path, **changes: object) -> None:
+    """Set parameters by their dotted names, with __ in place of the dots; ABSENT deletes one."""
+    path = root / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        branch = content
+        for group in groups:
+            branch = branch[group]
+        branch[last] = value
+        if value is ABSENT:
+            del branch[last]
+    path.write_text(yaml.safe_dump(content))
+
+
+def composed(folder: Path, *overrides: str) -> Params:
+    """Compose params.yaml in a folder, and read it."""
+    compose(folder / "params.yaml", *overrides)
+    return load_params(folder / "params.yaml")
+
+
 def commit_params(root: Path, *before: str) -> str:
     """Commit params.yaml, after another command of git, if any; return the commit."""
     commit = ("commit", "--quiet", "--allow-empty", "--message", "rules")
@@ -134,10 +159,9 @@ def store(filled: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
     root = shutil.copytree(filled.root, tmp_path / "root")
     monkeypatch.setenv("DVC_ROOT", str(root))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
-    settings["gate"]["floors"] = {"accuracy": {"at_least": 0.5}}
-    settings["evaluate"]["groups"] = None  # these runs have no metadata
-    (root / "params.yaml").write_text(yaml.safe_dump(settings))
+    shutil.copy(ROOT / "params.yaml", root)
+    floors = {"accuracy": {"at_least": 0.5}}
+    edit_params(root, gate__floors=floors, evaluate__groups=None)  # these runs have no metadata
     init_repository(root)
     commit_params(root)
     # MLflow remembers where a run's artifacts are by its id, which all copies of the store share.

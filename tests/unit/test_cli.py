@@ -344,7 +344,7 @@ def test_only_a_model_named_by_the_user_is_probed(
     probed: list[Path] = []
     monkeypatch.setattr("facegender.inference.litert.probe_litert", probed.append)
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "model.tflite").write_bytes(exported.float32.read_bytes())
+    shutil.copy(exported.float32, tmp_path / "models")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     assert _run(["predict", str(folder / "00.png")]) == 0
     assert probed == []

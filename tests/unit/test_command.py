@@ -1,5 +1,6 @@
 import errno
 import logging
+from unittest.mock import Mock
 
 import pytest
 
@@ -77,11 +78,8 @@ def test_a_log_shows_no_secret_either(
 def test_only_a_stage_says_that_dvc_continues(
     error: BaseException, code: int, shown: str, capsys: pytest.CaptureFixture
 ) -> None:
-    def main() -> None:
-        raise error
-
     with pytest.raises(SystemExit) as stop:
-        run_command(main)
+        run_command(Mock(side_effect=error))
     assert stop.value.code == code
     assert capsys.readouterr().err == f"{shown}\n"
 

@@ -2,8 +2,10 @@
 
 import base64
 import io
+import shutil
 import socket
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -62,8 +64,7 @@ def test_a_strip_is_shown(client: FlaskClient, size: tuple[int, int]) -> None:
 def test_faces_have_boxes_and_the_largest_are_shown(
     exported: Exported, portrait: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "model.tflite"
-    model.write_bytes(exported.float32.read_bytes())
+    model = Path(shutil.copy(exported.float32, tmp_path))
     write_crop(model, FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24))
     monkeypatch.setattr(demo, "MAX_FACES", 1)
     two = encode_png(np.asarray(two_faces(portrait)))
@@ -147,9 +148,7 @@ def test_the_page_may_load_nothing_from_outside(client: FlaskClient) -> None:
 
 
 def test_a_model_that_fails_is_an_error_in_json() -> None:
-    def fail(batch: np.ndarray) -> np.ndarray:
-        raise RuntimeError("secret")
-
+    fail = Mock(side_effect=RuntimeError("secret"))
     client = demo.create_app(Predictor(32, fail), 0.5).test_client()
     answer = client.post("/predict", data=encode_png(np.zeros((9, 9, 3), np.uint8)))
     assert answer.status_code == 500

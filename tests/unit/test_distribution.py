@@ -1,7 +1,7 @@
 import json
 import socket
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +82,9 @@ def workers() -> tuple[str, ...]:
 
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:
     """Call each in a thread of its own; an exception is its result."""
-    results: list[Any] = [None] * len(calls)
-
-    def run(place: int) -> None:
-        try:
-            results[place] = calls[place]()
-        except UserError as error:
-            results[place] = error
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    return results
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [pool.submit(call) for call in calls]
+        return [future.exception(60) or future.result() for future in futures]
 
 
 def test_the_chief_tells_the_workers_what_is_trained(workers: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,10 +30,15 @@ CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=24)
 
 @pytest.fixture(scope="module")
 def model(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model.tflite"
-    path.write_bytes(exported.float32.read_bytes())
+    path = Path(shutil.copy(exported.float32, tmp_path_factory.mktemp("model")))
     write_crop(path, CROP)
     return path
+
+
+@pytest.fixture
+def whole(exported: Exported, tmp_path: Path) -> Path:
+    """A copy of the exported model, which judges whole pictures, to change."""
+    return Path(shutil.copy(exported.float32, tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +52,21 @@ def photos(portrait: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def answers(capsys: pytest.CaptureFixture, *arguments: object, code: int = 1) -> list[dict]:
-    assert _run(["predict", "--json", *map(str, arguments)]) == code
+def predict(model: Path, *arguments: object) -> int:
+    return _run(["predict", "--model", str(model), *map(str, arguments)])
+
+
+def answers(
+    capsys: pytest.CaptureFixture, model: Path, *arguments: object, code: int = 1
+) -> list[dict]:
+    assert predict(model, "--json", *arguments) == code
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_there_is_a_line_for_each_face(
     model: Path, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    large, small, one, none, bad = answers(capsys, "--model", model, photos)
+    large, small, one, none, bad = answers(capsys, model, photos)
     assert Path(large["image"]).name == Path(small["image"]).name == "a-two.png"
     assert large["width"] > 1.4 * small["width"]
     assert small["left"] > 600
@@ -73,11 +85,11 @@ def test_there_is_a_line_for_each_face(
 def test_the_largest_alone_and_the_whole_picture(
     model: Path, exported: Exported, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    every = answers(capsys, "--model", model, photos)
-    largest = answers(capsys, "--model", model, "--largest", photos)
+    every = answers(capsys, model, photos)
+    largest = answers(capsys, model, "--largest", photos)
     assert largest == [every[0], *every[2:]]
-    whole = answers(capsys, "--model", model, "--whole", photos)
-    assert whole == answers(capsys, "--model", exported.float32, photos)
+    whole = answers(capsys, model, "--whole", photos)
+    assert whole == answers(capsys, exported.float32, photos)
     assert [answer["label"] is None for answer in whole] == [False, False, False, True]
 
 
@@ -85,13 +97,13 @@ def test_text_and_csv_say_where_faces_are(
     model: Path, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
     paths = [str(photos / name) for name in ("a-two.png", "c-none.png")]
-    large, small, _ = answers(capsys, "--model", model, *paths, code=0)
-    assert _run(["predict", "--model", str(model), *paths]) == 0
+    large, small, _ = answers(capsys, model, *paths, code=0)
+    assert predict(model, *paths) == 0
     lines = capsys.readouterr().out.splitlines()
     place = f"{round(large['width'])}x{round(large['height'])} at {round(large['left'])},"
     assert place in lines[0]
     assert lines[2] == f"no face  {paths[1]}"
-    assert _run(["predict", "--csv", "--model", str(model), *paths]) == 0
+    assert predict(model, "--csv", *paths) == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert list(rows[0])[:4] == ["image", "label", "probability", "error"]
     assert [float(rows[1][key]) for key in ("left", "score")] == [small["left"], small["score"]]
@@ -102,7 +114,7 @@ def test_photos_are_drawn_with_their_boxes(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     drawn = tmp_path / "drawn"
-    one = answers(capsys, "--model", model, "--draw", drawn, photos)[2]
+    one = answers(capsys, model, "--draw", drawn, photos)[2]
     names = ["0001-a-two.png", "0002-b-one.png", "0003-c-none.png"]
     assert sorted(path.name for path in drawn.iterdir()) == names
     before, after = decode_picture(photos / "b-one.png"), decode_picture(drawn / names[1])
@@ -111,8 +123,8 @@ def test_photos_are_drawn_with_their_boxes(
 
 
 def test_an_image_named_twice_is_drawn_twice(model: Path, photos: Path, tmp_path: Path) -> None:
-    paths = [str(photos / name) for name in ("a-two.png", "a-two.png", "b-one.png", "b-one.png")]
-    assert _run(["predict", "--model", str(model), "--draw", str(tmp_path / "drawn"), *paths]) == 0
+    paths = [photos / name for name in ("a-two.png", "a-two.png", "b-one.png", "b-one.png")]
+    assert predict(model, "--draw", tmp_path / "drawn", *paths) == 0
     names = ["0001-a-two.png", "0002-a-two.png", "0003-b-one.png", "0004-b-one.png"]
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == names
 
@@ -120,10 +132,8 @@ def test_an_image_named_twice_is_drawn_twice(model: Path, photos: Path, tmp_path
 def test_an_image_with_the_longest_name_is_drawn(model: Path, photos: Path, tmp_path: Path) -> None:
     name = "ü" * 125 + ".png"  # 254 bytes
     (tmp_path / name).write_bytes((photos / "b-one.png").read_bytes())
-    drawn = tmp_path / "drawn"
-    command = ["predict", "--model", str(model), "--draw", str(drawn), str(tmp_path / name)]
-    assert _run(command) == 0
-    (path,) = drawn.iterdir()
+    assert predict(model, "--draw", tmp_path / "drawn", tmp_path / name) == 0
+    (path,) = (tmp_path / "drawn").iterdir()
     assert path.name == f"0001-{'ü' * 122}.png"
 
 
@@ -131,23 +141,21 @@ def test_a_folder_that_cannot_be_written_is_named(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    command = ["predict", "--model", str(model), "--draw", str(tmp_path / "file"), str(photos)]
     with pytest.raises(UserError, match="Cannot write into"):
-        _run(command)
+        predict(model, "--draw", tmp_path / "file", photos)
 
 
 def test_drawn_photos_do_not_lie_among_those_to_be_judged(model: Path, photos: Path) -> None:
     for folder in (photos, photos.parent, photos / ".." / photos.name):
-        command = ["predict", "--model", str(model), "--draw", str(folder), str(photos)]
         with pytest.raises(UserError, match=r"contains the input .*a-two\.png"):
-            _run(command)
+            predict(model, "--draw", folder, photos)
 
 
 def test_an_empty_folder_is_not_the_current_one(
     model: Path, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        _run(["predict", "--model", str(model), "--draw", "", str(photos)])
+        predict(model, "--draw", "", photos)
     assert "argument --draw: it is empty" in capsys.readouterr().err
 
 
@@ -155,21 +163,18 @@ def test_drawn_photos_do_not_lie_among_links_to_photos(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "link.png").symlink_to(photos / "b-one.png")
-    command = ["predict", "--model", str(model), "--draw", str(tmp_path), str(tmp_path)]
     with pytest.raises(UserError, match=r"contains the input .*link\.png"):
-        _run(command)
+        predict(model, "--draw", tmp_path, tmp_path)
 
 
 def test_a_label_at_the_edge_of_a_photo_is_drawn_inside(
-    model: Path, tmp_path: Path, shared: Path
+    model: Path, tmp_path: Path, portrait: Image.Image
 ) -> None:
     picture = Image.new("RGB", (800, 600), (120, 130, 110))
-    with Image.open(shared / "faces" / "female" / "01.jpg") as portrait:
-        picture.paste(portrait.convert("RGB").resize((500, 500)), (490, 50))
+    picture.paste(portrait.resize((500, 500)), (490, 50))
     picture.save(tmp_path / "edge.png")
     drawn = tmp_path / "drawn"
-    command = ["predict", "--model", str(model), "--draw", str(drawn), str(tmp_path / "edge.png")]
-    assert _run(command) == 0
+    assert predict(model, "--draw", drawn, tmp_path / "edge.png") == 0
     changed = np.asarray(decode_picture(drawn / "0001-edge.png")) != np.asarray(picture)
     # The label is wider than what the photo shows of the box.
     assert np.argwhere(changed.any(2)).min(0)[1] < 650
@@ -185,39 +190,32 @@ def test_the_crop_is_in_the_file_and_changes_no_probability(
     np.testing.assert_array_equal(plain.predict(exported.images), cropping.predict(exported.images))
 
 
-def test_without_a_crop_the_file_stays_as_it_is(exported: Exported, tmp_path: Path) -> None:
-    path = tmp_path / "model.tflite"
-    path.write_bytes(exported.float32.read_bytes())
-    write_crop(path, None)
-    assert path.read_bytes() == exported.float32.read_bytes()
+def test_without_a_crop_the_file_stays_as_it_is(exported: Exported, whole: Path) -> None:
+    write_crop(whole, None)
+    assert whole.read_bytes() == exported.float32.read_bytes()
 
 
 def test_a_keras_file_carries_it_too(exported: Exported, tmp_path: Path) -> None:
     from facegender.inference.loading import load_predictors
 
-    path = tmp_path / "model.keras"
-    path.write_bytes(exported.keras.read_bytes())
+    path = Path(shutil.copy(exported.keras, tmp_path))
     write_crop(path, CROP)
     (predictor,) = load_predictors(path, 1, trusted=True)
     assert predictor.crop == CROP
 
 
 @pytest.mark.parametrize("text", ["{}", "no JSON", "x" * 20_000])
-def test_a_damaged_crop_is_named(exported: Exported, tmp_path: Path, text: str) -> None:
-    path = tmp_path / "model.tflite"
-    path.write_bytes(exported.float32.read_bytes())
-    attach(path, "face_crop.json", text)
+def test_a_damaged_crop_is_named(whole: Path, text: str) -> None:
+    attach(whole, "face_crop.json", text)
     with pytest.raises(UserError, match=r"does not say how faces are cut out.*dvc repro"):
-        read_crop(path)
+        read_crop(whole)
 
 
 def test_a_crop_with_a_wrong_checksum_is_named_and_not_taken_for_none(
-    exported: Exported, tmp_path: Path
+    model: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.tflite"
-    path.write_bytes(exported.float32.read_bytes())
-    write_crop(path, CROP)
-    path.write_bytes(path.read_bytes().replace(b'"margin": 0.25', b'"margin": 0.35'))
+    path.write_bytes(model.read_bytes().replace(b'"margin": 0.25', b'"margin": 0.35'))
     with pytest.raises(UserError, match=r"does not say how faces are cut out.*Bad CRC"):
         read_crop(path)
 
@@ -225,7 +223,7 @@ def test_a_crop_with_a_wrong_checksum_is_named_and_not_taken_for_none(
 def test_the_server_answers_for_the_largest_face_and_lists_all(
     model: Path, photos: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    large, small, one, *_ = answers(capsys, "--model", model, photos)
+    large, small, one, *_ = answers(capsys, model, photos)
     server = FaceGender()
     server.load_context(
         SimpleNamespace(artifacts={"model": str(model)}, model_config={"threshold": 0.5})

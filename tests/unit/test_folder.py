@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from unittest.mock import Mock
 
 import pytest
 
@@ -360,10 +361,8 @@ def test_a_source_that_may_not_be_read_at_all_is_an_error(tmp_path, source, monk
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, source, monkeypatch):
-    def fill_up(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("shutil.copyfile", fill_up)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("shutil.copyfile", Mock(side_effect=full))
     with pytest.raises(UserError, match="No space left on device"):
         copy_folder(source, tmp_path / "target", LIMITS)
     assert read(tmp_path / "target") == {}

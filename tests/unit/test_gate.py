@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap, permutation_test
 
-from bench.gate_power import printed_drop, simulate
+from bench.gate_power import predictions, printed_drop, simulate
 from facegender.errors import UserError
 from facegender.evaluation.groups import holm
 from facegender.evaluation.metrics import METRICS, classification_metrics, paired_interval
@@ -54,26 +54,13 @@ def results(predictions: pd.DataFrame, name: str = "candidate", **costs: float) 
     return Results(name, metrics, predictions, costs)
 
 
-def predicted(labels: np.ndarray, right: np.ndarray, **columns: Any) -> pd.DataFrame:
-    """Return predictions that are right where `right` is, and sure of it."""
-    guess = np.where(right, labels, 1 - labels)
-    names = [f"{place:04}" for place in range(len(labels))]
-    return pd.DataFrame(
-        {
-            "path": [f"faces/{name}.png" for name in names],
-            "label": labels,
-            "probability": np.where(guess == 1, 0.97, 0.03),
-            "predicted": guess,
-            "sha256": names,
-            **columns,
-        }
-    )
-
-
 def wrong_at(*places: int, n: int = 400, **columns: Any) -> pd.DataFrame:
+    """Return predictions that are wrong at these places, and sure everywhere."""
     right = np.ones(n, dtype=bool)
     right[list(places)] = False
-    return predicted(np.arange(n) % 2, right, **columns)
+    names = [f"{place:04}" for place in range(n)]
+    named = {"path": [f"faces/{name}.png" for name in names], "sha256": names}
+    return predictions(np.arange(n) % 2, right, named | columns)
 
 
 def verdict(report: Report, metric: str) -> str:

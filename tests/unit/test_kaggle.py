@@ -22,6 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
+from unittest.mock import Mock
 
 import pytest
 
@@ -378,22 +379,17 @@ def test_a_newer_version_may_have_other_bytes(setting):
 
 
 def test_ctrl_c_leaves_nothing_in_the_target(setting, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(zipfile.ZipFile, "open", interrupt)
+    monkeypatch.setattr(zipfile.ZipFile, "open", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         setting.download()
     assert list(setting.target.iterdir()) == []
 
 
 def test_a_full_disk_is_named(setting, monkeypatch):
-    def fill(*_, **__):
-        raise OSError(28, "No space left on device")
-
     from kaggle.api.kaggle_api_extended import KaggleApi
 
-    monkeypatch.setattr(KaggleApi, "_write_resume_marker", fill)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(KaggleApi, "_write_resume_marker", Mock(side_effect=full))
     assert "No space left on device" in setting.fail()
 
 

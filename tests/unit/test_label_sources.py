@@ -9,9 +9,10 @@ import pytest
 from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
-from facegender.params import FilenameLabels, TableLabels, load_params
+from facegender.params import FilenameLabels, TableLabels
 from tests.conftest import fill
-from tools.compose_params import ROOT, compose
+from tests.unit.conftest import composed
+from tools.compose_params import ROOT
 
 CELEBA = "image_id,5_o_Clock_Shadow,Male,Young"
 TREES = {
@@ -91,8 +92,7 @@ NAME = FilenameLabels(
 def test_public_datasets_are_labelled_by_their_own_files(
     dataset: str, above: str, tmp_path: Path
 ) -> None:
-    compose(tmp_path / "params.yaml", f"dataset={dataset}", "dataset.path=x")
-    labels = load_params(tmp_path / "params.yaml").dataset.labels
+    labels = composed(tmp_path, f"dataset={dataset}", "dataset.path=x").dataset.labels
     fill(tmp_path / "raw" / above, TREES[dataset])
     manifest = label(tmp_path / "raw", labels)
     expected, metadata = EXPECTED[dataset]
@@ -102,8 +102,7 @@ def test_public_datasets_are_labelled_by_their_own_files(
 
 
 def test_a_name_of_utkface_without_race_is_left_out_and_named(tmp_path: Path) -> None:
-    compose(tmp_path / "params.yaml", "dataset=utkface", "dataset.path=x")
-    labels = load_params(tmp_path / "params.yaml").dataset.labels
+    labels = composed(tmp_path, "dataset=utkface", "dataset.path=x").dataset.labels
     ambiguous = "UTKFace/61_1_20170109142408075.jpg.chip.jpg"
     fill(tmp_path / "raw", {**TREES["utkface"], ambiguous: "?"})
     notes = Notes()
@@ -241,12 +240,11 @@ def test_numbers_are_labels_only_where_somebody_says_which(
         overrides.append("dataset.labels.pattern='(?P<label>.)_.*'")
     tables = {"labels.csv": "image,label\n1.jpg,0\n2.jpg,1\n"} if dataset == "table" else {}
     fill(tmp_path / "raw", {**{name: name for name in images}, **tables})
-    compose(tmp_path / "params.yaml", *overrides)
+    labels = composed(tmp_path, *overrides).dataset.labels
     with pytest.raises(UserError, match=r"Unknown values .*: '0' \(1\), '1' \(1\).*labels\.female"):
-        label(tmp_path / "raw", load_params(tmp_path / "params.yaml").dataset.labels)
+        label(tmp_path / "raw", labels)
     overrides += ["dataset.labels.female=[1]", "dataset.labels.male=[0]"]
-    compose(tmp_path / "params.yaml", *overrides)
-    labels = load_params(tmp_path / "params.yaml").dataset.labels
+    labels = composed(tmp_path, *overrides).dataset.labels
     assert label(tmp_path / "raw", labels)["label"].tolist() == [1, 0]
 
 
@@ -265,9 +263,8 @@ def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path)
 )
 def test_a_pattern_without_label_is_an_error(pattern: str, message: str, tmp_path: Path) -> None:
     overrides = ["dataset=filename", "dataset.path=x", f"dataset.labels.pattern='{pattern}'"]
-    compose(tmp_path / "params.yaml", *overrides)
     with pytest.raises(UserError, match=message):
-        load_params(tmp_path / "params.yaml")
+        composed(tmp_path, *overrides)
 
 
 def test_every_dataset_of_conf_is_in_the_document() -> None:

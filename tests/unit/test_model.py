@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import keras
@@ -166,10 +167,8 @@ def test_no_network_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_imagenet_weights_that_did_not_arrive_whole_are_not_called_unfit(
     trouble: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def break_off(*_: object) -> None:
-        raise ConnectionResetError(104, "Connection reset by peer")
-
-    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", break_off)
+    reset = ConnectionResetError(104, "Connection reset by peer")
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", Mock(side_effect=reset))
     monkeypatch.setattr("keras.src.backend.config.keras_home", lambda: str(tmp_path))
     if trouble == "a download that was killed":
         (tmp_path / "models").mkdir()

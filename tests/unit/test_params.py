@@ -1,4 +1,5 @@
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from facegender.errors import UserError
 from facegender.params import Classes, Params, flatten, load_params
 from facegender.runtime.dvc_context import pipeline_paths
 from tests.conftest import commit_all, fill, init_repository, run_command
+from tests.unit.conftest import ABSENT, composed, edit_params
 from tools.compose_params import ROOT, compose
 
 
@@ -33,16 +35,14 @@ def test_make_params_prints_what_it_changes(tmp_path: Path) -> None:
     "dataset", [["dataset=sample"], ["dataset=kaggle"], ["dataset=folder", "dataset.path=faces"]]
 )
 def test_every_composition_is_valid(tmp_path: Path, recipe: str, dataset: list[str]) -> None:
-    compose(tmp_path / "params.yaml", f"recipe={recipe}", *dataset)
-    params = load_params(tmp_path / "params.yaml")
+    params = composed(tmp_path, f"recipe={recipe}", *dataset)
     assert params.dataset.source == dataset[0].split("=")[1]
     assert params.image.size == {"quick": 96, "paper": 224, "fast": 128, "best": 160}[recipe]
 
 
 def test_all_parameters_pass_through_json(tmp_path: Path) -> None:
     cluster = ["compute.backend=dask", "compute.scheduler=tcp://10.0.0.1:8786"]
-    compose(tmp_path / "params.yaml", "dataset=sample", *cluster)
-    params = load_params(tmp_path / "params.yaml")
+    params = composed(tmp_path, "dataset=sample", *cluster)
     assert Params.model_validate_json(params.to_json()) == params
 
 
@@ -81,26 +81,22 @@ def test_what_lies_on_disk_is_listed_and_dvc_watches_the_listing(
 def test_a_bad_parameter_is_named(
     tmp_path: Path, section: str, key: str, value: object, named: str
 ) -> None:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content[section][key] = value
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    edit_params(tmp_path, **{f"{section}__{key}": value})
     with pytest.raises(UserError, match=rf"valid: {named}: "):
         load_params(tmp_path / "params.yaml")
 
 
 def test_a_digest_without_a_weights_file_is_refused(tmp_path: Path) -> None:
-    path, digest = tmp_path / "params.yaml", "model.weights_sha256=ab"
-    compose(path, "recipe=best", digest)
+    digest = "model.weights_sha256=ab"
     with pytest.raises(UserError, match="pins a weights file, and weights is imagenet"):
-        load_params(path)
-    compose(path, "recipe=best", digest, "model.weights=conf/config.yaml")
-    load_params(path)
+        composed(tmp_path, "recipe=best", digest)
+    composed(tmp_path, "recipe=best", digest, "model.weights=conf/config.yaml")
 
 
 def test_parameters_of_before_take_labels_from_folders(tmp_path: Path) -> None:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    del content["dataset"]["labels"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    edit_params(tmp_path, dataset__labels=ABSENT)
     assert load_params(tmp_path / "params.yaml").dataset.labels.kind == "folders"
 
 

@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -69,9 +70,7 @@ def test_a_batch_without_a_readable_image_asks_the_model_nothing(sources: list) 
 
 
 def test_a_failing_model_is_an_error_and_no_hang(sources: list) -> None:
-    def fail(batch: np.ndarray) -> np.ndarray:
-        raise RuntimeError("out of order")
-
+    fail = Mock(side_effect=RuntimeError("out of order"))
     with pytest.raises(RuntimeError, match="out of order"):
         list(predict_images([Predictor(8, fail)], sources))
 

@@ -3,6 +3,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -183,9 +184,7 @@ def test_an_interrupted_training_goes_on_and_has_no_seconds(
 
     monkeypatch.setattr(training, "new_network", lambda params: shallow_network())
 
-    def stop(epoch: int, *_: object) -> None:
-        raise InterruptedError
-
+    stop = Mock(side_effect=InterruptedError)
     whole = training.train_network
     with monkeypatch.context() as patched:
         patched.setattr(training, "train_network", partial(whole, on_epoch=stop))

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import parse_qs, urlsplit
 
 import mlflow
@@ -18,10 +19,18 @@ from facegender.cli.main import _run
 from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.files import file_sha256
+from facegender.params import MaxDrop
 from facegender.tracking import log, pages, registry
 from facegender.tracking.registry import Promotion, Verdict, find_run
 from tests.conftest import Exported, fill, logged_model
-from tests.unit.conftest import Store, cached_object, commit_params, log_run, store_splits
+from tests.unit.conftest import (
+    Store,
+    cached_object,
+    commit_params,
+    edit_params,
+    log_run,
+    store_splits,
+)
 from tools.compose_params import ROOT
 
 
@@ -195,12 +204,8 @@ def test_a_promotion_that_breaks_off_leaves_the_champion(
     store: Store, monkeypatch: pytest.MonkeyPatch, write: str
 ) -> None:
     promote(store, "good")
-
-    def broken(*args: object, **kwargs: object) -> None:
-        raise MlflowException("the disk is full")
-
     with monkeypatch.context() as patched:
-        patched.setattr(MlflowClient, write, broken)
+        patched.setattr(MlflowClient, write, Mock(side_effect=MlflowException("the disk is full")))
         with pytest.raises(MlflowException, match="the disk is full"):
             promote(store, "better")
     assert aliases()["champion"] == 1
@@ -213,12 +218,8 @@ def test_a_promotion_that_breaks_off_leaves_the_champion(
 
 def test_a_gate_that_breaks_off_leaves_the_champion(store: Store) -> None:
     promote(store, "good")
-
-    def broken(candidate: Path, champion: Path | None) -> Verdict:
-        raise UserError("no power")
-
     with pytest.raises(UserError, match="no power"):
-        promote(store, "better", broken)
+        promote(store, "better", Mock(side_effect=UserError("no power")))
     assert aliases()["champion"] == 1
 
 
@@ -382,9 +383,8 @@ def test_the_gate_judges_beside_the_champion(
     store: Store, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lenient = (store.root / "params.yaml").read_text()
-    committed = yaml.safe_load((ROOT / "params.yaml").read_text())
-    committed["evaluate"]["groups"] = None
-    (store.root / "params.yaml").write_text(yaml.safe_dump(committed))
+    shutil.copy(ROOT / "params.yaml", store.root)
+    edit_params(store.root, evaluate__groups=None)
     with pytest.raises(UserError, match=r"not pass the gate .*, so there is still no champion"):
         _run(["promote", "worse"])  # below the floors, with nothing to compare with
     assert "Gate: fail" in capsys.readouterr().out
@@ -400,11 +400,8 @@ def test_the_gate_judges_beside_the_champion(
 
 
 def set_rules(store: Store, drop: float, reference: str | None = None) -> None:
-    path = store.root / "params.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["gate"]["max_drop"] = dict.fromkeys(content["gate"]["max_drop"], drop)
-    content["gate"]["reference"] = reference
-    path.write_text(yaml.safe_dump(content))
+    drops = dict.fromkeys(MaxDrop.model_fields, drop)
+    edit_params(store.root, gate__max_drop=drops, gate__reference=reference)
 
 
 @pytest.mark.parametrize("whose", ["HEAD", "the merge base with main", "the champion"])

@@ -20,7 +20,7 @@ from facegender.gate.rescoring import images_seen
 from facegender.runtime.git import checked_git
 from facegender.runtime.integrity import dvc_md5
 from tests.conftest import Exported, commit_all, fill, init_repository
-from tests.unit.conftest import cached_object, store_object, store_splits
+from tests.unit.conftest import cached_object, edit_params, store_object, store_splits
 from tools.compose_params import ROOT
 
 RESULTS = ("metrics/predictions.csv", "metrics/test.json")
@@ -36,8 +36,7 @@ class Project:
         self.root, self.model = root, exported.float32
         files = (".dvc/.gitignore", ".dvc/config", "dvc.yaml", "params.yaml")
         fill(root, {name: (ROOT / name).read_bytes() for name in files})
-        self.set("gate", "floors", {})
-        self.set("evaluate", "groups", None)
+        edit_params(root, gate__floors={}, evaluate__groups=None)
         (root / "data/raw").mkdir(parents=True)
         names = [f"{number:02}.png" for number in range(64)]
         for name, pixels in zip(names, exported.images, strict=True):
@@ -59,12 +58,6 @@ class Project:
         init_repository(root)
         (root / ".gitignore").write_text("/data\n/.dvc/cache\n")
         commit_all(root)
-
-    def set(self, group: str, name: str, value: object) -> None:
-        path = self.root / "params.yaml"
-        content = yaml.safe_load(path.read_text())
-        content[group][name] = value
-        path.write_text(yaml.safe_dump(content))
 
     def write(self, table: pd.DataFrame) -> None:
         """Write predictions and their metrics."""
@@ -305,7 +298,7 @@ def test_new_metadata_of_another_test_set_count_if_it_shares_no_image(
 
 def test_a_reference_of_other_images_is_scored_too(project: Project, gate: Callable) -> None:
     checked_git(project.root, "tag", "release")
-    project.set("gate", "reference", "release")
+    edit_params(project.root, gate__reference="release")
     project.judge(project.candidate(range(20, 64)))
     commit_all(project.root, "other images")
     project.judge(project.candidate(range(20, 64), wrong=20))

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from facegender.gate.freshness import edited_results, why_stale
 from facegender.runtime.git import checked_git, git
 from facegender.runtime.integrity import dvc_md5
 from tests.conftest import FACEGENDER, commit_all, fill, init_repository, run_command
+from tests.unit.conftest import ABSENT, edit_params
 from tools.compose_params import ROOT
 
 FILES = (
@@ -62,6 +64,11 @@ class Project:
             ],
         }
         (self.root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"evaluate": entry}}))
+
+    def set(self, **changes: object) -> None:
+        """Change parameters, as `edit_params` does, and run the pipeline with them."""
+        edit_params(self.root, **changes)
+        self.lock()
 
     def spoil(self, count: int) -> None:
         """Have the first images that are predicted rightly be predicted wrongly."""
@@ -232,23 +239,6 @@ def test_a_baseline_can_be_a_tag_and_must_exist(
     assert "unknown Git revision 'v2'" in capsys.readouterr().out
 
 
-def edit_params(project: Project, **changes: object) -> None:
-    """Change parameters by their dotted names, with __ in place of the dots; None deletes one."""
-    path = project.root / "params.yaml"
-    content = yaml.safe_load(path.read_text())
-    for name, value in changes.items():
-        *groups, last = name.split("__")
-        branch = content
-        for group in groups:
-            branch = branch[group]
-        if value is None:
-            del branch[last]
-        else:
-            branch[last] = value
-    path.write_text(yaml.safe_dump(content))
-    project.lock()
-
-
 LOOSER = {
     "floors": {"gate__floors": {}},
     "floor": {"gate__floors__accuracy__at_least": 0.5},
@@ -269,12 +259,12 @@ LOOSER = {
 def test_a_candidate_cannot_loosen_its_own_rules(
     project: Project, capsys: pytest.CaptureFixture, changes: dict
 ) -> None:
-    edit_params(project, gate__test="noninferiority", gate__without_evidence="refuse")
+    project.set(gate__test="noninferiority", gate__without_evidence="refuse")
     project.commit("strict rules")
     project.spoil(72)
     assert gate("--format", "json") == 1
     before = json.loads(capsys.readouterr().out)
-    edit_params(project, **changes)
+    project.set(**changes)
     assert gate("--format", "json") == 1
     after = json.loads(capsys.readouterr().out)
     (note,) = after["notes"]
@@ -288,11 +278,11 @@ def test_a_candidate_cannot_loosen_its_own_rules(
 def test_a_rule_that_the_baseline_leaves_at_its_default_cannot_be_loosened(
     project: Project, capsys: pytest.CaptureFixture
 ) -> None:
-    edit_params(project, gate__without_evidence=None)
+    project.set(gate__without_evidence=ABSENT)
     project.commit("without the rule")
     project.spoil(5)
     assert gate("--baseline", "HEAD") == 3
-    edit_params(project, gate__without_evidence="pass")
+    project.set(gate__without_evidence="pass")
     assert gate("--baseline", "HEAD") == 3
     assert "gate.without_evidence from refuse_drops to pass" in capsys.readouterr().out
 
@@ -307,7 +297,7 @@ def test_too_few_images_are_no_pass_if_the_rules_say_so(
     assert gate("--baseline", "HEAD") == 3
     assert "- accuracy fell by more than the tolerance, and 360 images" in capsys.readouterr().out
     project.git("checkout", "--quiet", "--", ".")
-    edit_params(project, gate__without_evidence="refuse")
+    project.set(gate__without_evidence="refuse")
     capsys.readouterr()
     assert gate("--baseline", "HEAD") == 3
     out = capsys.readouterr().out
@@ -318,7 +308,7 @@ def test_too_few_images_are_no_pass_if_the_rules_say_so(
 
 def drift(project: Project, reference: str | None) -> list[int]:
     """Lose three of 360 images at each commit; return each step's exit code."""
-    edit_params(project, gate__floors={}, gate__reference=reference)
+    project.set(gate__floors={}, gate__reference=reference)
     project.git("tag", "release")
     project.commit("rules")
     codes = []
@@ -361,9 +351,7 @@ def test_a_candidate_cannot_forget_the_reference(
 ) -> None:
     drift(project, "release")
     capsys.readouterr()
-    content = yaml.safe_load((project.root / "params.yaml").read_text())
-    content["gate"]["reference"] = later
-    (project.root / "params.yaml").write_text(yaml.safe_dump(content))
+    edit_params(project.root, gate__reference=later)
     assert gate("--baseline", "HEAD~1") == 1
     assert "loosens the gate's rules: gate.reference " in capsys.readouterr().out
     assert gate("--baseline", "HEAD~1", "--accept-rule-change") == 0
@@ -383,7 +371,7 @@ def test_a_reference_that_cannot_be_compared_gets_no_verdict(
             project.lock()
         project.git("tag", "other", project.commit("another test set"))
         path.write_text(text)
-    edit_params(project, gate__reference="other")
+    project.set(gate__reference="other")
     assert gate("--baseline", project.first) == 2
     out = capsys.readouterr().out
     said = {
@@ -400,7 +388,7 @@ def test_a_looser_rule_that_is_accepted_applies_and_is_reported(
     project: Project, capsys: pytest.CaptureFixture
 ) -> None:
     project.spoil(72)
-    edit_params(project, **LOOSER["all"])
+    project.set(**LOOSER["all"])
     assert gate("--accept-rule-change") == 0
     out = capsys.readouterr().out
     assert "accepted: looser rules than the baseline's: " in out
@@ -409,7 +397,7 @@ def test_a_looser_rule_that_is_accepted_applies_and_is_reported(
 
 
 def test_a_stricter_rule_applies_at_once(project: Project, capsys: pytest.CaptureFixture) -> None:
-    edit_params(project, gate__floors__accuracy__at_least=0.99, gate__floors__brier={"at_most": 1})
+    project.set(gate__floors__accuracy__at_least=0.99, gate__floors__brier={"at_most": 1})
     assert gate("--baseline", "HEAD") == 1
     out = capsys.readouterr().out
     accuracy = json.loads((project.root / "metrics" / "test.json").read_text())["accuracy"]
@@ -425,13 +413,13 @@ def test_rules_of_the_baseline_that_cannot_be_read(
 ) -> None:
     text = (project.root / "params.yaml").read_text()
     # A baseline from before there was a gate: the candidate's rules apply.
-    edit_params(project, gate=None)
+    project.set(gate=ABSENT)
     project.commit("no gate")
     (project.root / "params.yaml").write_text(text)
     assert gate("--baseline", "HEAD") == 0
     assert capsys.readouterr().out.startswith("gate: pass\n")
     for content in ({"gate__significance": "high"}, {"gate__max_drop__accuracy": 7}):
-        edit_params(project, **content)
+        project.set(**content)
         project.commit("invalid")
         (project.root / "params.yaml").write_text(text)
         assert gate("--baseline", "HEAD") == (2 if "high" in content.values() else 0)
@@ -707,10 +695,8 @@ def test_an_output_that_fails_is_no_regression(
 def test_a_fault_of_the_gate_is_no_regression(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("facegender.gate.compare.judge", fail)
+    bug = RuntimeError("a bug")
+    monkeypatch.setattr("facegender.gate.compare.judge", Mock(side_effect=bug))
     assert gate() == 2
     assert "RuntimeError: a bug" in capsys.readouterr().err
 

@@ -14,7 +14,6 @@ from facegender.cli.main import _run
 from facegender.cli.seeds import spread_of, why_undecided
 from facegender.errors import UserError
 from facegender.gate.verdict import Report
-from facegender.params import load_params
 from facegender.runtime.dvc_context import TRAINED_BY, input_tags, read_lock
 from facegender.runtime.experiment_clone import Snapshot, make_clone, take_snapshot
 from facegender.runtime.git import checked_git
@@ -32,6 +31,7 @@ from facegender.runtime.sweep import (
 )
 from facegender.tracking import connection
 from tests.conftest import commit_all, fill, init_repository
+from tests.unit.conftest import composed
 from tools.compose_params import ROOT, compose
 
 
@@ -39,8 +39,7 @@ def test_the_grid_of_make_sweep_is_valid(tmp_path: Path) -> None:
     points = grid_points(read_grid(ROOT / "conf" / "sweep.yaml"), "sweep")
     assert [point.name for point in points] == [f"sweep-{n}" for n in range(1, len(points) + 1)]
     for point in points:
-        compose(tmp_path / "params.yaml", *point.overrides)
-        params = load_params(tmp_path / "params.yaml")
+        params = composed(tmp_path, *point.overrides)
         assert params.train.learning_rate == point.values["train.learning_rate"]
 
 
@@ -96,8 +95,7 @@ def test_what_dash_s_sets_is_left_to_dvc(tmp_path: Path) -> None:
         "train.batch_size": "8",
     }
     (point,) = grid_points({"train.seed": [7]}, "g", fixed)
-    compose(tmp_path / "params.yaml", *point.overrides)
-    params = load_params(tmp_path / "params.yaml")
+    params = composed(tmp_path, *point.overrides)
     assert (params.split.group_by, params.data.exclude) == ("country: x", "2024-01-01")
     assert (params.train.batch_size, params.train.seed) == (8, 7)
 

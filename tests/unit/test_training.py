@@ -1,6 +1,7 @@
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -268,10 +269,8 @@ def test_mixed_precision_leaves_a_model_in_float32(
 
 
 def test_a_machine_without_bfloat16_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise tf.errors.AbortedError(None, None, "could not create a primitive descriptor")
-
-    monkeypatch.setattr(keras.ops, "conv", fail)
+    error = tf.errors.AbortedError(None, None, "could not create a primitive descriptor")
+    monkeypatch.setattr(keras.ops, "conv", Mock(side_effect=error))
     with pytest.raises(UserError, match=r"set train\.mixed_precision to false"):
         shallow_network(mixed_precision=True)
 
