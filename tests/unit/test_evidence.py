@@ -42,17 +42,19 @@ def test_as_many_images_as_it_names_would_do(drop: float, gained: float) -> None
     assert images_needed(1e-6, gained + 0.01, LEVEL) is None
 
 
-def test_what_the_images_show_is_said() -> None:
+def test_what_the_images_can_detect_is_said() -> None:
     drop = smallest_drop(0, 36, LEVEL)
     assert drop is not None
     enough = Evidence(36, 0, LEVEL, tolerance=drop)
     assert enough.enough
-    assert enough.sentence == f"36 images show a drop of accuracy of {drop:.4f} (power 80 %)"
+    assert enough.sentence == (
+        f"36 images can detect a drop of accuracy of {drop:.4f} (power 80 %)"
+    )
     few = Evidence(36, 0, LEVEL, tolerance=0.05)
     assert not few.enough
     assert few.sentence == (
-        f"36 images show no drop of accuracy below {drop:.4f} (power 80 %); the tolerance is 0.05, "
-        f"which takes {images_needed(0.05, 0, LEVEL):,} images"
+        f"36 images cannot detect a drop of accuracy below {drop:.4f} (power 80 %); the tolerance "
+        f"is 0.05, which takes {images_needed(0.05, 0, LEVEL):,} images"
     )
     assert few.to_json() == {
         "n": 36,
@@ -62,5 +64,5 @@ def test_what_the_images_show_is_said() -> None:
         "images_needed": few.images_needed,
     }
     assert Evidence(6, 0, LEVEL, tolerance=0).sentence == (
-        "6 images show no drop of accuracy (power 80 %); the tolerance is 0"
+        "6 images cannot detect any drop of accuracy (power 80 %); the tolerance is 0"
     )
