@@ -21,7 +21,8 @@ def test_committed_params_are_the_composition_of_the_defaults(tmp_path: Path) ->
 
 
 def test_make_params_prints_what_it_changes(tmp_path: Path) -> None:
-    *_, prints = run_command("make", "-n", "-o.venv/installed", "params").stdout.splitlines()
+    options = ("-n", "--no-print-directory", "-o.venv/installed")  # `make test` is a make, too
+    *_, prints = run_command("make", *options, "params").stdout.splitlines()
     init_repository(tmp_path)
     # Such as `dvc exp run -S dataset=folder` wrote, which conf/ does not have.
     commit_all(fill(tmp_path, {"params.yaml": "dataset: folder\nseed: 42\n"}))
