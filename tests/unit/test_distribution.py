@@ -82,9 +82,9 @@ def workers() -> tuple[str, ...]:
 
 def in_threads(*calls: Callable[[], Any]) -> list[Any]:
     """Call each in a thread of its own; an exception is its result."""
-    with ThreadPoolExecutor(len(calls)) as pool:
-        futures = [pool.submit(call) for call in calls]
-        return [future.exception(60) or future.result() for future in futures]
+    pool = ThreadPoolExecutor(len(calls))  # leaving a `with` would wait for a thread that hangs
+    futures = [pool.submit(call) for call in calls]
+    return [future.exception(60) or future.result() for future in futures]
 
 
 def test_the_chief_tells_the_workers_what_is_trained(workers: tuple[str, ...]) -> None:
