@@ -262,9 +262,9 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         back = former.pop()
         if not mlflow.artifacts.list_artifacts(f"models:/{REGISTERED_MODEL}/{back}"):
             raise UserError(
-                f"The model of version {back}, the champion before, is lost, so version {number} "
-                f"stays the champion. To go further back, delete version {back} in MLflow (`make "
-                "ui`, Models), then `facegender rollback`."
+                f"The model of version {back}, the previous champion, is lost, so version "
+                f"{number} stays the champion. To go further back, delete version {back} in MLflow "
+                "(`make ui`, Models), then `facegender rollback`."
             )
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))
         _write_former(client, former)
