@@ -99,7 +99,7 @@ def _judge_pair(generator: np.random.Generator, gate: Gate, n: int, drop: float)
 def predictions(
     labels: np.ndarray, right: np.ndarray, columns: Mapping[str, Sequence[Any] | np.ndarray]
 ) -> pd.DataFrame:
-    """Return predictions that are right where `right` is and sure of it, with other columns."""
+    """Return confident predictions, right where `right` is true, with further columns."""
     guess = np.where(right, labels, 1 - labels)
     names = np.arange(len(labels)).astype(str)
     return pd.DataFrame(

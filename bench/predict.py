@@ -88,30 +88,30 @@ def main() -> None:
 
 
 def compare_faces(exported: Path, face: Path, rounds: int) -> None:
-    """Print the photos a second of one thread, with and without all that is around the networks."""
+    """Print the photos a second of `predict`, and of decoding and the bare networks; one thread."""
     jpegs = [large_photo(face, side) for side in (2400, 1200, 600, 300)]
     predictor, networks = load_litert(exported), Networks()
     pixels = np.zeros((1, predictor.size, predictor.size, 3), np.uint8)
-    passes = {jpeg: networks.record(jpeg) for jpeg in jpegs}
+    passes = [(jpeg, networks.record(jpeg)) for jpeg in jpegs]
 
     def bare() -> int:
-        for jpeg, inputs in passes.items():
+        for jpeg, inputs in 4 * passes:
             Image.open(io.BytesIO(jpeg)).convert("RGB")
             networks.repeat(inputs)
             predictor.predict(pixels)
-        return len(passes)
+        return 4 * len(passes)
 
     whole, parts = "predict, 12 megapixels", "decoding, bare networks"
     runs = {
         whole: lambda: len(list(predict_images([predictor], [("", jpeg) for jpeg in 4 * jpegs]))),
-        parts: lambda: sum(bare() for _ in range(4)),
+        parts: bare,
     }
     measure(runs, 1)  # warms up
     report(measure(runs, rounds), [(whole, parts)])
 
 
 def large_photo(face: Path, side: int) -> bytes:
-    """Return a JPEG of 12 megapixels with a portrait of a side, in pixels, on a photo."""
+    """Return a JPEG of 12 megapixels: a photo with a portrait of `side` pixels pasted into it."""
     picture = photo(np.random.default_rng(0), 4000, 3000)
     picture.paste(Image.open(face).convert("RGB").resize((side, side)), (700, 300))
     buffer = io.BytesIO()
@@ -129,12 +129,12 @@ class Networks:
         """Return the inputs that the detector gives to the network for a photo."""
         inputs: list[np.ndarray] = []
 
-        def record(interpreter: Any, image: np.ndarray, scale: float) -> np.ndarray:
+        def recording(interpreter: Any, image: np.ndarray, scale: float) -> np.ndarray:
             inputs.append(image[None].astype(np.float32) / 127.5 - 1)
             return detect(interpreter, image, scale)
 
         detect = detector._detect
-        with patch.object(detector, "_detect", record):
+        with patch.object(detector, "_detect", recording):
             find_faces(decode_picture(jpeg), _CROP)
         return inputs
 
@@ -199,7 +199,7 @@ def compare_starts(pictures: list[tuple[str, Path, Path]], pairs: int = 11) -> N
     """Print the CPU seconds of commands.
 
     Args:
-        pictures: what to add to the name of the command, a clone that has only a model, a picture.
+        pictures: suffix for the command's name, clone that has only a model, and picture.
     """
     facegender = str(Path(sys.executable).with_name("facegender"))
     _, root, picture = pictures[0]

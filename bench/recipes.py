@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        (train_notebook if args.candidates else train)(args.run)
+        (train_notebook if args.candidates == [NOTEBOOK] else train)(args.run)
         return
 
     candidates = args.candidates or ["recipe=best"]
@@ -300,7 +300,7 @@ def train(folder: Path) -> None:
 
 
 def train_notebook(folder: Path) -> None:
-    """Train the study's notebook, and write what `train` writes; it cannot resume."""
+    """Train the study's notebook, and write done.json as `train` does; it cannot resume."""
     from bench import notebook
 
     params = Params.model_validate_json((folder / "params.json").read_text())
