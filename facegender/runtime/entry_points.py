@@ -153,7 +153,7 @@ def _keep_failure(printed: str) -> None:
             log, stage=Path(sys.argv[0]).stem, name=name, tags=tags, params=_params_here()
         )
     except Exception as problem:  # the stage's own error matters more
-        # SQLAlchemy's other lines are the statement.
+        # SQLAlchemy adds the SQL on more lines.
         text, _, _ = without_credentials(str(problem), secrets).partition("\n")
         _log.warning("MLflow has no log of this failure: %s", text)
 
