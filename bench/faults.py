@@ -5,12 +5,14 @@ killed in the first stage; then `dvc repro` again, which is killed in the second
 until the run after the last kill ends. At random, a kill takes DVC with all its processes or only
 the stage's process. Every output must have the same bytes, except for ids of MLflow runs and times.
 A kill counts as survived if `dvc repro` went on after it and the stage's outputs are the same. The
-seed decides the moments, as shares of what each stage took undisturbed.
+seed decides the moments, as shares of what each stage took undisturbed. If a kill cuts off DVC's
+own `.dvc/tmp/rwlock`, the bench removes that file, as docs/reliability.md says, and prints it.
 
     make campaign
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -64,6 +66,7 @@ def main() -> int:
                 where = kill_repro(clone, stage, share * seconds[stage], everything=everything)
                 killed += [stage] if where else []
                 print(f"{stage:<11} at {share:.2f} of it: {where or 'had ended'}", flush=True)
+            remove_cut_lock(clone)
             run("dvc", "repro", cwd=clone)
             run("dvc", "status", "--quiet", cwd=clone)
             found = output_digests(clone)
@@ -137,6 +140,7 @@ def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> 
     Returns:
         What was killed, or None if DVC had ended.
     """
+    remove_cut_lock(clone)
     dvc = start_repro(clone)
     process = wait_for_stage(dvc, stage)
     if process is None and dvc.returncode:
@@ -153,6 +157,16 @@ def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> 
     os.killpg(dvc.pid, signal.SIGKILL)
     dvc.wait()
     return "killed with DVC" if running else "had ended, DVC killed at what it did next"
+
+
+def remove_cut_lock(clone: Path) -> None:
+    """Remove DVC's rwlock if a kill cut it off, as docs/reliability.md says, and print that."""
+    lock = clone / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(lock.read_text() if lock.exists() else "{}")
+    except ValueError:
+        lock.unlink()
+        print("the kill cut off .dvc/tmp/rwlock: removed", flush=True)
 
 
 if __name__ == "__main__":

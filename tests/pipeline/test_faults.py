@@ -142,20 +142,25 @@ def test_a_full_disk_loses_nothing(
 
 
 @pytest.mark.parametrize(
-    "stages",
+    ("lock", "says", "stages"),
     [
-        pytest.param(("download", "split", "preprocess"), id="preprocess"),
-        pytest.param((), marks=pytest.mark.campaign, id="all"),
+        pytest.param(
+            "dvc.lock", "validation failed", ("download", "split", "preprocess"), id="preprocess"
+        ),
+        pytest.param("dvc.lock", "validation failed", (), marks=pytest.mark.campaign, id="all"),
+        pytest.param(".dvc/tmp/rwlock", "Unable to read RWLock-file", (), id="rwlock"),
     ],
 )
 def test_dvcs_own_lock_cut_short_needs_one_command(
-    reproduced: Clone, tmp_path: Path, stages: tuple[str, ...]
+    reproduced: Clone, tmp_path: Path, lock: str, says: str, stages: tuple[str, ...]
 ) -> None:
     clone = copy_of(reproduced, tmp_path)
-    # The state after a kill in the 0.03 seconds in which DVC writes the file.
-    (clone.root / "dvc.lock").write_text("")
-    assert clone.run("dvc", "repro", check=False).returncode != 0
-    (clone.root / "dvc.lock").unlink()
+    # The state after a kill in the moment in which DVC writes the file.
+    (clone.root / lock).write_text("")
+    stopped = clone.run("dvc", "repro", check=False)
+    assert stopped.returncode != 0
+    assert says in stopped.stderr
+    (clone.root / lock).unlink()
     clone.run("dvc", "repro", *stages[-1:])
     assert_same(clone, reproduced, *stages)
 
