@@ -104,7 +104,7 @@ format: $(INSTALLED) ## format the code
 
 params: $(INSTALLED) ## compose params.yaml from conf/, and print what differs from HEAD
 	python -m tools.compose_params params.yaml
-	@git --no-pager diff --unified=0 HEAD -- params.yaml
+	@git --no-pager diff --no-ext-diff --no-color --unified=0 HEAD -- params.yaml
 
 deps: $(INSTALLED) ## write each stage's modules and packages into dvc.yaml, from its imports
 	python -m tools.stage_deps

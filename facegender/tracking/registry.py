@@ -6,6 +6,7 @@ before it leaves the champion unchanged. A tag of the registered model lists for
 `rollback`. `connection.connect` chooses the store.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from facegender.errors import UserError
-from facegender.tracking.connection import EXPERIMENT
+from facegender.tracking.connection import EXPERIMENT, short_error
 from facegender.tracking.log import fetch_results
 from facegender.tracking.runs import RESTORED
 
+_log = logging.getLogger(__name__)
 REGISTERED_MODEL = "facegender"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -260,7 +262,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
                 "`facegender promote RUN` makes another the champion."
             )
         back = former.pop()
-        if not mlflow.artifacts.list_artifacts(f"models:/{REGISTERED_MODEL}/{back}"):
+        if _is_lost(back):
             raise UserError(
                 f"The model of version {back}, the previous champion, is lost, so version "
                 f"{number} stays the champion. To go further back, delete version {back} in MLflow "
@@ -269,6 +271,16 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))
         _write_former(client, former)
         return number, back
+
+
+def _is_lost(version: int) -> bool:
+    """Return whether a version has no files; False, with a warning, if its store cannot be read."""
+    try:
+        return not mlflow.artifacts.list_artifacts(f"models:/{REGISTERED_MODEL}/{version}")
+    # Each kind of storage has its own errors, and a rollback cannot wait for its repair.
+    except Exception as error:
+        _log.warning("The files of version %d cannot be listed: %s", version, short_error(error))
+        return False
 
 
 def pin_version(uri: str) -> str:

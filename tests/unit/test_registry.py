@@ -182,6 +182,17 @@ def test_rollback_refuses_a_version_whose_model_is_lost(store: Store) -> None:
     assert rollback(store) == (3, 1)
 
 
+def test_rollback_does_not_wait_for_a_storage_that_fails(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("good", "better"):
+        promote(store, name)
+    storage = Mock(side_effect=ConnectionError("Could not connect to the endpoint"))
+    monkeypatch.setattr(mlflow.artifacts, "list_artifacts", storage)
+    assert rollback(store) == (2, 1)
+    assert "files of version 1 cannot be listed: ConnectionError" in caplog.text
+
+
 def test_there_is_nothing_to_roll_back_at_first(store: Store) -> None:
     with pytest.raises(UserError, match="no champion to roll back"):
         rollback(store)
