@@ -12,9 +12,13 @@ import pandas as pd
 from PIL import Image
 
 from facegender.data.raw_manifest import build_manifest
+from facegender.faces.settings import FaceCrop
 
 if TYPE_CHECKING:
     from facegender.model.network import Network
+
+# The defaults of image.crop in conf/config.yaml.
+CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
 
 
 def make_raw(folder: Path, images: int, *, size: int = 200, distinct: int = 100) -> pd.DataFrame:

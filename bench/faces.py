@@ -19,17 +19,16 @@ import numpy as np
 from PIL import Image
 
 from bench.backdrops import EMPTY, noise, photo
+from bench.common import CROP
 from facegender.data.image_files import find_images
 from facegender.data.images import decode_picture
 from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.detector import Face
-from facegender.faces.settings import FaceCrop
 from facegender.inference.litert import load_litert
 from facegender.inference.prediction import predict_images
 from facegender.inference.predictor import Predictor
 from facegender.runtime.entry_points import run_command
 
-_CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
 _OVERLAP = 0.1  # of the smaller of two portraits
 _EMPTY_OF_A_KIND = 20
 
@@ -160,7 +159,7 @@ def show_groups(
 def show_empty(name: str, *, draw: Callable[[np.random.Generator], Image.Image]) -> None:
     """Print how many boxes pictures without a face have."""
     generator = np.random.default_rng(2)
-    boxes = sum(len(find_faces(draw(generator), _CROP)) for _ in range(_EMPTY_OF_A_KIND))
+    boxes = sum(len(find_faces(draw(generator), CROP)) for _ in range(_EMPTY_OF_A_KIND))
     print(f"{name:<42} {boxes} false boxes in {_EMPTY_OF_A_KIND} pictures", flush=True)
 
 
@@ -175,7 +174,7 @@ def show_labels(name: str, *, predictor: Predictor, paths: list[Path], which: An
 def read_portrait(path: Path, predictor: Predictor | None) -> Portrait | None:
     """Return a portrait with its largest face; None if none is found."""
     picture = decode_picture(path)
-    faces = find_faces(picture, _CROP)
+    faces = find_faces(picture, CROP)
     return Portrait(picture, faces[0], judge(picture, faces[0], predictor)) if faces else None
 
 
@@ -183,7 +182,7 @@ def judge(picture: Image.Image, face: Face, predictor: Predictor | None) -> floa
     """Return P(male) of a face, or None without a model."""
     if predictor is None:
         return None
-    pixels = cut_out(picture, face, predictor.crop or _CROP, predictor.size)
+    pixels = cut_out(picture, face, predictor.crop or CROP, predictor.size)
     return float(predictor.predict(pixels[None])[0])
 
 
@@ -231,7 +230,7 @@ def paste(
                 )
                 places.append((box, portrait))
                 break
-    found = find_faces(canvas, _CROP)
+    found = find_faces(canvas, CROP)
     tally.pictures += 1
     tally.faces += len(places)
     for box, portrait in places:

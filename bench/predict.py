@@ -29,13 +29,12 @@ import numpy as np
 from PIL import Image
 
 from bench.backdrops import photo
-from bench.common import measure, new_network, report
+from bench.common import CROP, measure, new_network, report
 from facegender.data.image_files import find_images
 from facegender.data.images import decode_image, decode_picture
 from facegender.data.sources.sample import CLASSES, draw_attributes, render
 from facegender.faces import detector
 from facegender.faces.crop import find_faces
-from facegender.faces.settings import FaceCrop
 from facegender.inference.crop_file import write_crop
 from facegender.inference.export import convert, median_seconds
 from facegender.inference.litert import load_litert
@@ -45,8 +44,6 @@ from facegender.inference.predictor import BATCH_SIZE, Predictor
 from facegender.model.interpreter import open_interpreter
 from facegender.model.saved_model import load_model, save_model
 from facegender.runtime.entry_points import run_command
-
-_CROP = FaceCrop(margin=0.25, align=False, min_score=0.75, min_size=16)
 
 
 def main() -> None:
@@ -81,7 +78,7 @@ def main() -> None:
             crops = Path(folder) / "crops"
             shutil.copytree(exported.parent, crops / "models")
             (crops / ".dvc").mkdir()
-            write_crop(crops / "models" / exported.name, _CROP)
+            write_crop(crops / "models" / exported.name, CROP)
             compare_faces(crops / "models" / exported.name, args.face, args.rounds)
             starts.append((", find its face", crops, args.face.absolute()))
         compare_starts(starts)
@@ -135,7 +132,7 @@ class Networks:
 
         detect = detector._detect
         with patch.object(detector, "_detect", recording):
-            find_faces(decode_picture(jpeg), _CROP)
+            find_faces(decode_picture(jpeg), CROP)
         return inputs
 
     def repeat(self, inputs: list[np.ndarray]) -> None:

@@ -76,8 +76,8 @@ class Detector:
 
     def __init__(self) -> None:
         self._square = open_interpreter(_network())
-        # Others by scale, because each change of the input's shape allocates memory again, which
-        # takes up to half as long as the network. The photos of a folder often have one shape.
+        # Others by scale, because each change of the input's shape allocates memory again, which is
+        # slow. The photos of a folder often have one shape.
         self._whole: dict[int, Interpreter] = {}
 
     def find(self, picture: Image.Image, *, min_score: float, min_size: float) -> list[Face]:
@@ -256,8 +256,7 @@ def _resized(picture: Image.Image, side: float) -> Image.Image:
     """Return a picture whose longer side has `side` pixels."""
     scale = side / max(picture.size)
     width, height = (max(1, round(length * scale)) for length in picture.size)
-    # The gap halves a photo of 12 megapixels first, which takes two thirds of the time and moves
-    # boxes by up to 1 %.
+    # The gap halves a photo of 12 megapixels first, which is faster and hardly moves boxes.
     return picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=1.5)
 
 
