@@ -173,7 +173,7 @@ def show_labels(name: str, *, predictor: Predictor, paths: list[Path], which: An
 
 def read_portrait(path: Path, predictor: Predictor | None) -> Portrait | None:
     """Return a portrait with its largest face; None if none is found."""
-    picture = decode_picture(path)
+    picture = decode_picture(path)[0]
     faces = find_faces(picture, CROP)
     return Portrait(picture, faces[0], judge(picture, faces[0], predictor)) if faces else None
 

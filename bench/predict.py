@@ -132,7 +132,7 @@ class Networks:
 
         detect = detector._detect
         with patch.object(detector, "_detect", recording):
-            find_faces(decode_picture(jpeg), CROP)
+            find_faces(decode_picture(jpeg)[0], CROP)
         return inputs
 
     def repeat(self, inputs: list[np.ndarray]) -> None:

@@ -169,7 +169,7 @@ def judge(content: bytes, predictor: Predictor, threshold: float) -> dict[str, A
     from facegender.data.face_images import picture_faces
     from facegender.data.images import decode_image, decode_picture
 
-    picture = decode_picture(content)
+    picture, _ = decode_picture(content)
     found: list[tuple[Face | None, np.ndarray]]
     if predictor.crop:
         found = [item for item in picture_faces(picture, predictor.size, predictor.crop) if item[0]]

@@ -46,14 +46,14 @@ def draw_predictions(
     for number, ((name, source), faces) in enumerate(zip(sources, predictions, strict=True), 1):
         if faces[0].error is None:
             try:
-                picture = decode_picture(source)
+                picture, scale = decode_picture(source)
             except InvalidImage as error:
                 # It was readable when it was judged.
                 _log.warning("%r is not drawn: %s", name, error)
                 yield faces
                 continue
             for face in reversed(faces):  # the largest on top
-                _draw(picture, face)
+                _draw(picture, face, scale)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 # A file's name has at most 255 bytes.
@@ -66,14 +66,14 @@ def draw_predictions(
         yield faces
 
 
-def _draw(picture: Image.Image, face: Prediction) -> None:
+def _draw(picture: Image.Image, face: Prediction, scale: float) -> None:
     pen = ImageDraw.Draw(picture)
     text = f"{face.label}"
     if face.probability is not None:
         text += f", P(male) {face.probability:.2f}"
     colour = _COLOURS.get(str(face.label), "#555555")
     left, top, width, height = (
-        (face.left, face.top, face.width or 0, face.height or 0)
+        (value * scale for value in (face.left, face.top, face.width or 0, face.height or 0))
         if face.left is not None and face.top is not None
         else (0, 0, *picture.size)
     )

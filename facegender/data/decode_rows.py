@@ -13,15 +13,12 @@ import numpy as np
 from PIL import Image
 
 from facegender.data.face_images import cut_image
-from facegender.data.images import InvalidImage, decode_picture, measure_image, verdict
+from facegender.data.images import InvalidImage, decode_picture, verdict
 from facegender.errors import UserError
 from facegender.faces.crop import find_faces
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 from facegender.files import file_sha256
-
-# `decode_picture` may halve a picture of more pixels than this.
-_MAYBE_HALVED = 12_000_000
 
 
 def write_rows(
@@ -131,38 +128,35 @@ def locate_faces(
         if digests:
             check_file(path, digests[index])
         try:
-            picture = decode_picture(path)
+            picture, scale = decode_picture(path)
         except InvalidImage:
             found.append(([], None))
             continue
-        given, problem = _given_faces(path, picture, boxes[index]) if boxes else ([], None)
-        found.append((given or find_faces(picture, crop), problem))
+        width, height = (round(side / scale) for side in picture.size)
+        given, problem = _given_faces(boxes[index], width, height) if boxes else ([], None)
+        faces = given or [face.scaled(1 / scale) for face in find_faces(picture, crop)]
+        found.append((faces, problem))
     return first_row, found
 
 
 def _given_faces(
-    path: Path, picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]
+    boxes: Sequence[tuple[float, float, float, float]], image_width: int, image_height: int
 ) -> tuple[list[Face], str | None]:
     """Return the faces of the usable boxes, the largest first, and what is wrong with another."""
     if not boxes:
         return [], "no box in the table"
-    scale = 1.0
-    if picture.width * picture.height > _MAYBE_HALVED:
-        _, *size = measure_image(path, 8)
-        scale = max(picture.size) / max(size)
     faces, problem = [], None
     for box in boxes:
-        left, top, width, height = (value * scale for value in box)
+        left, top, width, height = box
         if not all(map(math.isfinite, box)):
             problem = "the box is not four numbers"
         elif width <= 0 or height <= 0:
             problem = "the box is empty"
         elif max(box[2:]) <= 1:
             problem = "the box is at most a pixel large: shares of the picture are not read"
-        elif not (
-            0 <= left + width / 2 <= picture.width and 0 <= top + height / 2 <= picture.height
-        ):
-            problem = f"the box lies outside: its centre is not within {picture.size} pixels"
+        elif not (0 <= left + width / 2 <= image_width and 0 <= top + height / 2 <= image_height):
+            size = image_width, image_height
+            problem = f"the box lies outside: its centre is not within {size} pixels"
         else:
             unknown = (math.nan,) * 5
             faces.append(Face(left, top, width, height, *unknown))

@@ -26,15 +26,17 @@ def face_images(
         crop: how faces are cut out; None takes the whole picture.
 
     Returns:
-        Faces, in pixels of the picture that `decode_picture` returns, with uint8 arrays of shape
-        (size, size, 3). Without a crop or a face: None, with the whole picture.
+        Faces, in pixels of the upright image, with uint8 arrays of shape (size, size, 3). Without a
+        crop or a face: None, with the whole picture.
 
     Raises:
         InvalidImage: as `images.decode_image` does.
     """
     if crop is None:
         return [(None, decode_image(source, size))]
-    return picture_faces(decode_picture(source), size, crop)
+    picture, scale = decode_picture(source)
+    found = picture_faces(picture, size, crop)
+    return [(face and face.scaled(1 / scale), pixels) for face, pixels in found]
 
 
 def picture_faces(
@@ -59,7 +61,8 @@ def cut_image(
     """
     if crop is None:
         return decode_image(source, size)
-    return cut_out(decode_picture(source), face, crop, size, border=border)
+    picture, scale = decode_picture(source)
+    return cut_out(picture, face and face.scaled(scale), crop, size, border=border)
 
 
 def box_of(face: Face) -> dict[str, float]:

@@ -121,16 +121,19 @@ def measure_image(source: bytes | Path, size: int) -> tuple[np.ndarray, int, int
     return _decode(source, measure)
 
 
-def decode_picture(source: bytes | Path) -> Image.Image:
-    """Decode an image upright and in RGB, at its own size, to find faces in it.
+def decode_picture(source: bytes | Path) -> tuple[Image.Image, float]:
+    """Decode an image upright and in RGB, to find faces in it.
 
-    A picture of more than 50 million pixels is halved, because it would take a gigabyte.
+    Returns:
+        The picture, and its width divided by that of the upright image: 1, or about a half for more
+        than 50 million pixels, which would take a gigabyte.
 
     Raises:
         InvalidImage: as `decode_image` does.
     """
 
-    def upright(image: Image.Image) -> Image.Image:
+    def upright(image: Image.Image) -> tuple[Image.Image, float]:
+        longer = max(image.size)  # the same before and after it is turned
         if image.width * image.height > _FULL_PIXELS:
             _draft(image, (image.width // 2, image.height // 2))
         ImageOps.exif_transpose(image, in_place=True)
@@ -139,7 +142,7 @@ def decode_picture(source: bytes | Path) -> Image.Image:
             picture = _averaged(picture, 2)
         rgb = _to_rgb(picture)
         rgb.load()  # before the file is closed
-        return rgb
+        return rgb, max(rgb.size) / longer
 
     return _decode(source, upright)
 

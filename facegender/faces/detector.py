@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING
@@ -69,6 +69,11 @@ class Face:
     def tilt(self) -> float:
         """Angle in radians of the line through the eyes, positive if it falls to the right."""
         return math.atan2(self.other_eye_top - self.eye_top, self.other_eye_left - self.eye_left)
+
+    def scaled(self, factor: float) -> Face:
+        """Return the face in a picture of `factor` times the width and height."""
+        places = {name: value * factor for name, value in asdict(self).items() if name != "score"}
+        return replace(self, **places)
 
 
 class Detector:

@@ -14,6 +14,7 @@ from mlflow.pyfunc.scoring_server import predictions_to_json
 from PIL import Image
 
 from facegender.cli.main import _run
+from facegender.data import images
 from facegender.data.images import decode_picture
 from facegender.errors import UserError
 from facegender.faces.crop import cut_out, find_faces
@@ -72,7 +73,7 @@ def test_there_is_a_line_for_each_face(
     assert small["left"] > 600
     predictor = load_litert(model)
     for answer in (large, small, one):
-        picture = decode_picture(Path(answer["image"]))
+        picture = decode_picture(Path(answer["image"]))[0]
         face = {round(face.left, 2): face for face in find_faces(picture, CROP)}[answer["left"]]
         assert answer["score"] == face.score >= 0.75
         pixels = cut_out(picture, face, CROP, predictor.size)
@@ -117,9 +118,30 @@ def test_photos_are_drawn_with_their_boxes(
     one = answers(capsys, model, "--draw", drawn, photos)[2]
     names = ["0001-a-two.png", "0002-b-one.png", "0003-c-none.png"]
     assert sorted(path.name for path in drawn.iterdir()) == names
-    before, after = decode_picture(photos / "b-one.png"), decode_picture(drawn / names[1])
+    before, after = decode_picture(photos / "b-one.png")[0], decode_picture(drawn / names[1])[0]
     changed = np.argwhere((np.asarray(before) != np.asarray(after)).any(2))
     assert changed.max(0)[0] == pytest.approx(one["top"] + one["height"], abs=2)
+
+
+def test_boxes_in_a_very_large_photo_are_in_its_own_pixels(
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Above 50 megapixels, faces are looked for in the halved picture."""
+    path = photos / "b-one.png"
+    (small,) = answers(capsys, model, path, code=0)
+    large = Image.open(path)
+    monkeypatch.setattr(images, "_FULL_PIXELS", large.width * large.height - 1)
+    assert decode_picture(path)[0].width == large.width // 2
+    (halved,) = answers(capsys, model, "--draw", tmp_path / "drawn", path, code=0)
+    for side in ("left", "top", "width", "height"):
+        assert halved[side] == pytest.approx(small[side], abs=0.02 * large.width)
+    drawn = np.asarray(Image.open(tmp_path / "drawn" / "0001-b-one.png"))
+    changed = np.argwhere((drawn != np.asarray(decode_picture(path)[0])).any(2))
+    assert changed.max(0)[0] == pytest.approx((halved["top"] + halved["height"]) / 2, abs=2)
 
 
 def test_an_image_named_twice_is_drawn_twice(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -175,7 +197,7 @@ def test_a_label_at_the_edge_of_a_photo_is_drawn_inside(
     picture.save(tmp_path / "edge.png")
     drawn = tmp_path / "drawn"
     assert predict(model, "--draw", drawn, tmp_path / "edge.png") == 0
-    changed = np.asarray(decode_picture(drawn / "0001-edge.png")) != np.asarray(picture)
+    changed = np.asarray(decode_picture(drawn / "0001-edge.png")[0]) != np.asarray(picture)
     # The label is wider than what the photo shows of the box.
     assert np.argwhere(changed.any(2)).min(0)[1] < 650
 
@@ -247,7 +269,7 @@ def test_the_server_answers_for_the_largest_face_and_lists_all(
     assert "NaN" not in sent.getvalue()
     said = [item["probability"] for item in json.loads(sent.getvalue())["predictions"]]
     assert said == [*answer["probability"][:2], None]
-    array = np.asarray(decode_picture(photos / "b-one.png"))
+    array = np.asarray(decode_picture(photos / "b-one.png")[0])
     assert server.predict(None, [array])["faces"][0] == answer["faces"][1]
     whole = server.predict(None, contents, {"whole": True})
     assert list(whole.columns) == ["label", "probability"]

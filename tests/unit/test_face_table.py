@@ -74,7 +74,7 @@ def test_a_border_adds_a_second_array_and_changes_no_byte_of_the_first(
 ) -> None:
     names = ["NA.png", "b.png", "c.png"]
     manifest = pd.DataFrame({"path": names, "label": [1, 1, 0], "sha256": names})
-    faces = {name: (find_faces(decode_picture(raw / name), CROP) or [None])[0] for name in names}
+    faces = {name: (find_faces(decode_picture(raw / name)[0], CROP) or [None])[0] for name in names}
     options = {"size": 48, "name": "train", "jobs": 1, "crop": CROP, "faces": faces}
     for name, border in (("tight", 0), ("wide", 5)):
         assert write_split(manifest, raw, tmp_path / name, border=border, **options) == []

@@ -9,6 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from facegender.data.checks import Findings, check_faces
+from facegender.data.face_images import cut_image
 from facegender.data.face_table import find_all_faces, read_faces
 from facegender.data.given_boxes import read_boxes
 from facegender.data.images import decode_picture
@@ -84,7 +85,7 @@ def test_usable_boxes_are_taken_and_others_named(raw: Path, tmp_path: Path) -> N
     options = {"size": 32, "name": "train", "jobs": 1, "crop": CROP, "faces": faces}
     write_split(manifest, raw, tmp_path / "part", **options)
     given = Face(40, 30, 60, 80, *[0.0] * 5)
-    expected = cut_out(decode_picture(raw / "good.png"), given, CROP, 32)
+    expected = cut_out(decode_picture(raw / "good.png")[0], given, CROP, 32)
     np.testing.assert_array_equal(np.load(tmp_path / "part" / "images.npy")[0], expected)
 
 
@@ -172,11 +173,17 @@ def test_an_image_without_box_and_face_is_dropped_once(raw: Path) -> None:
 
 def test_boxes_of_a_large_picture_are_those_of_the_file(tmp_path: Path) -> None:
     """Above 50 megapixels faces are cut out of the halved picture."""
-    Image.new("RGB", (9000, 6000), (90, 120, 60)).save(tmp_path / "large.png", compress_level=1)
+    ramp = Image.linear_gradient("L").resize((9000, 6000)).convert("RGB")
+    ramp.save(tmp_path / "large.png", compress_level=1)
     manifest = pd.DataFrame({"path": ["large.png"], "label": 1, "sha256": ""})
     boxes = {"large.png": [(8000.0, 4000.0, 400.0, 500.0)]}
     table = find_all_faces(manifest, tmp_path, CROP, jobs=1, boxes=boxes)
-    assert list(table.loc[0, ["left", "top", "width", "height"]]) == [4000, 2000, 200, 250]
+    assert list(table.loc[0, ["left", "top", "width", "height"]]) == [8000, 4000, 400, 500]
+    face = Face(8000, 4000, 400, 500, *[0.0] * 5)
+    halved, scale = decode_picture(tmp_path / "large.png")
+    assert scale == 0.5
+    expected = cut_out(halved, Face(4000, 2000, 200, 250, *[0.0] * 5), CROP, 32)
+    np.testing.assert_array_equal(cut_image(tmp_path / "large.png", 32, CROP, face), expected)
 
 
 def test_a_missing_table_or_column_is_named(raw: Path) -> None:
