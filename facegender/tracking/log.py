@@ -1,5 +1,6 @@
 """Log inputs, metrics, files and the model to MLflow."""
 
+import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -21,10 +22,12 @@ from facegender.labels import LABELS
 from facegender.tracking.connection import (
     drop_log_on_failure,
     find_run_by_id,
+    short_error,
     skip_if_server_failed,
     user_tag,
 )
 
+_log = logging.getLogger(__name__)
 MODEL_NAME = "model"
 MODEL_DIGEST = "facegender.model_sha256"
 _PACKAGES = ("keras", "mlflow", "numpy", "pillow", "scikit-learn", "tensorflow")
@@ -175,7 +178,7 @@ def log_model(
     """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
     The model carries this package's code, so it loads where facegender is not installed, and no
-    pickle. Nothing is logged if the run already has the same model.
+    pickle. Nothing is logged if the run already has the same model, and its files.
 
     Args:
         code: directory of the package.
@@ -194,7 +197,8 @@ def log_model(
         output_format="list",
     )
     for item in logged:
-        if item.status == LoggedModelStatus.READY and item.tags.get(MODEL_DIGEST) == digest:
+        same = item.status == LoggedModelStatus.READY and item.tags.get(MODEL_DIGEST) == digest
+        if same and not is_lost(f"models:/{item.model_id}"):
             return item.model_id
     with TemporaryDirectory() as folder:
         # MLflow refuses links, and DVC may have linked the model from its cache.
@@ -223,6 +227,16 @@ def log_model(
             # MLflow adds the tags of a run to its models.
             tags={**user_tag(), MODEL_DIGEST: digest},
         ).model_id
+
+
+def is_lost(uri: str) -> bool:
+    """Return whether a model has no files; False, with a warning, if its storage cannot be read."""
+    try:
+        return not mlflow.artifacts.list_artifacts(uri)
+    # Each kind of storage has its own errors, and a rollback cannot wait for its repair.
+    except Exception as error:
+        _log.warning("The files of %s cannot be listed: %s", uri, short_error(error))
+        return False
 
 
 def fetch_results(run_id: str, folder: Path) -> Path:

@@ -6,7 +6,6 @@ before it leaves the champion unchanged. A tag of the registered model lists for
 `rollback`. `connection.connect` chooses the store.
 """
 
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from facegender.errors import UserError
-from facegender.tracking.connection import EXPERIMENT, short_error
-from facegender.tracking.log import fetch_results
+from facegender.tracking.connection import EXPERIMENT
+from facegender.tracking.log import fetch_results, is_lost
 from facegender.tracking.runs import RESTORED
 
-_log = logging.getLogger(__name__)
 REGISTERED_MODEL = "facegender"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -262,7 +260,7 @@ def rollback(*, lock: Path) -> tuple[int, int]:
                 "`facegender promote RUN` makes another the champion."
             )
         back = former.pop()
-        if _is_lost(back):
+        if is_lost(f"models:/{REGISTERED_MODEL}/{back}"):
             raise UserError(
                 f"The model of version {back}, the previous champion, is lost, so version "
                 f"{number} stays the champion. To go further back, delete version {back} in MLflow "
@@ -271,16 +269,6 @@ def rollback(*, lock: Path) -> tuple[int, int]:
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, str(back))
         _write_former(client, former)
         return number, back
-
-
-def _is_lost(version: int) -> bool:
-    """Return whether a version has no files; False, with a warning, if its store cannot be read."""
-    try:
-        return not mlflow.artifacts.list_artifacts(f"models:/{REGISTERED_MODEL}/{version}")
-    # Each kind of storage has its own errors, and a rollback cannot wait for its repair.
-    except Exception as error:
-        _log.warning("The files of version %d cannot be listed: %s", version, short_error(error))
-        return False
 
 
 def pin_version(uri: str) -> str:
@@ -340,7 +328,7 @@ def _summary(client: MlflowClient, version: ModelVersion, aliases: tuple[str, ..
 
 
 def _logged_model(run: Run) -> str:
-    """Return the id of the newest model that a run logged."""
+    """Return the id of the newest model that a run logged. Raises UserError if it is lost."""
     logged = mlflow.search_logged_models(
         experiment_ids=[run.info.experiment_id],
         filter_string=f"source_run_id = '{run.info.run_id}'",
@@ -354,7 +342,13 @@ def _logged_model(run: Run) -> str:
             f"The run {_describe(run)} has logged no model: promote one that `dvc repro` or "
             "`dvc exp run` finished."
         )
-    return ready[0].model_id
+    model_id = ready[0].model_id
+    if is_lost(f"models:/{model_id}"):
+        raise UserError(
+            f"The model that the run {_describe(run)} logged is lost. While `models/` still has "
+            "it, `dvc repro --force --single-item evaluate` logs it again. Or promote another run."
+        )
+    return model_id
 
 
 def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:

@@ -20,7 +20,7 @@ from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.params import MaxDrop
-from facegender.tracking import log, pages, registry
+from facegender.tracking import log, pages, registry, runs
 from facegender.tracking.registry import Promotion, Verdict, find_run
 from tests.conftest import Exported, fill, logged_model
 from tests.unit.conftest import (
@@ -190,7 +190,7 @@ def test_rollback_does_not_wait_for_a_storage_that_fails(
     storage = Mock(side_effect=ConnectionError("Could not connect to the endpoint"))
     monkeypatch.setattr(mlflow.artifacts, "list_artifacts", storage)
     assert rollback(store) == (2, 1)
-    assert "files of version 1 cannot be listed: ConnectionError" in caplog.text
+    assert "files of models:/facegender/1 cannot be listed: ConnectionError" in caplog.text
 
 
 def test_there_is_nothing_to_roll_back_at_first(store: Store) -> None:
@@ -339,6 +339,25 @@ def test_a_model_whose_logging_broke_off_is_refused(store: Store) -> None:
     with pytest.raises(UserError, match="has logged no model"):
         promote(store, "good")
     assert registry.list_versions() == []
+
+
+def test_a_lost_model_is_not_promoted_but_logged_again(store: Store, exported: Exported) -> None:
+    run = store.runs["good"]
+    lost = logged_model(run)
+    shutil.rmtree(lost.artifact_location.removeprefix("file://"))
+    with pytest.raises(UserError, match=r"good.* is lost\..* logs it again"):
+        promote(store, "good")
+    assert registry.list_versions() == []
+    for _ in range(2):  # once more changes nothing
+        with runs.training_run(name="good", params={}, tags={}, manifests={}, resume=run):
+            again = log.log_model(
+                exported.float32,
+                code=ROOT / "facegender",
+                threshold=0.5,
+                input_example=pd.DataFrame({"image": [encode_png(exported.images[0])]}),
+            )
+        assert promote(store, "good").version == 1
+        assert version(1).source == f"models:/{again}" != f"models:/{lost.model_id}"
 
 
 def test_the_commands(store: Store, capsys: pytest.CaptureFixture) -> None:
