@@ -21,7 +21,7 @@ define environment
 @$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
   { echo 'error: Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...'; exit 1; }
 @$(PYTHON) -m venv $(VENV) || \
-  { echo 'error: Python has no venv: on Debian, apt-get install python3-venv'; exit 1; }
+  { echo 'error: Python cannot make .venv, as it says above; on Debian, apt-get install python3-venv may help'; exit 1; }
 @sed -n '/^uv==/,/[^\]$$/p' $< > $(VENV)/uv.txt
 $(PIP) --require-hashes --no-deps -r $(VENV)/uv.txt
 $(VENV)/bin/uv pip install --quiet --no-config --compile-bytecode --require-hashes -r $< || \
