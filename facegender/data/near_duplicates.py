@@ -25,7 +25,7 @@ class NearDuplicates(NamedTuple):
     Attributes:
         groups: members of each group of two or more, in order.
         crowded: pictures that resemble more than `similar_pictures.MOST` others, in order. Only the
-            likeliest of these were compared, so a copy may be missed.
+            likeliest of these were compared, none of which is a copy; another may be.
     """
 
     groups: list[list[int]]
@@ -42,7 +42,7 @@ def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> NearDuplicates:
     groups = np.arange(n)
     if n < 2:
         return NearDuplicates([], [])
-    crowded: list[int] = []
+    crowded: set[int] = set()
     seen = 0
     with (
         threadpool_limits(1),  # each thread of the pool multiplies its own matrices
@@ -60,14 +60,15 @@ def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> NearDuplicates:
                     least, most = sorted((groups[one], groups[other]))
                     if least != most:
                         groups[groups == most] = least
-            crowded += found.crowded.tolist()
+            crowded.difference_update(found.searched.tolist())
+            crowded.update(found.crowded.tolist())
             bar.update(found.upto - seen)
             seen = found.upto
         bar.update(n - seen)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     parts = np.split(order, starts[1:])
-    return NearDuplicates([part.tolist() for part in parts if len(part) > 1], crowded)
+    return NearDuplicates([part.tolist() for part in parts if len(part) > 1], sorted(crowded))
 
 
 def _compare(

@@ -206,7 +206,11 @@ def test_nothing_to_compare_is_no_duplicate() -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"_BLOCK": 7}, {"_CELL": 8}, {"_CELL": 8, "_MANY": 1}, {"MOST": 1, "_BLOCK": 3}]
+    "sizes",
+    [
+        *({"_BLOCK": 7}, {"_TASK": 3}, {"_CELL": 8}, {"_CELL": 8, "_MANY": 1}),
+        *({"MOST": 1}, {"_REFINED": 1, "_BLOCK": 3}),
+    ],
 )
 def test_blocks_and_cells_change_nothing(
     cartoons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]
@@ -225,15 +229,37 @@ def test_blocks_and_cells_change_nothing(
     assert find_near_duplicates(pictures).groups == expected
 
 
+@pytest.mark.parametrize("limit", ["MOST", "_REFINED"])
 def test_a_picture_that_resembles_more_than_are_compared_is_named(
-    cartoons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cartoons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     few = [thumbnails(cartoons[:2], COPIES[name], tmp_path) for name in ("grey", "mirrored")]
     pictures = np.concatenate([take_fingerprints(cartoons[:9])[2], *few])
     groups = [[0, 9, 11], [1, 10, 12]]
     assert find_near_duplicates(pictures) == (groups, [])
-    monkeypatch.setattr(similar_pictures, "MOST", 1)
-    assert find_near_duplicates(pictures) == (groups, [0, 1, 9, 10, 11, 12])
+    monkeypatch.setattr(similar_pictures, limit, 1)
+    # What is linked is not compared again, so nothing is left out.
+    assert find_near_duplicates(pictures) == (groups, [])
+    for least in ("MIN_GREY", "MIN_COLOUR", "MIN_REFINED"):
+        monkeypatch.setattr(similar_pictures, least, 0.2)
+    assert find_near_duplicates(pictures) == (groups, list(range(13)))
+
+
+def test_more_copies_than_are_compared_are_one_group(
+    cartoons: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The likeliest copies of a cartoon are those that are changed alike."""
+    changes = [
+        lambda image, by=quality, turn=turn: jpeg(turn(image), by)
+        for turn in (Image.Image.copy, COPIES["turned by 5 degrees"])
+        for quality in (95, 90, 85)
+    ]
+    pictures = np.concatenate(
+        [thumbnails(cartoons[:1], change, tmp_path) for change in changes]
+        + [take_fingerprints(cartoons[1:4])[2]]
+    )
+    monkeypatch.setattr(similar_pictures, "MOST", 2)
+    assert find_near_duplicates(pictures) == ([[0, 1, 2, 3, 4, 5]], [])
 
 
 def test_chains_are_one_group_whatever_the_order(cartoons: list[Path], tmp_path: Path) -> None:
