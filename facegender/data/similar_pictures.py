@@ -32,10 +32,8 @@ _PROBES = 8  # cells searched for each description
 _BLOCK = 512  # pictures described at a time, and searched for between two updates of the groups
 _TASK = 128  # pictures of a block that one thread searches for: each reads every cell
 _WARPED = 32  # pictures warped at a time; their arrays fit into a core's cache
-# Others whose warps are refined for each picture, and of these, candidates. Larger numbers found no
-# more of the altered copies among 240,000 drawings.
-_REFINED = 16
-MOST = 8
+_REFINED = 64  # others whose warps are refined for each picture
+MOST = 8  # of these, candidates: more found no more altered copies among 240,000 drawings
 _MANY = 500_000  # pairs held before the best are chosen
 
 
