@@ -409,6 +409,15 @@ def test_a_server_that_does_not_answer_is_one_paragraph_without_the_password(
     assert "secret" not in str(error.value)
 
 
+def test_an_error_of_the_database_is_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = MlflowException("database is locked\n[SQL: UPDATE registered_models SET ...]")
+    monkeypatch.setattr(registry, "list_versions", Mock(side_effect=locked))
+    with pytest.raises(UserError, match=r"request: database is locked\. `facegender models`"):
+        _run(["models"])
+
+
 def test_the_gate_judges_beside_the_champion(
     store: Store, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
