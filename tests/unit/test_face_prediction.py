@@ -21,8 +21,8 @@ from facegender.data.images import decode_picture
 from facegender.errors import UserError
 from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.settings import FaceCrop
-from facegender.inference.crop_file import read_crop, write_crop
 from facegender.inference.litert import load_litert
+from facegender.inference.model_crop import read_crop, write_crop
 from facegender.inference.serving import FaceGender
 from facegender.model.attachment import attach
 from tests.conftest import Exported
