@@ -337,7 +337,7 @@ def test_what_is_not_a_logged_model_is_named_and_leaves_no_output(
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.tflite").write_bytes(b"x")
     model = str(tmp_path / "model" / named)
-    with pytest.raises(UserError, match=r"This project did not log the model"):
+    with pytest.raises(UserError, match=r"did not log the model, or its files are lost"):
         _run(["score", str(photos(tmp_path / "in", 1)), str(tmp_path / "out"), "--model", model])
     assert not (tmp_path / "out").exists()
 
