@@ -35,10 +35,10 @@ from facegender.data.images import decode_image, decode_picture
 from facegender.data.sources.sample import CLASSES, draw_attributes, render
 from facegender.faces import detector
 from facegender.faces.crop import find_faces
-from facegender.inference.crop_file import write_crop
 from facegender.inference.export import convert, median_seconds
 from facegender.inference.litert import load_litert
 from facegender.inference.loading import keras_predictor
+from facegender.inference.model_crop import write_crop
 from facegender.inference.prediction import predict_images
 from facegender.inference.predictor import BATCH_SIZE, Predictor
 from facegender.model.interpreter import open_interpreter

@@ -373,7 +373,7 @@ class Compute(_Strict):
 
     @property
     def where(self) -> dict[str, Any]:
-        """Keyword arguments of `data.engine.run_tasks`."""
+        """Keyword arguments of `data.parallel_tasks.run_tasks`."""
         scheduler = self.scheduler if self.backend == "dask" else None
         return {"scheduler": scheduler, "patience": self.patience}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from facegender.errors import UserError
 from facegender.faces.settings import crop_of
-from facegender.inference.crop_file import write_crop
+from facegender.inference.model_crop import write_crop
 from facegender.params import load_params
 from facegender.runtime.dvc_context import check_inputs
 from facegender.runtime.entry_points import run_stage

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from facegender.data.face_table import read_faces
-from facegender.data.invalid import check_invalid
+from facegender.data.invalid_limit import check_invalid
 from facegender.data.manifest import SPLITS, read_manifest
 from facegender.data.preprocessing import write_split
 from facegender.faces.settings import crop_of

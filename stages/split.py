@@ -11,9 +11,9 @@ from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
 from facegender.data.face_table import find_all_faces, missed_by_group
 from facegender.data.given_boxes import read_boxes
-from facegender.data.invalid import check_invalid
+from facegender.data.invalid_limit import check_invalid
+from facegender.data.labelling_notes import Notes
 from facegender.data.manifest import COLUMNS, write_table
-from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.data.splits import write_shared_groups
 from facegender.evaluation import plots

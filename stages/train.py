@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from facegender.faces.settings import crop_of
-from facegender.inference.crop_file import write_crop
+from facegender.inference.model_crop import write_crop
 from facegender.params import flatten, load_params
 from facegender.runtime.dvc_context import (
     check_inputs,

@@ -33,13 +33,13 @@ def main() -> int:
 
     import mlflow
 
-    from facegender.tracking import pages
+    from facegender.tracking import mlflow_pages
 
     with open_registry():
         if remote:
             _print_addresses(remote.rstrip("/"), shared=False)
             return 0
-        pages.share_view()
+        mlflow_pages.share_view()
     command = server_command(args.port, mlflow.get_tracking_uri())
     environment = {
         **os.environ,
@@ -111,10 +111,10 @@ def answers(port: int) -> bool:
 
 
 def _print_addresses(server: str, *, shared: bool) -> None:
-    from facegender.tracking import pages
+    from facegender.tracking import mlflow_pages
 
-    print(f"runs:    {pages.runs_page(server, shared=shared)}")
-    comparison = pages.compare_page(server) or "two evaluated runs are needed"
+    print(f"runs:    {mlflow_pages.runs_page(server, shared=shared)}")
+    comparison = mlflow_pages.compare_page(server) or "two evaluated runs are needed"
     print(f"compare: {comparison}", flush=True)
 
 

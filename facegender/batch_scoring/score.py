@@ -76,7 +76,7 @@ def model_input(model: Path) -> tuple[int, FaceCrop | None]:
     """Return the side, in pixels, of the images that a logged model takes, and its crop.
 
     Raises:
-        UserError: the model is damaged, or another project's.
+        UserError: the model is damaged, lost, or another project's.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
@@ -87,8 +87,8 @@ def model_input(model: Path) -> tuple[int, FaceCrop | None]:
         artifact = Model.load(model).flavors["python_function"]["artifacts"]["model"]["path"]
     except (KeyError, MlflowException):
         raise UserError(
-            "This project did not log the model: it has no MLmodel that names a LiteRT file. "
-            "`facegender models` lists the registered ones."
+            "This project did not log the model, or its files are lost: it has no MLmodel that "
+            "names a LiteRT file. `facegender models` lists the registered ones."
         ) from None
     probe_litert(model / artifact)
     predictor = load_litert(model / artifact)

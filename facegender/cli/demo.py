@@ -169,18 +169,19 @@ def judge(content: bytes, predictor: Predictor, threshold: float) -> dict[str, A
     from facegender.data.face_images import picture_faces
     from facegender.data.images import decode_image, decode_picture
 
-    picture, _ = decode_picture(content)
+    picture, scale = decode_picture(content)
     found: list[tuple[Face | None, np.ndarray]]
     if predictor.crop:
-        found = [item for item in picture_faces(picture, predictor.size, predictor.crop) if item[0]]
+        faces = picture_faces(picture, scale, predictor.size, predictor.crop)
+        found = [item for item in faces if item[0]]
     else:
         found = [(None, decode_image(content, predictor.size))]
     shown = found[:MAX_FACES]
     probabilities = predictor.predict_all([crop for _, crop in shown])
     return {
         "picture": _shown(picture),
-        "width": picture.width,
-        "height": picture.height,
+        "width": round(picture.width / scale),
+        "height": round(picture.height / scale),
         "threshold": threshold,
         "left_out": len(found) - len(shown),
         "faces": [

@@ -158,7 +158,8 @@ def open_registry() -> Iterator[tuple[ModuleType, Path]]:
                 f"MLflow's server does not answer ({connection.short_error(error)}). Start it, or "
                 "correct MLFLOW_TRACKING_URI."
             ) from None
-        reason = without_credentials(str(error), secrets_of(os.environ))
+        # SQLAlchemy adds the SQL on more lines.
+        reason, _, _ = without_credentials(str(error), secrets_of(os.environ)).partition("\n")
         raise UserError(
             f"MLflow refused the request: {reason}. `facegender models` shows the current state."
         ) from None

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SEED = "train.seed"
 _METRICS = ("accuracy", "f1", "roc_auc", "loss", "ece")
-# Exit codes of `facegender gate`; any other is "no verdict".
-_VERDICTS = {0: "pass", 1: "fail", 3: "too few images to tell"}
+# What `facegender gate` calls its exit codes; any other is "no verdict".
+_VERDICTS = {0: "pass", 1: "fail", 3: "not enough evidence"}
 _GATE = "from facegender.cli.main import main; main()"
 
 

@@ -14,9 +14,9 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
-from facegender.data.engine import Where
 from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
+from facegender.data.parallel_tasks import Where
 from facegender.data.similar_pictures import MOST
 from facegender.data.splits import (
     find_leaks,
@@ -146,7 +146,7 @@ def clean(
         manifest: columns `path` (relative to `raw`), `label`, `sha256` and any others.
         faces: return value of `face_table.find_all_faces`, or None to judge whole images.
         scratch: directory for temporary files, as in `fingerprint_images`.
-        where: arguments of `engine.run_tasks`.
+        where: arguments of `parallel_tasks.run_tasks`.
 
     Returns:
         The manifests of `train`, `validation` and `test`, and the findings.

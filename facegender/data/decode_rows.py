@@ -134,8 +134,7 @@ def locate_faces(
             continue
         width, height = (round(side / scale) for side in picture.size)
         given, problem = _given_faces(boxes[index], width, height) if boxes else ([], None)
-        faces = given or [face.scaled(1 / scale) for face in find_faces(picture, crop)]
-        found.append((faces, problem))
+        found.append((given or find_faces(picture, crop, scale), problem))
     return first_row, found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from facegender.data.notes import Notes
+from facegender.data.labelling_notes import Notes
 from facegender.errors import UserError, listed
 from facegender.files import file_sha256
 

@@ -34,17 +34,15 @@ def face_images(
     """
     if crop is None:
         return [(None, decode_image(source, size))]
-    picture, scale = decode_picture(source)
-    found = picture_faces(picture, size, crop)
-    return [(face and face.scaled(1 / scale), pixels) for face, pixels in found]
+    return picture_faces(*decode_picture(source), size, crop)
 
 
 def picture_faces(
-    picture: Image.Image, size: int, crop: FaceCrop
+    picture: Image.Image, scale: float, size: int, crop: FaceCrop
 ) -> list[tuple[Face | None, np.ndarray]]:
-    """Return the faces of an upright RGB picture, each with its pixels: see `face_images`."""
-    faces: list[Face | None] = [*find_faces(picture, crop)] or [None]
-    return [(face, cut_out(picture, face, crop, size)) for face in faces]
+    """Return the faces of what `decode_picture` gave, each with its pixels: see `face_images`."""
+    faces: list[Face | None] = [*find_faces(picture, crop, scale)] or [None]
+    return [(face, cut_out(picture, face and face.scaled(scale), crop, size)) for face in faces]
 
 
 def cut_image(

@@ -11,9 +11,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from facegender.data.decode_rows import locate_faces
-from facegender.data.engine import Where, run_tasks
 from facegender.data.given_boxes import Box
 from facegender.data.manifest import COLUMNS, read_manifest
+from facegender.data.parallel_tasks import Where, run_tasks
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 
@@ -35,7 +35,7 @@ def find_all_faces(
     Args:
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
         boxes: boxes of faces by path, taken if usable.
-        where: arguments of `engine.run_tasks`.
+        where: arguments of `parallel_tasks.run_tasks`.
 
     Returns:
         A row for each image: `path`, `faces` (their number) and the fields of the largest `Face`,

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from facegender.data.engine import Where, run_tasks
 from facegender.data.fingerprints import THUMBNAIL_SIZE, take_fingerprints
+from facegender.data.parallel_tasks import Where, run_tasks
 
 _CHUNK = 64  # images a task
 _SHAPE = (THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3)
@@ -72,10 +72,10 @@ def fingerprint_images(
         manifest: columns `path` (relative to `raw`), `sha256` and any others.
         scratch: directory of the temporary file for the thumbnails, 3 KB an image; by default the
             system's.
-        where: arguments of `engine.run_tasks`.
+        where: arguments of `parallel_tasks.run_tasks`.
 
     Raises:
-        UserError: as `engine.run_tasks` and `take_fingerprints` do.
+        UserError: as `parallel_tasks.run_tasks` and `take_fingerprints` do.
     """
     n = len(manifest)
     folder = raw.absolute()

@@ -8,8 +8,8 @@ import pandas as pd
 
 from facegender.data.image_files import find_images, find_tables
 from facegender.data.image_finder import ImageFinder
+from facegender.data.labelling_notes import Notes
 from facegender.data.metadata import as_written, read_csv, rows_by_image
-from facegender.data.notes import Notes
 from facegender.errors import UserError
 from facegender.params import Boxes
 

@@ -71,7 +71,8 @@ def walk_images(
 ) -> Iterator[PurePosixPath]:
     """Yield what `find_images` returns, folder by folder, without holding it all in memory."""
     for folder, folders, names in os.walk(directory, onerror=unreadable or _log_unreadable):
-        folders.sort()
+        # Not into hidden folders: other users' trash on a disk, for example, cannot be listed.
+        folders[:] = sorted(name for name in folders if not is_litter(PurePosixPath(name)))
         below = PurePosixPath(Path(folder).relative_to(directory).as_posix())
         links = [name for name in folders if passed_over and Path(folder, name).is_symlink()]
         for name in sorted(names) + links:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from facegender.data.image_files import find_tables
 from facegender.data.image_finder import ImageFinder
+from facegender.data.labelling_notes import Notes
 from facegender.data.manifest import COLUMNS
 from facegender.data.metadata import (
     MissingColumnError,
@@ -23,7 +24,6 @@ from facegender.data.metadata import (
     rows_by_image,
     tidy_cells,
 )
-from facegender.data.notes import Notes
 from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels

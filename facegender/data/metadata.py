@@ -11,8 +11,8 @@ import pandas as pd
 
 from facegender.data.image_files import find_tables
 from facegender.data.image_finder import ImageFinder
+from facegender.data.labelling_notes import Notes
 from facegender.data.manifest import COLUMNS
-from facegender.data.notes import Notes
 from facegender.errors import UserError
 
 # Columns that this project gives its own meaning, in manifests and predictions.

@@ -64,7 +64,6 @@ def find_near_duplicates(thumbnails: np.ndarray | Thumbnails) -> NearDuplicates:
             crowded.update(found.crowded.tolist())
             bar.update(found.upto - seen)
             seen = found.upto
-        bar.update(n - seen)
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     parts = np.split(order, starts[1:])

@@ -13,8 +13,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from facegender.data.decode_rows import decode_rows, write_rows
-from facegender.data.engine import Where, run_tasks
 from facegender.data.manifest import write_table
+from facegender.data.parallel_tasks import Where, run_tasks
 from facegender.faces.detector import Face
 from facegender.faces.settings import FaceCrop
 
@@ -49,13 +49,13 @@ def write_split(
         crop: how faces are cut out; None takes whole images.
         faces: the face of each image by its path, with `crop`.
         border: that of `crop.cut_out`, for training that cuts at random; 0 for none.
-        where: arguments of `engine.run_tasks`.
+        where: arguments of `parallel_tasks.run_tasks`.
 
     Returns:
         The `path` of each image that could not be decoded, and the `reason`, in order.
 
     Raises:
-        UserError: as `engine.run_tasks`, `write_rows` and `decode_rows` do.
+        UserError: as `parallel_tasks.run_tasks`, `write_rows` and `decode_rows` do.
     """
     target.mkdir(parents=True)
     cuts = [faces[path] for path in manifest["path"]] if faces and crop else []

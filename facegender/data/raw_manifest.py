@@ -13,8 +13,8 @@ from facegender.data.label_sources import (
     label_by_table,
     label_images,
 )
+from facegender.data.labelling_notes import Notes
 from facegender.data.metadata import read_metadata
-from facegender.data.notes import Notes
 from facegender.errors import UserError
 from facegender.labels import LABELS
 from facegender.params import Boxes, FilenameLabels, Labels, TableLabels

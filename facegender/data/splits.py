@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from facegender.data.manifest import SPLITS, read_manifest, write_table
+from facegender.data.manifest import COLUMNS, SPLITS, read_manifest, write_table
 from facegender.errors import UserError
 from facegender.labels import LABELS
 
@@ -163,7 +163,7 @@ def group_by_subject(manifest: pd.DataFrame, duplicate_groups: pd.Series, column
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    metadata = list(manifest.columns[3:])
+    metadata = list(manifest.columns.drop(COLUMNS))
     if column not in metadata or manifest[column].isna().all():
         others = ", ".join(metadata) or "none"
         raise UserError(

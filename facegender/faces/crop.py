@@ -14,11 +14,13 @@ from facegender.faces.settings import FaceCrop
 _LOCAL = threading.local()
 
 
-def find_faces(picture: Image.Image, crop: FaceCrop) -> list[Face]:
-    """Return the faces in an upright RGB picture, the largest first. Thread-safe."""
+def find_faces(picture: Image.Image, crop: FaceCrop, scale: float = 1.0) -> list[Face]:
+    """Return the faces in an upright RGB picture as `Detector.find` does. Thread-safe."""
     if not hasattr(_LOCAL, "detector"):
         _LOCAL.detector = Detector()
-    return _LOCAL.detector.find(picture, min_score=crop.min_score, min_size=crop.min_size)
+    return _LOCAL.detector.find(
+        picture, min_score=crop.min_score, min_size=crop.min_size, scale=scale
+    )
 
 
 def cut_out(

@@ -85,7 +85,9 @@ class Detector:
         # slow. The photos of a folder often have one shape.
         self._whole: dict[int, Interpreter] = {}
 
-    def find(self, picture: Image.Image, *, min_score: float, min_size: float) -> list[Face]:
+    def find(
+        self, picture: Image.Image, *, min_score: float, min_size: float, scale: float = 1.0
+    ) -> list[Face]:
         """Return the faces in an upright RGB picture, the largest first.
 
         The whole picture is searched at several scales. Each candidate is then cut out and looked
@@ -94,9 +96,11 @@ class Detector:
         Args:
             picture: picture in RGB; it is not changed.
             min_score: lowest score of a face, from 0 to 1.
-            min_size: shortest side, in pixels of the picture, of a face.
+            min_size: shortest side, in pixels of the image, of a face.
+            scale: the picture's width divided by that of the image, in whose pixels faces are.
         """
-        faces = _apart(_merge(self._search(picture, min_score, min_size)))
+        faces = _apart(_merge(self._search(picture, min_score, min_size * scale)))
+        faces[:, 1:] /= scale
         found = []
         # Rounded as in faces.csv.
         for score, x1, y1, x2, y2, *eyes in faces.tolist():

@@ -47,7 +47,7 @@ def smallest_drop(gained: float, n: int, significance: float) -> float | None:
 
 
 def images_needed(drop: float, gained: float, significance: float) -> int | None:
-    """Return about how many images show a true drop, above 0, with POWER; None if too many."""
+    """Return about how many images detect a true drop, above 0, with POWER; None if too many."""
     n = 1
     while power(drop, gained, n, significance) < POWER:
         n *= 2
@@ -78,7 +78,7 @@ def images_for_noninferiority(tolerance: float, differing: float) -> int | None:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What drop of the accuracy a test set can show; computed on demand.
+    """What drop of the accuracy a test set can detect; computed on demand.
 
     Attributes:
         gained: share of images that each model alone would get right without a drop.
@@ -97,7 +97,7 @@ class Evidence:
 
     @cached_property
     def images_needed(self) -> int | None:
-        """The number of images that would show a drop of the tolerance; None if too many."""
+        """The number of images that can detect a drop of the tolerance; None if too many."""
         if self.tolerance == 0:
             return None
         return images_needed(self.tolerance, self.gained, self.significance)

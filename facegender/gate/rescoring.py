@@ -16,10 +16,10 @@ import pandas as pd
 from scipy.stats import fisher_exact
 
 from facegender.data.decode_rows import check_file
-from facegender.data.engine import run_tasks
 from facegender.data.face_images import face_images
 from facegender.data.images import InvalidImage
 from facegender.data.manifest import read_manifest
+from facegender.data.parallel_tasks import run_tasks
 from facegender.errors import UserError
 from facegender.evaluation.metrics import classification_metrics
 from facegender.faces.settings import FaceCrop

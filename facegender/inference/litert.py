@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from facegender.errors import UserError
-from facegender.inference.crop_file import read_crop
+from facegender.inference.model_crop import read_crop
 from facegender.inference.predictor import Predictor, checked
 from facegender.model.interpreter import open_interpreter
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from facegender.errors import UserError
 from facegender.faces.detector import Detector
 from facegender.faces.settings import FaceCrop
-from facegender.inference.crop_file import read_crop
+from facegender.inference.model_crop import read_crop
 from facegender.inference.predictor import BATCH_SIZE, Predictor, checked
 from facegender.runtime.output_capture import hide_native_notes
 

@@ -194,7 +194,7 @@ def _to_faces(
             raise InvalidImage("an array holds whole numbers from 0 to 255")
         pixels = array.astype(np.uint8)
         if crop:
-            return picture_faces(Image.fromarray(pixels), size, crop)
+            return picture_faces(Image.fromarray(pixels), 1.0, size, crop)
         if pixels.shape[:2] != (size, size):
             resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
             pixels = np.asarray(resized)

@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -191,15 +191,9 @@ def log_model(
     run = mlflow.active_run()
     assert run is not None, "log_model needs an open run"  # noqa: S101 - a bug, not bad input
     digest = file_sha256(model)
-    logged = mlflow.search_logged_models(
-        experiment_ids=[run.info.experiment_id],
-        filter_string=f"source_run_id = '{run.info.run_id}'",
-        output_format="list",
-    )
-    for item in logged:
-        same = item.status == LoggedModelStatus.READY and item.tags.get(MODEL_DIGEST) == digest
-        if same and not is_lost(f"models:/{item.model_id}"):
-            return item.model_id
+    for logged in logged_models(run):
+        if logged.tags.get(MODEL_DIGEST) == digest and not is_lost(logged.model_uri):
+            return logged.model_id
     with TemporaryDirectory() as folder:
         # MLflow refuses links, and DVC may have linked the model from its cache.
         copied = shutil.copy(model, folder)
@@ -227,6 +221,17 @@ def log_model(
             # MLflow adds the tags of a run to its models.
             tags={**user_tag(), MODEL_DIGEST: digest},
         ).model_id
+
+
+def logged_models(run: Run) -> list[LoggedModel]:
+    """Return the models that a run logged, newest first; none whose logging was interrupted."""
+    logged = mlflow.search_logged_models(
+        experiment_ids=[run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}'",
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+        output_format="list",
+    )
+    return [model for model in logged if model.status == LoggedModelStatus.READY]
 
 
 def is_lost(uri: str) -> bool:

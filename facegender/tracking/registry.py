@@ -15,14 +15,14 @@ from pathlib import Path
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from facegender.errors import UserError
 from facegender.tracking.connection import EXPERIMENT
-from facegender.tracking.log import fetch_results, is_lost
+from facegender.tracking.log import fetch_results, is_lost, logged_models
 from facegender.tracking.runs import RESTORED
 
 REGISTERED_MODEL = "facegender"
@@ -329,26 +329,18 @@ def _summary(client: MlflowClient, version: ModelVersion, aliases: tuple[str, ..
 
 def _logged_model(run: Run) -> str:
     """Return the id of the newest model that a run logged. Raises UserError if it is lost."""
-    logged = mlflow.search_logged_models(
-        experiment_ids=[run.info.experiment_id],
-        filter_string=f"source_run_id = '{run.info.run_id}'",
-        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
-        output_format="list",
-    )
-    # A model whose logging was interrupted is not ready.
-    ready = [item for item in logged if item.status == LoggedModelStatus.READY]
-    if not ready:
+    logged = logged_models(run)
+    if not logged:
         raise UserError(
             f"The run {_describe(run)} has logged no model: promote one that `dvc repro` or "
             "`dvc exp run` finished."
         )
-    model_id = ready[0].model_id
-    if is_lost(f"models:/{model_id}"):
+    if is_lost(logged[0].model_uri):
         raise UserError(
             f"The model that the run {_describe(run)} logged is lost. While `models/` still has "
             "it, `dvc repro --force --single-item evaluate` logs it again. Or promote another run."
         )
-    return model_id
+    return logged[0].model_id
 
 
 def _register(client: MlflowClient, run: Run, model_id: str) -> ModelVersion:

@@ -17,8 +17,8 @@ from facegender.cli.main import _run
 from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.faces.settings import FaceCrop
-from facegender.inference.crop_file import write_crop
 from facegender.inference.litert import load_litert
+from facegender.inference.model_crop import write_crop
 from facegender.inference.predictor import Predictor
 from tests.conftest import Exported
 from tests.unit.conftest import two_faces

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from facegender.data.exclusions import read_exclusions
-from facegender.data.notes import Notes
+from facegender.data.labelling_notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.files import file_sha256

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +16,13 @@ from PIL import Image
 
 from facegender.cli.main import _run
 from facegender.data import images
+from facegender.data.face_images import face_images
 from facegender.data.images import decode_picture
 from facegender.errors import UserError
 from facegender.faces.crop import cut_out, find_faces
 from facegender.faces.settings import FaceCrop
-from facegender.inference.crop_file import read_crop, write_crop
 from facegender.inference.litert import load_litert
+from facegender.inference.model_crop import read_crop, write_crop
 from facegender.inference.serving import FaceGender
 from facegender.model.attachment import attach
 from tests.conftest import Exported
@@ -139,6 +141,11 @@ def test_boxes_in_a_very_large_photo_are_in_its_own_pixels(
     (halved,) = answers(capsys, model, "--draw", tmp_path / "drawn", path, code=0)
     for side in ("left", "top", "width", "height"):
         assert halved[side] == pytest.approx(small[side], abs=0.02 * large.width)
+        assert halved[side] == round(halved[side], 2)
+    # As are the sizes of faces that are passed over.
+    for share, found in ((0.8, True), (1.2, False)):
+        crop = replace(CROP, min_size=round(share * halved["width"]))
+        assert (face_images(path, 48, crop)[0][0] is not None) == found
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "0001-b-one.png"))
     changed = np.argwhere((drawn != np.asarray(decode_picture(path)[0])).any(2))
     assert changed.max(0)[0] == pytest.approx((halved["top"] + halved["height"]) / 2, abs=2)

@@ -13,8 +13,8 @@ from facegender.data.face_images import cut_image
 from facegender.data.face_table import find_all_faces, read_faces
 from facegender.data.given_boxes import read_boxes
 from facegender.data.images import decode_picture
+from facegender.data.labelling_notes import Notes
 from facegender.data.manifest import write_table
-from facegender.data.notes import Notes
 from facegender.data.preprocessing import write_split
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError

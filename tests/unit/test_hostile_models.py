@@ -15,9 +15,9 @@ import pytest
 
 from facegender.errors import UserError
 from facegender.faces.settings import FaceCrop
-from facegender.inference.crop_file import write_crop
 from facegender.inference.export import convert
 from facegender.inference.loading import load_predictors
+from facegender.inference.model_crop import write_crop
 from facegender.model.saved_model import load_model
 from tests.conftest import Exported
 from tests.networks import small_network

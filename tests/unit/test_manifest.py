@@ -4,8 +4,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from facegender.data.label_sources import label_images
+from facegender.data.labelling_notes import Notes
 from facegender.data.manifest import read_manifest, write_table
-from facegender.data.notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 

@@ -7,7 +7,7 @@ import joblib
 import pytest
 
 from facegender.data import preprocessing
-from facegender.data.engine import run_tasks
+from facegender.data.parallel_tasks import run_tasks
 from facegender.data.preprocessing import write_split
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError

@@ -172,6 +172,7 @@ def test_the_notebook_learns_from_all_but_the_test_split(
     model = load_model(folder / "model.keras")
     assert done["probabilities"] == pytest.approx(predict_arrays(model, part.batches(32)))
     assert done["seconds"] > 0
+    assert (done["slope"], done["intercept"]) == (1, 0)  # which bench.calibration reads
 
 
 def test_an_interrupted_training_goes_on_and_has_no_seconds(

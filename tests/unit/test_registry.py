@@ -20,7 +20,7 @@ from facegender.data.images import encode_png
 from facegender.errors import UserError
 from facegender.files import file_sha256
 from facegender.params import MaxDrop
-from facegender.tracking import log, pages, registry, runs
+from facegender.tracking import log, mlflow_pages, registry, runs
 from facegender.tracking.registry import Promotion, Verdict, find_run
 from tests.conftest import Exported, fill, logged_model
 from tests.unit.conftest import (
@@ -82,14 +82,14 @@ def test_the_test_metrics_are_linked_to_the_logged_model(store: Store) -> None:
 
 def test_pages_show_the_metrics_and_compare_the_last_runs(store: Store) -> None:
     experiment = mlflow.get_run(store.runs["good"]).info.experiment_id
-    pages.share_view()
-    page = urlsplit(urlsplit(pages.runs_page("http://host", shared=True)).fragment)
+    mlflow_pages.share_view()
+    page = urlsplit(urlsplit(mlflow_pages.runs_page("http://host", shared=True)).fragment)
     assert page.path == f"/experiments/{experiment}/runs"
     view = mlflow.get_experiment(experiment).tags[
         f"mlflow.sharedViewState.{parse_qs(page.query)['viewStateShareKey'][0]}"
     ]
     assert "metrics.`test_accuracy`" in json.loads(view)["selectedColumns"]
-    address = pages.compare_page("http://host")
+    address = mlflow_pages.compare_page("http://host")
     assert address is not None
     query = parse_qs(urlsplit(urlsplit(address).fragment).query)
     assert json.loads(query["experiments"][0]) == [experiment]
@@ -97,7 +97,7 @@ def test_pages_show_the_metrics_and_compare_the_last_runs(store: Store) -> None:
     assert 1 <= len(others) <= 2
     for run_id in {*store.runs.values()} - {last}:
         MlflowClient().delete_run(run_id)
-    assert pages.compare_page("http://host") is None
+    assert mlflow_pages.compare_page("http://host") is None
 
 
 def test_the_gate_gets_the_results_of_both(store: Store) -> None:
@@ -407,6 +407,15 @@ def test_a_server_that_does_not_answer_is_one_paragraph_without_the_password(
     with pytest.raises(UserError, match=r"not answer \(ConnectionError\)\. Start") as error:
         _run(["promote", "good"])
     assert "secret" not in str(error.value)
+
+
+def test_an_error_of_the_database_is_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = MlflowException("database is locked\n[SQL: UPDATE registered_models SET ...]")
+    monkeypatch.setattr(registry, "list_versions", Mock(side_effect=locked))
+    with pytest.raises(UserError, match=r"request: database is locked\. `facegender models`"):
+        _run(["models"])
 
 
 def test_the_gate_judges_beside_the_champion(

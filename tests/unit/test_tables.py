@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from facegender.data.notes import Notes
+from facegender.data.labelling_notes import Notes
 from facegender.data.raw_manifest import build_manifest
 from facegender.errors import UserError
 from facegender.params import TableLabels

@@ -1,4 +1,4 @@
-"""The limit on invalid images."""
+"""The limit on images that cannot be decoded: `data.max_invalid_fraction`."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 import pytest
 
-from facegender.data.invalid import check_invalid
+from facegender.data.invalid_limit import check_invalid
 from facegender.errors import UserError
 
 
