@@ -248,6 +248,35 @@ def test_numbers_are_labels_only_where_somebody_says_which(
     assert label(tmp_path / "raw", labels)["label"].tolist() == [1, 0]
 
 
+def test_words_and_class_folders_that_contradict_numbers_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user took 0 for female, and in this table it is male."""
+    fill(
+        tmp_path,
+        {
+            **{name: name for name in ("both/male/female/3.jpg", "female/1.jpg", "male/1.jpg")},
+            "labels.csv": "image,label,sex,sees\n3.jpg,1,,\n"
+            "female/1.jpg,1,Female,m\nmale/1.jpg,0,Male,h\n",
+        },
+    )
+    notes = Notes()
+    assert label(tmp_path, TABLE, notes)["label"].tolist() == [1, 1, 0]
+    contradicted = {"images": 2, "first": "female/1.jpg"}
+    assert notes.other_labels == {"sex": contradicted, "class folder": contradicted}
+    assert (
+        "the class folder contradicts the label of 2 image(s), which stays: the first is "
+        "'female/1.jpg', whose class folder is female"
+    ) in caplog.text
+    # Spanish: m is mujer, although it is also a class folder's name for male.
+    spanish = TABLE.model_copy(update={"female": ("1", "m"), "male": ("0", "h")})
+    notes = Notes()
+    build_manifest(
+        tmp_path, female=["female"], male=["male", "m"], ignore=[], labels=spanish, notes=notes
+    )
+    assert notes.other_labels == {}
+
+
 def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path) -> None:
     fill(tmp_path, {name: name for name in ("F_1.jpg", "m_NA.jpg", "x_3.jpg")})
     notes = Notes()
