@@ -211,6 +211,8 @@ def label_by_table(
             )
     if not tables:
         raise _no_labels(*next(iter(without.items())))
+    if len(tables) > 1:
+        _log.info("labels come from %d CSVs: %s", len(tables), ", ".join(list(tables)[:10]))
     found = pd.concat(tables, names=["table"])
     found = found[found.index.isin(set(paths), level="path")]
     found = found.assign(label=_one_spelling(found["label"], labels))
@@ -325,8 +327,10 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
         listed = ", ".join(f"{value!r} ({count})" for value, count in sorted(unknown.items())[:20])
         raise UserError(
             f"Unknown values in the {where}: {listed}. Known are "
-            f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1): "
-            "add them to dataset.labels.female, male or ignore."
+            f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1). "
+            "Name all values that mean a label, or leave images out: add to your command, for "
+            "example, `-S \"dataset.labels.female=['f','lady']\"` or "
+            "`-S \"dataset.labels.ignore=['unknown']\"`."
         )
     return keys.map(meaning).astype("Int64")
 
