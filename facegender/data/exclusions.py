@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -42,11 +43,11 @@ def exclude_images(
         UserError: a path matches no image, or a file cannot be read.
     """
     paths = [str(path) for path in images]
-    known, listed_paths = set(paths), set(entries)
+    known, listed_paths = set(map(_composed, paths)), set(map(_composed, entries))
     named = {entry.lower() for entry in entries if _DIGEST.fullmatch(entry)}
-    by_path = [path for path in paths if path in listed_paths]
-    rest = [path for path in paths if path not in listed_paths]
-    if lost := [e for e in entries if e not in known and not _DIGEST.fullmatch(e)]:
+    by_path = [path for path in paths if _composed(path) in listed_paths]
+    rest = [path for path in paths if _composed(path) not in listed_paths]
+    if lost := [e for e in entries if _composed(e) not in known and not _DIGEST.fullmatch(e)]:
         raise UserError(
             f"data.exclude lists {len(lost)} path(s) that match no image: "
             f"{', '.join(map(repr, lost[:10]))}. Paths are relative to data/raw, with / between "
@@ -76,6 +77,11 @@ def exclude_images(
             "data.exclude leaves out %d image(s): %s", len(notes.excluded), listed(notes.excluded)
         )
     return {path: digest for path, digest in found.items() if digest not in named}
+
+
+def _composed(path: str) -> str:
+    """Return a path in one Unicode form: archives made on a Mac spell `ö` as two characters."""
+    return unicodedata.normalize("NFC", path)
 
 
 def _digest(path: Path) -> str:

@@ -26,7 +26,7 @@ from facegender.data.metadata import (
 )
 from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
-from facegender.params import FilenameLabels, TableLabels
+from facegender.params import FilenameLabels, Labels, TableLabels
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def label_images(
         UserError: an image lies below no known folder, or below folders of both classes.
     """
     meaning = meanings(female, male, ignore, "split.classes", "folder name")
-    shared = len(Path(commonpath([path.parent for path in paths])).parts) if paths else 0
+    shared = _shared_folders(paths)
     rows: list[tuple[str, int]] = []
     unknown: dict[str, int] = {}
     contradicting: list[str] = []
@@ -128,6 +128,11 @@ def label_images(
             f"`-S \"split.classes.ignore=['unknown']\"`.{letters}"
         )
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
+
+
+def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
+    """Return the number of leading folders that all paths share."""
+    return len(Path(commonpath([path.parent for path in paths])).parts) if paths else 0
 
 
 def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
@@ -206,6 +211,8 @@ def label_by_table(
             )
     if not tables:
         raise _no_labels(*next(iter(without.items())))
+    if len(tables) > 1:
+        _log.info("labels come from %d CSVs: %s", len(tables), ", ".join(list(tables)[:10]))
     found = pd.concat(tables, names=["table"])
     found = found[found.index.isin(set(paths), level="path")]
     found = found.assign(label=_one_spelling(found["label"], labels))
@@ -261,17 +268,33 @@ def label_by_name(
 
 
 def compare_labels(
-    manifest: pd.DataFrame, female: Sequence[str], male: Sequence[str], notes: Notes
+    manifest: pd.DataFrame,
+    female: Sequence[str],
+    male: Sequence[str],
+    labels: Labels | None,
+    notes: Notes,
 ) -> None:
-    """Note the columns of the metadata that contradict labels.
+    """Note what contradicts labels: metadata columns, and class folders that do not give them.
 
     A column is compared if its values are words for both labels and nothing else. Numbers are not
     words: in CelebA, -1 and 1 are the values of every column.
+
+    Args:
+        female: names of class folders.
+        labels: where labels come from; its own words take precedence.
     """
-    meaning = meanings(female, male, (), "params.yaml", "name")
+    meaning = meanings(female, male, (), "split.classes", "folder name")
+    own = labels if isinstance(labels, TableLabels | FilenameLabels) else None
+    if own:
+        meaning |= meanings(own.female, own.male, (), "dataset.labels", "value")
     words = {name: label for name, label in meaning.items() if name.isalpha()}
-    for column in manifest.columns.drop(COLUMNS):
-        values = manifest[column].dropna()
+    columns = {f"the metadata column {name}": name for name in manifest.columns.drop(COLUMNS)}
+    told = manifest
+    if own:
+        columns["the class folder"] = "class folder"
+        told = manifest.assign(**{"class folder": _folder_words(manifest["path"], words)})
+    for what, column in columns.items():
+        values = told[column].dropna()
         means = {value: words.get(_spelt(value)) for value in values.unique()}
         if set(means.values()) != {0, 1}:
             continue
@@ -280,10 +303,19 @@ def compare_labels(
             first = manifest["path"][others[0]]
             notes.other_labels[column] = {"images": len(others), "first": first}
             _log.warning(
-                "the metadata column %s contradicts the label of %d image(s), which stays: the "
-                "first is %r, whose %s is %s",
-                *(column, len(others), first, column, values[others[0]]),
+                "%s contradicts the label of %d image(s), which stays: the first is %r, whose %s "
+                "is %s",
+                *(what, len(others), first, column, values[others[0]]),
             )
+
+
+def _folder_words(paths: pd.Series, words: Mapping[str, int | None]) -> pd.Series:
+    """Return the class folder of each path, None if it has none or those of both classes."""
+    files = [PurePosixPath(path) for path in paths]
+    shared = _shared_folders(files)
+    found = [_class_folders(path, words, shared) for path in files]
+    one = [names[-1] if len({words[name] for name in names}) == 1 else None for names in found]
+    return pd.Series(one, paths.index, dtype="string")
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:
@@ -295,8 +327,10 @@ def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str)
         listed = ", ".join(f"{value!r} ({count})" for value, count in sorted(unknown.items())[:20])
         raise UserError(
             f"Unknown values in the {where}: {listed}. Known are "
-            f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1): "
-            "add them to dataset.labels.female, male or ignore."
+            f"{', '.join(labels.female)} for female (0) and {', '.join(labels.male)} for male (1). "
+            "Name all values that mean a label, or leave images out: add to your command, for "
+            "example, `-S \"dataset.labels.female=['f','lady']\"` or "
+            "`-S \"dataset.labels.ignore=['unknown']\"`."
         )
     return keys.map(meaning).astype("Int64")
 

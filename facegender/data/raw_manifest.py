@@ -79,7 +79,5 @@ def build_manifest(
     metadata = read_metadata(directory, found, notes, skip=tables, unused=unused)
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
     manifest = manifest.join(metadata.rename(columns=taken), on="path")
-    if isinstance(labels, TableLabels | FilenameLabels):
-        female, male = labels.female, labels.male
-    compare_labels(manifest, female, male, notes)
+    compare_labels(manifest, female, male, labels, notes)
     return manifest

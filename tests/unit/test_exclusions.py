@@ -1,4 +1,5 @@
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -45,6 +46,16 @@ def test_an_excluded_image_needs_no_label(make_images) -> None:
     (raw / "male" / "b.png").write_bytes(b"b")
     for entry in ("stray.png", file_sha256(raw / "stray.png")):
         assert exclude(raw, entry)[0] == ["female/000.png", "male/b.png"]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_matches_in_any_unicode_form(make_images, forms: tuple[str, str]) -> None:
+    raw = make_images(per_class=2)
+    on_disk, written = (normalize(form, "männer.png") for form in forms)
+    (raw / "male" / "001.png").rename(raw / "male" / on_disk)
+    paths, notes = exclude(raw, f"male/{written}")
+    assert paths == ["female/000.png", "female/001.png", "male/000.png"]
+    assert list(notes.excluded) == [f"male/{on_disk}"]
 
 
 def test_a_path_that_matches_nothing_is_an_error(make_images) -> None:

@@ -1,5 +1,6 @@
 """Labels from tables and file names, on trees with the layouts of public datasets."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,20 @@ def test_a_table_or_column_that_is_not_there_is_named(
         label(tmp_path, TABLE)
 
 
+def test_the_tables_that_a_pattern_finds_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A forgotten copy of a table labels an image whose row has been deleted."""
+    caplog.set_level("INFO")
+    fill(tmp_path, {"1.jpg": "x", "2.jpg": "y", "labels.csv": "image,label\n1.jpg,f\n2.jpg,m\n"})
+    table = TABLE.model_copy(update={"file": "*.csv"})
+    label(tmp_path, table)
+    assert "labels come from" not in caplog.text
+    fill(tmp_path, {"old.csv": "image,label\n1.jpg,f\n", "labels.csv": "image,label\n2.jpg,m\n"})
+    assert label(tmp_path, table)["label"].tolist() == [0, 1]
+    assert "labels come from 2 CSVs: labels.csv, old.csv" in caplog.text
+
+
 def test_brackets_in_the_name_of_a_table_are_letters(tmp_path: Path) -> None:
     fill(tmp_path, {**IMAGES, "labels [2].csv": "image,label\n1.jpg,m\n2.jpg,f\n3.jpg,f\n"})
     table = TABLE.model_copy(update={"file": "Labels [2].csv"})
@@ -241,11 +256,45 @@ def test_numbers_are_labels_only_where_somebody_says_which(
     tables = {"labels.csv": "image,label\n1.jpg,0\n2.jpg,1\n"} if dataset == "table" else {}
     fill(tmp_path / "raw", {**{name: name for name in images}, **tables})
     labels = composed(tmp_path, *overrides).dataset.labels
-    with pytest.raises(UserError, match=r"Unknown values .*: '0' \(1\), '1' \(1\).*labels\.female"):
+    with pytest.raises(
+        UserError, match=r"Unknown values .*: '0' \(1\), '1' \(1\).*labels\.female"
+    ) as caught:
         label(tmp_path / "raw", labels)
+    advice = re.findall('-S "(.*?)"', str(caught.value))
+    labels = composed(tmp_path, *overrides, *advice).dataset.labels
+    assert (labels.female, labels.ignore) == (("f", "lady"), ("unknown",))
     overrides += ["dataset.labels.female=[1]", "dataset.labels.male=[0]"]
     labels = composed(tmp_path, *overrides).dataset.labels
     assert label(tmp_path / "raw", labels)["label"].tolist() == [1, 0]
+
+
+def test_words_and_class_folders_that_contradict_numbers_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The user took 0 for female, and in this table it is male."""
+    fill(
+        tmp_path,
+        {
+            **{name: name for name in ("both/male/female/3.jpg", "female/1.jpg", "male/1.jpg")},
+            "labels.csv": "image,label,sex,sees\n3.jpg,1,,\n"
+            "female/1.jpg,1,Female,m\nmale/1.jpg,0,Male,h\n",
+        },
+    )
+    notes = Notes()
+    assert label(tmp_path, TABLE, notes)["label"].tolist() == [1, 1, 0]
+    contradicted = {"images": 2, "first": "female/1.jpg"}
+    assert notes.other_labels == {"sex": contradicted, "class folder": contradicted}
+    assert (
+        "the class folder contradicts the label of 2 image(s), which stays: the first is "
+        "'female/1.jpg', whose class folder is female"
+    ) in caplog.text
+    # Spanish: m is mujer, although it is also a class folder's name for male.
+    spanish = TABLE.model_copy(update={"female": ("1", "m"), "male": ("0", "h")})
+    notes = Notes()
+    build_manifest(
+        tmp_path, female=["female"], male=["male", "m"], ignore=[], labels=spanish, notes=notes
+    )
+    assert notes.other_labels == {}
 
 
 def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path) -> None:
@@ -265,6 +314,8 @@ def test_a_pattern_without_label_is_an_error(pattern: str, message: str, tmp_pat
     overrides = ["dataset=filename", "dataset.path=x", f"dataset.labels.pattern='{pattern}'"]
     with pytest.raises(UserError, match=message):
         composed(tmp_path, *overrides)
+    with pytest.raises(UserError, match=r"pattern.* needs a group \(\?P<label>"):
+        composed(tmp_path, *overrides[:2])
 
 
 def test_every_dataset_of_conf_is_in_the_document() -> None:

@@ -327,7 +327,7 @@ def _decompress(archive: Path) -> IO[bytes]:
             raise _DamagedError("its bytes are not those of an archive")
         raise _RefusedError(
             "it is not an archive of a known kind",
-            "Pack the images as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
+            "Name a folder of images, or pack them as .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz.",
         )
     return archive.open("rb")
 

@@ -132,8 +132,8 @@ def _check_source(source: Path, target: Path, *, copied: bool = False) -> None:
         )
     if str(source) == "???":  # Hydra's mark of a value that has to be given
         raise UserError(
-            "dataset.path is not set: `dvc exp run -S dataset=folder -S dataset.path=PATH`, where "
-            "PATH is a folder or archive. A relative path starts at the root of the repository."
+            "dataset.path is not set: add `-S dataset.path=PATH` to your command, where PATH is a "
+            "folder or archive. A relative path starts at the root of the repository."
         )
     if not source.is_dir() and not source.is_file():
         without = (
@@ -141,9 +141,9 @@ def _check_source(source: Path, target: Path, *, copied: bool = False) -> None:
             "`--downstream split` to `dvc repro` or `dvc exp run`."
         )
         raise UserError(
-            f"{str(source)!r} is not a folder or archive. Set the path with "
-            "`dvc exp run -S dataset=folder -S dataset.path=PATH`; a relative path "
-            f"starts at the root of the repository.{without if copied else ''}"
+            f"{str(source)!r} is not a folder or archive. Repeat your whole `dvc exp run` "
+            "command with the right `-S dataset.path=PATH`; a relative path starts at the root of "
+            f"the repository.{without if copied else ''}"
         )
 
 
