@@ -137,3 +137,11 @@ def test_the_interval_of_a_ratio_is_the_inverse_of_that_of_its_inverse() -> None
 def test_dollar_signs_in_a_name_are_not_a_formula(tmp_path: Path) -> None:
     table = pd.DataFrame({"label": [0, 1], "probability": 0.1, "price": [r"$\frac$", "$1 to $2"]})
     group_accuracy(group_metrics(table, threshold=0.5, minimum=1), tmp_path / "groups.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_name_leaves_the_others_their_room(tmp_path: Path) -> None:
+    # Matplotlib warned, and cut off every name at its start.
+    long = "somewhere, " * 30
+    table = pd.DataFrame({"label": [0, 1], "probability": 0.1, "place": [f"{long}1", f"{long}2"]})
+    group_accuracy(group_metrics(table, threshold=0.5, minimum=1), tmp_path / "groups.png")
