@@ -238,20 +238,18 @@ def ratio_interval(one: tuple[int, int], other: tuple[int, int]) -> tuple[float,
         one: count, and number of images.
         other: the same for the divisor.
     """
-    (first, (low1, high1)), (second, (low2, high2)) = (
-        (count / n, wilson_interval(count, n)) for count, n in (one, other)
+    lowest, lowest_inverse = _lowest_ratio(one, other), _lowest_ratio(other, one)
+    return lowest, 1 / lowest_inverse if lowest_inverse else math.inf
+
+
+def _lowest_ratio(one: tuple[int, int], other: tuple[int, int]) -> float:
+    (first, low), (second, high) = (
+        (count / n, wilson_interval(count, n)[end]) for end, (count, n) in enumerate((one, other))
     )
-    product = first * second
-
-    def bound(end: float, divisor: float, sign: int) -> float:
-        below = divisor * (2 * second - divisor)
-        root = math.sqrt(max(0.0, product**2 - end * (2 * first - end) * below))
-        return (product + sign * root) / below if below > 0 else math.inf
-
-    low = bound(low1, high2, -1)
-    if high2 >= 2 * second:  # the divisor's interval is wide: divide the ends
-        low = low1 / high2
-    return max(0.0, low), bound(high1, low2, 1)
+    product, square = first * second, low * (2 * first - low)
+    root = math.sqrt(max(0.0, product**2 - square * high * (2 * second - high)))
+    # Rearranged, because the paper's form is 0 / 0 if `high` is twice `second`.
+    return square / (product + root) if square else 0.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

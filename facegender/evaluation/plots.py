@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: distinct for colour-blind readers.
 _BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _GREY = "#666666"
+_LONGEST_NAME = 50  # characters of a group in its drawing
 
 
 def class_distribution(counts: Mapping[str, int], title: str, path: Path) -> None:
@@ -144,7 +145,7 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
         capsize=2,
     )
     names = [
-        f"{row.column}: {row.group} (n={row.n}{', small' if row.small else ''})"
+        f"{_shortened(f'{row.column}: {row.group}')} (n={row.n}{', small' if row.small else ''})"
         for row in groups.itertuples()
     ]
     # Two dollar signs in a name would otherwise start a formula.
@@ -156,6 +157,14 @@ def group_accuracy(groups: pd.DataFrame, path: Path) -> None:
     )
     axes.grid(axis="x", alpha=0.3)
     _save(figure, path)
+
+
+def _shortened(name: str) -> str:
+    """Cut a name in the middle: a long one takes the room of the drawing and of other names."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    half = _LONGEST_NAME // 2
+    return f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}"
 
 
 def face_grid(

@@ -125,8 +125,23 @@ def test_the_interval_of_a_ratio_is_the_inverse_of_that_of_its_inverse() -> None
     assert ratio_interval((50, 60), (30, 40)) == pytest.approx((1 / high, 1 / low))
     assert ratio_interval((0, 40), (50, 60))[0] == 0
     assert ratio_interval((30, 40), (0, 60))[1] == np.inf
+    # Few errors: the ends of Wilson's interval of 6 of 346 are 0.0080 and 0.0373.
+    low, high = ratio_interval((2, 14), (6, 346))
+    assert (low, high) == pytest.approx((1.9150, 30.3075), abs=1e-4)
+    assert ratio_interval((6, 346), (2, 14)) == pytest.approx((1 / high, 1 / low))
+    low, high = ratio_interval((2, 14), (0, 346))
+    assert ratio_interval((0, 346), (2, 14)) == pytest.approx((0, 1 / low))
+    assert (ratio_interval((0, 40), (0, 60)), high) == ((0, np.inf), np.inf)
 
 
 def test_dollar_signs_in_a_name_are_not_a_formula(tmp_path: Path) -> None:
     table = pd.DataFrame({"label": [0, 1], "probability": 0.1, "price": [r"$\frac$", "$1 to $2"]})
+    group_accuracy(group_metrics(table, threshold=0.5, minimum=1), tmp_path / "groups.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_long_name_leaves_the_others_their_room(tmp_path: Path) -> None:
+    # Matplotlib warned, and cut off every name at its start.
+    long = "somewhere, " * 30
+    table = pd.DataFrame({"label": [0, 1], "probability": 0.1, "place": [f"{long}1", f"{long}2"]})
     group_accuracy(group_metrics(table, threshold=0.5, minimum=1), tmp_path / "groups.png")

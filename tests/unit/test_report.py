@@ -265,6 +265,25 @@ def test_small_and_low_groups_are_marked(sources: Sources, params: Params) -> No
     assert "old below 50 0.000" in page
 
 
+def test_the_validation_accuracy_of_training_is_not_that_of_the_export(
+    sources: Sources, params: Params
+) -> None:
+    history = pd.read_csv(sources.history).assign(val_accuracy=0.75, val_loss=0.5)
+    history.to_csv(sources.history, index=False)
+
+    def told(**changed: object) -> str:
+        train = params.train.model_copy(update=changed)
+        page = render_page(sources, params.model_copy(update={"train": train}), PROVENANCE)
+        return Elements(page).text
+
+    accuracy = "validation loss 0.5000, accuracy 0.7500"
+    best = "which had the lowest validation loss"
+    assert f"{best}: {accuracy} (before calibration, with a threshold of 0.5)." in told()
+    assert f"{accuracy} (with a threshold of 0.5)." in told(calibrate=False)
+    # The epochs of the head are not compared.
+    assert f"{best} of fine-tuning: {accuracy}" in told(head_epochs=2)
+
+
 def test_speed_makes_no_difference(sources: Sources, params: Params) -> None:
     before = render_page(sources, params, PROVENANCE), render_card(sources, params)
     assert before == (render_page(sources, params, PROVENANCE), render_card(sources, params))
