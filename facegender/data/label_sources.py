@@ -265,25 +265,49 @@ def compare_labels(
 ) -> None:
     """Note the columns of the metadata that contradict labels.
 
-    A column is compared if its values are words for both labels and nothing else. Numbers are not
-    words: in CelebA, -1 and 1 are the values of every column.
+    A column is compared if its values are words for both labels. Numbers are not words: in CelebA,
+    -1 and 1 are the values of every column. Nor are single letters next to other values, as sizes.
     """
     meaning = meanings(female, male, (), "params.yaml", "name")
     words = {name: label for name, label in meaning.items() if name.isalpha()}
     for column in manifest.columns.drop(COLUMNS):
         values = manifest[column].dropna()
         means = {value: words.get(_spelt(value)) for value in values.unique()}
-        if set(means.values()) != {0, 1}:
-            continue
-        label = values.map(means)
-        if others := list(label.index[label != manifest["label"][label.index]]):
-            first = manifest["path"][others[0]]
-            notes.other_labels[column] = {"images": len(others), "first": first}
-            _log.warning(
-                "the metadata column %s contradicts the label of %d image(s), which stays: the "
-                "first is %r, whose %s is %s",
-                *(column, len(others), first, column, values[others[0]]),
-            )
+        if None in means.values():
+            means = {value: label for value, label in means.items() if len(_spelt(value)) > 1}
+        _note_contradiction(manifest, column, values, values.map(means), notes)
+
+
+def compare_folders(
+    manifest: pd.DataFrame, female: Sequence[str], male: Sequence[str], notes: Notes
+) -> None:
+    """Note the class folders that contradict labels from elsewhere.
+
+    Folders of one letter are not compared, because they may be alphabetical.
+    """
+    meaning = meanings(female, male, (), "split.classes", "folder name")
+    paths = manifest["path"].map(PurePosixPath)
+    folders = paths.map(lambda path: [n for n in _class_folders(path, meaning, 0) if len(n) > 1])
+    values = folders[folders.map(lambda found: len({meaning[name] for name in found}) == 1)].str[-1]
+    _note_contradiction(manifest, "class folder", values, values.map(meaning), notes)
+
+
+def _note_contradiction(
+    manifest: pd.DataFrame, name: str, values: pd.Series, labels: pd.Series, notes: Notes
+) -> None:
+    """Note the images whose label differs from what `values`, called `name`, mean, if anything."""
+    labels = labels.dropna()
+    if set(labels) == {0, 1} and (
+        others := list(labels.index[labels != manifest["label"][labels.index]])
+    ):
+        first = manifest["path"][others[0]]
+        notes.other_labels[name] = {"images": len(others), "first": first}
+        what = name if name == "class folder" else f"metadata column {name}"
+        _log.warning(
+            "the %s contradicts the label of %d image(s), which stays: the first is %r, whose %s "
+            "is %s",
+            *(what, len(others), first, name, values[others[0]]),
+        )
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:

@@ -27,8 +27,8 @@ class Notes:
         unmatched_rows: number of rows that match no image, with an example of each side, by CSV.
         ambiguous_rows: number of rows that fit several images, with an example, by CSV.
         renamed_rows: number of rows whose name differs from the file's, with an example, by CSV.
-        other_labels: number of images whose label a metadata column contradicts, with the first, by
-            column.
+        other_labels: number of images whose label a metadata column, or the class folder,
+            contradicts, with the first, by column.
     """
 
     excluded: dict[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import pandas as pd
 from facegender.data.exclusions import exclude_images
 from facegender.data.image_files import IMAGE_SUFFIXES, find_images, find_tables
 from facegender.data.label_sources import (
+    compare_folders,
     compare_labels,
     label_by_name,
     label_by_table,
@@ -80,6 +81,7 @@ def build_manifest(
     taken = {name: f"metadata_{name}" for name in metadata if name in manifest}
     manifest = manifest.join(metadata.rename(columns=taken), on="path")
     if isinstance(labels, TableLabels | FilenameLabels):
+        compare_folders(manifest, female, male, notes)
         female, male = labels.female, labels.male
     compare_labels(manifest, female, male, notes)
     return manifest
