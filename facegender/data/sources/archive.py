@@ -180,7 +180,7 @@ class _Guard:
         if self.count > self.limits.max_files:
             raise _RefusedError(
                 f"the archive has more than {self.limits.max_files:,} files",
-                "If you trust it, raise the limit max_files.",
+                "If you trust it, raise archive.max_files.",
             )
         if path in self.files or (member.kind == "file" and path in self.folders):
             raise _RefusedError("this name occurs twice")
@@ -198,13 +198,13 @@ class _Guard:
     def check_size(self, unpacked_bytes: int, *, spare: int = 0) -> None:
         """Raise _RefusedError for more bytes than the limits, plus `spare`, allow."""
         for name, most in (
-            ("max_total_bytes", self.limits.max_total_bytes),
-            ("max_ratio", int(self.limits.max_ratio * self.packed_bytes)),
+            ("archive.max_gigabytes", self.limits.max_total_bytes),
+            ("archive.max_ratio", int(self.limits.max_ratio * self.packed_bytes)),
         ):
             if unpacked_bytes > most + spare:
                 raise _RefusedError(
                     f"the archive's {self.packed_bytes:,} bytes unpack to more than {most:,}",
-                    f"Zip bombs do that. If you trust the archive, raise the limit {name}.",
+                    f"Zip bombs do that. If you trust the archive, raise {name}.",
                 )
 
 
