@@ -99,6 +99,15 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, name):
     assert read(tmp_path / "target") == files
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_archives_behind_one_another_are_refused(tmp_path, refused, kind):
+    first, second = ({f"{label}/a.jpg": b"a" * 20_000} for label in ("female", "male"))
+    packed = make(tmp_path, kind, first).read_bytes()
+    joined = make(tmp_path, kind, second)
+    joined.write_bytes(packed + joined.read_bytes())
+    assert "another archive" in refused(joined)
+
+
 @pytest.mark.parametrize("first", ["PK/a.jpg", "female/a.jpg"])
 def test_a_tar_of_the_format_v7_is_unpacked(tmp_path, first):
     packed = make_tar(tmp_path / "faces.tar", {first: b"a" * 600}).read_bytes()
