@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -26,6 +27,8 @@ _KINDS |= {"AtLeast", "AtMost", "str", "list[str]"}
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[int, Field(ge=1)]
+# YAML and Hydra read a folder or value called True as a boolean.
+_Name = Annotated[str, BeforeValidator(lambda v: str(v).lower() if isinstance(v, bool) else v)]
 
 
 class _Strict(BaseModel):
@@ -49,9 +52,9 @@ class TableLabels(_Strict):
     file: str = Field(description="name of the CSV, anywhere in the data; may hold * and ?")
     image: str = Field(description="column that names the image")
     label: str = Field(description="column that holds the label")
-    female: tuple[str, ...]
-    male: tuple[str, ...]
-    ignore: tuple[str, ...]
+    female: tuple[_Name, ...]
+    male: tuple[_Name, ...]
+    ignore: tuple[_Name, ...]
 
 
 class FilenameLabels(_Strict):
@@ -61,9 +64,9 @@ class FilenameLabels(_Strict):
 
     kind: Literal["filename"]
     pattern: str = Field(description="regular expression of the whole name, with a group `label`")
-    female: tuple[str, ...]
-    male: tuple[str, ...]
-    ignore: tuple[str, ...]
+    female: tuple[_Name, ...]
+    male: tuple[_Name, ...]
+    ignore: tuple[_Name, ...]
 
     @field_validator("pattern")
     @classmethod
@@ -123,9 +126,9 @@ class Classes(_Strict):
     # Folders named 0 and 1 are common, and YAML reads their names as numbers.
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    female: tuple[str, ...]
-    male: tuple[str, ...]
-    ignore: tuple[str, ...]
+    female: tuple[_Name, ...]
+    male: tuple[_Name, ...]
+    ignore: tuple[_Name, ...]
 
 
 class Split(_Strict):

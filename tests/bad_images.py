@@ -79,11 +79,11 @@ def broken_exif() -> bytes:
     return save(halves(), "JPEG", quality=95, exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries)
 
 
-def odd_resolution() -> bytes:
-    """A JPEG to be turned, whose XResolution is a text."""
+def odd_resolution(form: str = "JPEG") -> bytes:
+    """A photo to be turned, whose XResolution is a text."""
     entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 4, b"72")
     exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4)
-    return save(halves().transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    return save(halves().transpose(Image.Transpose.ROTATE_90), form, quality=95, exif=exif)
 
 
 def palette_with_alpha() -> bytes:
@@ -177,7 +177,11 @@ GOOD: dict[str, bytes] = {
     "nonsense-exif-png": with_chunk(b"eXIf", b"nonsense"),
     "short-phys": with_chunk(b"pHYs", b"\0\0"),
     "text-as-resolution": odd_resolution(),
+    "text-as-resolution-webp": odd_resolution("WEBP"),
+    "nonsense-exif-webp": save(halves(), "WEBP", quality=95, exif=b"nonsense"),
+    "nonsense-exif-heic": save(halves(), "HEIF", quality=95, exif=b"nonsense"),
     "jpeg-without-its-end": _JPEG[:-2],
+    "jpeg-without-its-last-byte": _JPEG[:-1],
     "interlaced-bmp-16-million": save(halves(), "BMP"),
 }
 

@@ -17,8 +17,8 @@ _FILLER = b"\xa9\x5c\x37" * 700
 def without_metadata(content: bytes) -> tuple[bytes, int] | None:
     """Strip a PNG or JPEG of everything that is not needed to show it.
 
-    The bytes and checksums of the pixels do not change. A JPEG of one scan may lack its last two
-    bytes (FF D9), but no pixels.
+    The bytes and checksums of the pixels do not change. A JPEG of one scan may lack its last bytes
+    (FF D9), but no pixels.
 
     Returns:
         The shorter file and its EXIF orientation (1 if unreadable); None for other formats, and for
@@ -42,7 +42,7 @@ def _shorter_png(content: bytes) -> tuple[bytes, int]:
         elif kind == b"eXIf":
             exif = content[position + 8 : end - 4]
         position = end
-    return b"".join(kept), _orientation(exif)
+    return b"".join(kept), read_orientation(exif)
 
 
 def _shorter_jpeg(content: bytes) -> tuple[bytes, int] | None:
@@ -57,13 +57,13 @@ def _shorter_jpeg(content: bytes) -> tuple[bytes, int] | None:
         if marker == 0xEE or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             kept.append(segment)
         position += len(segment)
-    shorter = b"".join([*kept, content[position:]])
+    shorter = b"".join([*kept, content[position:]]).removesuffix(b"\xff")
     if _EOI not in content[position:]:
         # A picture of several scans may lack whole scans unnoticed.
         if progressive or not _is_whole(shorter):
             return None
         shorter += _EOI
-    return shorter, _orientation(exif)
+    return shorter, read_orientation(exif)
 
 
 def _is_whole(jpeg: bytes) -> bool:
@@ -78,7 +78,8 @@ def _pixels(jpeg: bytes) -> bytes:
         return hashlib.sha256(image.tobytes()).digest()
 
 
-def _orientation(exif: bytes) -> int:
+def read_orientation(exif: bytes) -> int:
+    """Return the EXIF orientation, or 1 if it is missing or unreadable."""
     tags = Image.Exif()
     # A damaged table of tags may raise anything; the picture is then not turned.
     with suppress(Exception):

@@ -29,7 +29,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from facegender.data.damaged_metadata import without_metadata
+from facegender.data.damaged_metadata import read_orientation, without_metadata
 from facegender.errors import UserError
 
 _T = TypeVar("_T")
@@ -194,11 +194,13 @@ def _use(content: bytes, use: Callable[[Image.Image], _T]) -> _T:
             return use(image)
     except InvalidImage as error:
         # Oversized metadata are refused, not stripped.
-        if "too large" in str(error) or (rest := without_metadata(content)) is None:
+        if "too large" in str(error):
             raise
-        shorter, orientation = rest
+        shorter, orientation = without_metadata(content) or (content, 1)
         try:
             with _open(shorter) as image:
+                if exif := image.info.pop("exif", b""):  # of a WebP or HEIC, which is not stripped
+                    orientation = read_orientation(exif)
                 if orientation != 1:
                     image.getexif()[ExifTags.Base.Orientation] = orientation
                 return use(image)

@@ -77,7 +77,7 @@ def label_images(
         UserError: an image lies below no known folder, or below folders of both classes.
     """
     meaning = meanings(female, male, ignore, "split.classes", "folder name")
-    shared = _shared_folders(paths)
+    shared = len(Path(commonpath([path.parent for path in paths])).parts) if paths else 0
     rows: list[tuple[str, int]] = []
     unknown: dict[str, int] = {}
     contradicting: list[str] = []
@@ -128,11 +128,6 @@ def label_images(
             f"`-S \"split.classes.ignore=['unknown']\"`.{letters}"
         )
     return pd.DataFrame(rows, columns=["path", "label"]).astype({"path": str, "label": int})
-
-
-def _shared_folders(paths: Sequence[PurePosixPath]) -> int:
-    """Return the number of leading folders that all paths share."""
-    return len(Path(commonpath([path.parent for path in paths])).parts) if paths else 0
 
 
 def _class_folders(path: PurePosixPath, known: Container[str], shared: int) -> list[str]:
@@ -276,46 +271,48 @@ def compare_labels(
 ) -> None:
     """Note what contradicts labels: metadata columns, and class folders that do not give them.
 
-    A column is compared if its values are words for both labels and nothing else. Numbers are not
-    words: in CelebA, -1 and 1 are the values of every column.
+    A column is compared if its values are words for both labels. Numbers are not words: in CelebA,
+    -1 and 1 are the values of every column. Nor are single letters next to other values, as sizes.
+    Folders of one letter are not compared, because they may be alphabetical.
 
     Args:
         female: names of class folders.
-        labels: where labels come from; its own words take precedence.
+        labels: where labels come from; its own words take precedence in columns.
     """
-    meaning = meanings(female, male, (), "split.classes", "folder name")
+    classes = meanings(female, male, (), "split.classes", "folder name")
     own = labels if isinstance(labels, TableLabels | FilenameLabels) else None
-    if own:
-        meaning |= meanings(own.female, own.male, (), "dataset.labels", "value")
-    words = {name: label for name, label in meaning.items() if name.isalpha()}
-    columns = {f"the metadata column {name}": name for name in manifest.columns.drop(COLUMNS)}
-    told = manifest
-    if own:
-        columns["the class folder"] = "class folder"
-        told = manifest.assign(**{"class folder": _folder_words(manifest["path"], words)})
-    for what, column in columns.items():
-        values = told[column].dropna()
+    known = classes | (meanings(own.female, own.male, (), "dataset.labels", "value") if own else {})
+    words = {name: label for name, label in known.items() if name.isalpha()}
+    for column in manifest.columns.drop(COLUMNS):
+        values = manifest[column].dropna()
         means = {value: words.get(_spelt(value)) for value in values.unique()}
-        if set(means.values()) != {0, 1}:
-            continue
-        label = values.map(means)
-        if others := list(label.index[label != manifest["label"][label.index]]):
-            first = manifest["path"][others[0]]
-            notes.other_labels[column] = {"images": len(others), "first": first}
-            _log.warning(
-                "%s contradicts the label of %d image(s), which stays: the first is %r, whose %s "
-                "is %s",
-                *(what, len(others), first, column, values[others[0]]),
-            )
+        if None in means.values():
+            means = {value: label for value, label in means.items() if len(_spelt(value)) > 1}
+        _note_contradiction(manifest, column, values, values.map(means), notes)
+    if own:
+        paths = manifest["path"].map(PurePosixPath)
+        found = paths.map(lambda path: [n for n in _class_folders(path, classes, 0) if len(n) > 1])
+        one = found.map(lambda names: len({classes[name] for name in names}) == 1)
+        values = found[one].str[-1]
+        _note_contradiction(manifest, "class folder", values, values.map(classes), notes)
 
 
-def _folder_words(paths: pd.Series, words: Mapping[str, int | None]) -> pd.Series:
-    """Return the class folder of each path, None if it has none or those of both classes."""
-    files = [PurePosixPath(path) for path in paths]
-    shared = _shared_folders(files)
-    found = [_class_folders(path, words, shared) for path in files]
-    one = [names[-1] if len({words[name] for name in names}) == 1 else None for names in found]
-    return pd.Series(one, paths.index, dtype="string")
+def _note_contradiction(
+    manifest: pd.DataFrame, name: str, values: pd.Series, labels: pd.Series, notes: Notes
+) -> None:
+    """Note the images whose label differs from what `values`, called `name`, mean, if anything."""
+    labels = labels.dropna()
+    if set(labels) == {0, 1} and (
+        others := list(labels.index[labels != manifest["label"][labels.index]])
+    ):
+        first = manifest["path"][others[0]]
+        notes.other_labels[name] = {"images": len(others), "first": first}
+        what = name if name == "class folder" else f"metadata column {name}"
+        _log.warning(
+            "the %s contradicts the label of %d image(s), which stays: the first is %r, whose %s "
+            "is %s",
+            *(what, len(others), first, name, values[others[0]]),
+        )
 
 
 def _labels(values: pd.Series, labels: TableLabels | FilenameLabels, where: str) -> pd.Series:

@@ -302,8 +302,11 @@ def test_the_projects_own_data_is_no_source(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "name"),
     [
-        (dataclasses.replace(LIMITS, max_files=3), "max_files of 3"),
-        (dataclasses.replace(LIMITS, max_total_bytes=3), "max_total_bytes of 3"),
+        (dataclasses.replace(LIMITS, max_files=3), "more than 3 files.*raise archive.max_files"),
+        (
+            dataclasses.replace(LIMITS, max_total_bytes=3),
+            "more than 3 bytes.*raise archive.max_gigabytes",
+        ),
     ],
 )
 def test_a_folder_is_limited_too(tmp_path, source, limits, name):

@@ -102,6 +102,32 @@ def test_public_datasets_are_labelled_by_their_own_files(
     assert manifest.iloc[:, 3:].to_dict("list") == metadata
 
 
+@pytest.mark.parametrize("labels", [TABLE, NAME])
+def test_class_folders_that_contradict_labels_from_elsewhere_are_named(
+    labels: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not alphabetical folders, nor one that all images share."""
+    names = ["Female/f_1.jpg", "Female/m_2.jpg", "male/m_3.jpg", "male/f_4.jpg", "new/f_5.jpg"]
+    rows = "".join(f"{name},{name.rpartition('/')[2][0]}\n" for name in names)
+    fill(tmp_path, {**dict.fromkeys(names, "?"), "labels.csv": f"image,label\n{rows}"})
+    notes = Notes()
+    build_manifest(
+        tmp_path, female=["female"], male=["male"], ignore=[], labels=labels, notes=notes
+    )
+    assert notes.other_labels == {"class folder": {"images": 2, "first": "Female/m_2.jpg"}}
+    assert "the class folder contradicts the label of 2 image(s), which stays" in caplog.text
+    assert "'Female/m_2.jpg', whose class folder is female" in caplog.text
+
+
+def test_folders_that_are_no_classes_contradict_no_label(tmp_path: Path) -> None:
+    names = ["men/f/f_1.jpg", "men/m/f_2.jpg", "men/f/m_3.jpg", "men/men/m_4.jpg"]
+    fill(tmp_path, dict.fromkeys(names, "?"))
+    notes = Notes()
+    options: dict[str, Any] = {"female": ["women", "f"], "male": ["men", "m"], "ignore": []}
+    build_manifest(tmp_path, **options, labels=NAME, notes=notes)
+    assert notes.other_labels == {}
+
+
 def test_a_name_of_utkface_without_race_is_left_out_and_named(tmp_path: Path) -> None:
     labels = composed(tmp_path, "dataset=utkface", "dataset.path=x").dataset.labels
     ambiguous = "UTKFace/61_1_20170109142408075.jpg.chip.jpg"

@@ -194,6 +194,17 @@ def test_metadata_that_contradict_a_label_are_named(
     assert "'female/000.png', whose metadata_label is male" in caplog.text
 
 
+def test_other_values_beside_words_for_both_labels_hide_no_contradiction(make_images) -> None:
+    raw = make_images(per_class=2)
+    (raw / "a.csv").write_text(
+        "file,gender,size\nfemale/000.png,Male,f\nfemale/001.png,unknown,m\n"
+        "male/000.png,female,s\nmale/001.png,male,f\n"
+    )
+    notes = Notes()
+    build_manifest(raw, **ALIASES, notes=notes)
+    assert notes.other_labels == {"gender": {"images": 2, "first": "female/000.png"}}
+
+
 def test_columns_named_as_ours_are_kept_apart(make_images) -> None:
     raw = make_images(per_class=1)
     (raw / "a.csv").write_text("file,row,predicted,age,age\nmale/000.png,7,x,1,2\n")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from facegender.errors import UserError
-from facegender.params import Classes, Params, flatten, load_params
+from facegender.params import Classes, Params, TableLabels, flatten, load_params
 from facegender.runtime.dvc_context import pipeline_paths
 from tests.conftest import commit_all, fill, init_repository, run_command
 from tests.unit.conftest import ABSENT, composed, edit_params
@@ -137,3 +137,10 @@ def test_the_document_names_every_parameter(params: Params) -> None:
 def test_numbers_name_class_folders() -> None:
     classes = Classes.model_validate({"female": [0, "women"], "male": [1], "ignore": []})
     assert classes == Classes(female=("0", "women"), male=("1",), ignore=())
+
+
+def test_true_and_false_are_labels_as_hydra_and_yaml_write_them(tmp_path: Path) -> None:
+    values = ["dataset.labels.female=[False]", "dataset.labels.male=[true]"]
+    labels = composed(tmp_path, "dataset=table", "dataset.path=x", *values).dataset.labels
+    assert isinstance(labels, TableLabels)
+    assert (labels.female, labels.male) == (("false",), ("true",))

@@ -48,6 +48,7 @@ _DAMAGE = (
 )
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # gzip, bzip2, xz
 _SUFFIXES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
+_JOINED = ("another archive is joined to it", "Unpack both, and name the folder.")
 _REPACK = "Pack the images again without it, or ask the author of the archive."
 
 
@@ -180,7 +181,7 @@ class _Guard:
         if self.count > self.limits.max_files:
             raise _RefusedError(
                 f"the archive has more than {self.limits.max_files:,} files",
-                "If you trust it, raise the limit max_files.",
+                "If you trust it, raise archive.max_files.",
             )
         if path in self.files or (member.kind == "file" and path in self.folders):
             raise _RefusedError("this name occurs twice")
@@ -198,13 +199,13 @@ class _Guard:
     def check_size(self, unpacked_bytes: int, *, spare: int = 0) -> None:
         """Raise _RefusedError for more bytes than the limits, plus `spare`, allow."""
         for name, most in (
-            ("max_total_bytes", self.limits.max_total_bytes),
-            ("max_ratio", int(self.limits.max_ratio * self.packed_bytes)),
+            ("archive.max_gigabytes", self.limits.max_total_bytes),
+            ("archive.max_ratio", int(self.limits.max_ratio * self.packed_bytes)),
         ):
             if unpacked_bytes > most + spare:
                 raise _RefusedError(
                     f"the archive's {self.packed_bytes:,} bytes unpack to more than {most:,}",
-                    f"Zip bombs do that. If you trust the archive, raise the limit {name}.",
+                    f"Zip bombs do that. If you trust the archive, raise {name}.",
                 )
 
 
@@ -264,7 +265,11 @@ def _is_tar(start: bytes) -> bool:
 
 def _open_zip(archive: Path) -> Generator[_Member, None, None]:
     with zipfile.ZipFile(archive) as zipped:
-        for info in zipped.infolist():
+        infos = zipped.infolist()
+        # A program that unpacks a zip may be before it, but not a zip, as after `cat a.zip b.zip`.
+        if all(info.header_offset for info in infos) and _start(archive).startswith(b"PK\3\4"):
+            raise _RefusedError(*_JOINED)
+        for info in infos:
             open_member = partial(zipped.open, info)
             yield _Member(_zip_name(info), _zip_kind(info), info.file_size, open_member)
 
@@ -302,8 +307,9 @@ def _open_tar(archive: Path, guard: _Guard) -> Generator[_Member, None, None]:
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise _DamagedError("its end is missing")
-        while stream.read(_CHUNK):  # to the checksum at the end of the compressed data
-            pass
+        while chunk := stream.read(_CHUNK):  # to the checksum at the end of the compressed data
+            if _is_tar(chunk.lstrip(b"\0")[: tarfile.BLOCKSIZE]):
+                raise _RefusedError(*_JOINED)
 
 
 def _tar_kind(info: tarfile.TarInfo) -> str:

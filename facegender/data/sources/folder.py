@@ -282,12 +282,12 @@ class _Scan:
                 f"name of one: {os.fsencode(other)!r} and {os.fsencode(path)!r}. Rename one."
             )
         self.total_bytes += path.stat().st_size
-        for name, found, most in (
-            ("max_files", len(self.files), self.limits.max_files),
-            ("max_total_bytes", self.total_bytes, self.limits.max_total_bytes),
+        for name, unit, found, most in (
+            ("archive.max_files", "files", len(self.files), self.limits.max_files),
+            ("archive.max_gigabytes", "bytes", self.total_bytes, self.limits.max_total_bytes),
         ):
             if found > most:
                 raise UserError(
-                    f"The folder {self.root.name} exceeds the limit {name} of {most:,}. Check "
-                    "that it is the right folder; if so, raise the limit."
+                    f"The folder {self.root.name} has more than {most:,} {unit}. Check that it is "
+                    f"the right folder; if so, raise {name}."
                 )
