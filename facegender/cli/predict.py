@@ -104,8 +104,8 @@ def predict(args: argparse.Namespace) -> int:
 
         check_folder(args.draw, sources)
     model = args.model or project_root() / "models" / "model.tflite"
-    if args.model is None and (note := _doubt(project_root())):
-        print(f"note: {model.name} {note}", file=sys.stderr)
+    if args.model is None:
+        print_doubt(project_root())
     predictions = predict_images(
         load_predictors(model, len(sources), trusted=args.model is None),
         sources,
@@ -136,13 +136,15 @@ def predict(args: argparse.Namespace) -> int:
     return int(failed > 0)
 
 
-def _doubt(root: Path) -> str | None:
-    """Return what to know about the repository's model, if it is of the sample or an old run."""
+def print_doubt(root: Path) -> None:
+    """Print a note if the repository's model is of the sample, or of an earlier run."""
     if _is_unfinished(root / "dvc.lock"):
-        return "is of an earlier run: `dvc repro` finishes the latest, which stopped"
-    if _is_sample(root / "data" / "raw.json"):
-        return "was trained only on the sample's cartoons: its labels for photos mean nothing"
-    return None
+        why = "is of an earlier run: `dvc repro` finishes the latest, which stopped"
+    elif _is_sample(root / "data" / "raw.json"):
+        why = "was trained only on the sample's cartoons: its labels for photos mean nothing"
+    else:
+        return
+    print(f"note: model.tflite {why}", file=sys.stderr)
 
 
 def _is_unfinished(lock: Path) -> bool:
