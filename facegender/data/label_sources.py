@@ -26,6 +26,7 @@ from facegender.data.metadata import (
 from facegender.data.notes import Notes
 from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
+from facegender.labels import LABELS
 from facegender.params import FilenameLabels, Labels, TableLabels
 
 _log = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ def compare_labels(
     own = labels if isinstance(labels, TableLabels | FilenameLabels) else None
     if own:
         meaning |= meanings(own.female, own.male, (), "dataset.labels", "value")
-    words = {name: label for name, label in meaning.items() if name.isalpha()}
+    words = LABELS | {name: label for name, label in meaning.items() if name.isalpha()}
     columns = {f"the metadata column {name}": name for name in manifest.columns.drop(COLUMNS)}
     told = manifest
     if own:
