@@ -1,1 +1,1 @@
-"""Scripts that make runs."""
+"""Scripts that `make` runs."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facegender.cli.arguments import whole_number
-from facegender.cli.predict import threshold_of
+from facegender.cli.predict import print_doubt, threshold_of
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root
 
@@ -72,6 +72,8 @@ def demo(args: argparse.Namespace) -> int:
             f"Port {args.port} cannot be used ({reason}). Stop what uses it, or choose another: "
             "`make demo PORT=5050`."
         ) from None
+    if args.model is None:
+        print_doubt(project_root())
     with listening:
         from werkzeug.serving import make_server
 

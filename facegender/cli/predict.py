@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 MAX_STDIN_BYTES = 500_000_000
 # Fewer images are done before anyone can read a progress bar.
 BAR_FROM = 50
+# Path and digest of data in dvc.lock. Parsing its YAML takes longer than predicting an image.
+_DIGEST = re.compile(r"path: ((?:data|models)/.+)\n +hash: md5\n +md5: (.+)\n")
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
@@ -101,12 +104,8 @@ def predict(args: argparse.Namespace) -> int:
 
         check_folder(args.draw, sources)
     model = args.model or project_root() / "models" / "model.tflite"
-    if args.model is None and _is_sample(project_root() / "data" / "raw.json"):
-        print(
-            f"note: {model.name} was trained only on the sample's cartoons: its labels for photos "
-            "mean nothing",
-            file=sys.stderr,
-        )
+    if args.model is None:
+        print_doubt(project_root())
     predictions = predict_images(
         load_predictors(model, len(sources), trusted=args.model is None),
         sources,
@@ -135,6 +134,26 @@ def predict(args: argparse.Namespace) -> int:
             is_plain_error = prediction.error is not None and not (args.json or args.csv)
             print_line(line, sys.stderr if is_plain_error else sys.stdout)
     return int(failed > 0)
+
+
+def print_doubt(root: Path) -> None:
+    """Print a note if the repository's model is of the sample, or of an earlier run."""
+    if _is_unfinished(root / "dvc.lock"):
+        why = "is of an earlier run: `dvc repro` finishes the latest, which stopped"
+    elif _is_sample(root / "data" / "raw.json"):
+        why = "was trained only on the sample's cartoons: its labels for photos mean nothing"
+    else:
+        return
+    print(f"note: model.tflite {why}", file=sys.stderr)
+
+
+def _is_unfinished(lock: Path) -> bool:
+    """Return whether dvc.lock has two digests of one path: a stage has not seen what is new."""
+    try:
+        digests = set(_DIGEST.findall(lock.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+    return len(digests) > len({path for path, _ in digests})
 
 
 def _is_sample(raw_info: Path) -> bool:

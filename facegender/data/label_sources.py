@@ -26,6 +26,7 @@ from facegender.data.metadata import (
 )
 from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
+from facegender.labels import LABELS
 from facegender.params import FilenameLabels, Labels, TableLabels
 
 _log = logging.getLogger(__name__)
@@ -279,7 +280,7 @@ def compare_labels(
         female: names of class folders.
         labels: where labels come from; its own words take precedence in columns.
     """
-    classes = meanings(female, male, (), "split.classes", "folder name")
+    classes = LABELS | meanings(female, male, (), "split.classes", "folder name")
     own = labels if isinstance(labels, TableLabels | FilenameLabels) else None
     known = classes | (meanings(own.female, own.male, (), "dataset.labels", "value") if own else {})
     words = {name: label for name, label in known.items() if name.isalpha()}

@@ -208,6 +208,7 @@ def _dropped(data: Mapping[str, Any]) -> str:
     """Return how many images, and other items of the source, are in no split, by reason."""
     counts = {
         "not read from the source": len(data["left_out"]),
+        "neither images nor CSVs": sum(kind["count"] for kind in data["other_files"].values()),
         "excluded by data.exclude": data["excluded"]["count"],
         "without a label": data["unlabelled"]["count"],
         "to be ignored": data["ignored"],

@@ -128,6 +128,34 @@ def test_a_model_of_the_sample_says_so_and_another_does_not(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("path", "said"), [("data/raw", True), ("facegender/files.py", False)])
+def test_a_model_that_has_not_seen_the_data_says_so(
+    exported: Exported,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    *,
+    path: str,
+    said: bool,
+) -> None:
+    """The pipeline stopped between download and split, as at a folder of unknown class."""
+    (tmp_path / "models").mkdir()
+    shutil.copy(exported.float32, tmp_path / "models/model.tflite")
+    write_threshold(tmp_path / "models/model.tflite", 0.5)
+    monkeypatch.setattr("facegender.cli.predict.project_root", lambda: tmp_path)
+    for digest in ("old", "new"):
+        (tmp_path / "dvc.lock").write_text(
+            "schema: '2.0'\nstages:\n  download:\n    outs:\n"
+            f"    - path: {path}\n      hash: md5\n      md5: new.dir\n      size: 7\n"
+            "  split:\n    deps:\n"
+            f"    - path: {path}\n      hash: md5\n      md5: {digest}.dir\n      size: 7\n"
+        )
+        assert _run(["predict", str(folder / "00.png")]) == 0
+        note = "note: model.tflite is of an earlier run: `dvc repro`"
+        assert (note in capsys.readouterr().err) == (said and digest == "old")
+
+
 def in_shell(line: str, model: Path, folder: Path) -> subprocess.CompletedProcess:
     """Run a line of bash in which PREDICT is the command with a model."""
     predict = f"{sys.executable} -c '{FACEGENDER}' predict --model {model}"

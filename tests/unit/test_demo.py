@@ -20,7 +20,7 @@ from facegender.faces.settings import FaceCrop
 from facegender.inference.litert import load_litert
 from facegender.inference.model_crop import write_crop
 from facegender.inference.predictor import Predictor
-from tests.conftest import Exported
+from tests.conftest import Exported, fill, free_port
 from tests.unit.conftest import two_faces
 
 
@@ -153,6 +153,21 @@ def test_a_model_that_fails_is_an_error_in_json() -> None:
     answer = client.post("/predict", data=encode_png(np.zeros((9, 9, 3), np.uint8)))
     assert answer.status_code == 500
     assert "secret" not in answer.get_json()["error"]
+
+
+def test_a_model_of_the_sample_says_so(
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    model = exported.float32.read_bytes()
+    fill(tmp_path, {"data/raw.json": '{"source": "sample"}', "models/model.tflite": model})
+    monkeypatch.setattr("facegender.cli.demo.project_root", lambda: tmp_path)
+    server = Mock(serve_forever=Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr("werkzeug.serving.make_server", Mock(return_value=server))
+    assert _run(["demo", "--port", str(free_port())]) == 0
+    assert "note: model.tflite was trained only on the sample's cartoons" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_named() -> None:

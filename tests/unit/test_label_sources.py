@@ -321,6 +321,13 @@ def test_words_and_class_folders_that_contradict_numbers_are_named(
         tmp_path, female=["female"], male=["male", "m"], ignore=[], labels=spanish, notes=notes
     )
     assert notes.other_labels == {}
+    # Class folders may be numbers, too.
+    raw = fill(
+        tmp_path / "raw",
+        {"0/1.jpg": "x", "1/2.jpg": "y", "a.csv": "file,sex\n0/1.jpg,Male\n1/2.jpg,Female\n"},
+    )
+    build_manifest(raw, female=["0"], male=["1"], ignore=[], notes=notes)
+    assert notes.other_labels == {"sex": {"images": 2, "first": "0/1.jpg"}}
 
 
 def test_groups_of_a_name_are_metadata_and_values_can_be_ignored(tmp_path: Path) -> None:

@@ -468,12 +468,13 @@ def test_all_that_was_left_out_is_counted(sources: Sources, params: Params) -> N
     data = json.loads(sources.data_metrics.read_text())
     data["unlabelled"]["count"], data["invalid"]["count"] = 3, 2
     data["left_out"] = {"more": "is a link", "a.jpg": "cannot be read: permission denied"}
+    data["other_files"] = {".cr2": {"count": 4, "example": "a.CR2"}, ".mov": {"count": 1}}
     data["checks"]["too_small"]["count"] = 40
     data["checks"]["exact_duplicates"] |= {"policy": "keep", "count": 6}
     sources.data_metrics.write_text(json.dumps(data))
     expected = (
-        "Left out: not read from the source 2, without a label 3, unreadable 2, too small 40, "
-        "near duplicates 1"
+        "Left out: not read from the source 2, neither images nor CSVs 5, without a label 3, "
+        "unreadable 2, too small 40, near duplicates 1"
     )
     assert f"{expected}." in render_card(sources, params)
     assert expected in Elements(render_page(sources, params, PROVENANCE)).text
