@@ -28,6 +28,7 @@ from facegender.data.splits import split_of_folder
 from facegender.errors import UserError
 from facegender.params import FilenameLabels, TableLabels
 
+_ANSWERS = {"false", "true", "no", "yes"}  # of any question, as numbers are
 _log = logging.getLogger(__name__)
 
 
@@ -265,11 +266,14 @@ def compare_labels(
 ) -> None:
     """Note the columns of the metadata that contradict labels.
 
-    A column is compared if its values are words for both labels. Numbers are not words: in CelebA,
-    -1 and 1 are the values of every column. Nor are single letters next to other values, as sizes.
+    A column is compared if its values are words for both labels. Numbers and answers are not words:
+    in CelebA, -1 and 1 are the values of every column. Nor are single letters next to other values,
+    as sizes.
     """
     meaning = meanings(female, male, (), "params.yaml", "name")
-    words = {name: label for name, label in meaning.items() if name.isalpha()}
+    words = {
+        name: label for name, label in meaning.items() if name.isalpha() and name not in _ANSWERS
+    }
     for column in manifest.columns.drop(COLUMNS):
         values = manifest[column].dropna()
         means = {value: words.get(_spelt(value)) for value in values.unique()}
