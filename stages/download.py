@@ -26,6 +26,7 @@ def main() -> None:
         args.raw,
         limits=ArchiveLimits.from_params(params.archive),
         known=known,
+        root=project_root(),
         cache=project_root() / ".dvc" / "tmp" / "kaggle",
     )
     # Atomic: DVC keeps this file (`persist`), and the next download reads it.

@@ -27,7 +27,9 @@ def main() -> None:
     from dvc_data.hashfile.hash import hash_file
     from dvc_objects.fs.local import LocalFileSystem
 
-    with Repo(str(project_root())) as repo:
+    # A sweep's experiments run in clones, where a relative path would lead elsewhere.
+    root = project_root()
+    with Repo(str(root)) as repo:
 
         def digest(path: Path) -> str:
             name = str(path.absolute())
@@ -36,7 +38,8 @@ def main() -> None:
             return str(hash_file(name, LocalFileSystem(), "md5", state)[1].value)
 
         limits = ArchiveLimits.from_params(params.archive)
-        listing = list_folder(Path(params.dataset.path).expanduser(), args.raw, limits, digest)
+        source = root / Path(params.dataset.path).expanduser()
+        listing = list_folder(source, args.raw, limits, digest)
     write_atomically(args.listing, json.dumps(listing, indent=0, sort_keys=True) + "\n")
 
 

@@ -29,6 +29,7 @@ from facegender.errors import UserError
 from facegender.labels import LABELS
 from facegender.params import FilenameLabels, Labels, TableLabels
 
+_ANSWERS = {"false", "true", "no", "yes"}  # of any question, as numbers are
 _log = logging.getLogger(__name__)
 
 
@@ -272,9 +273,9 @@ def compare_labels(
 ) -> None:
     """Note what contradicts labels: metadata columns, and class folders that do not give them.
 
-    A column is compared if its values are words for both labels. Numbers are not words: in CelebA,
-    -1 and 1 are the values of every column. Nor are single letters next to other values, as sizes.
-    Folders of one letter are not compared, because they may be alphabetical.
+    A column is compared if its values are words for both labels. Numbers and answers are not words:
+    in CelebA, -1 and 1 are the values of every column. Nor are single letters next to other values,
+    as sizes. Folders of one letter are not compared, because they may be alphabetical.
 
     Args:
         female: names of class folders.
@@ -283,7 +284,9 @@ def compare_labels(
     classes = LABELS | meanings(female, male, (), "split.classes", "folder name")
     own = labels if isinstance(labels, TableLabels | FilenameLabels) else None
     known = classes | (meanings(own.female, own.male, (), "dataset.labels", "value") if own else {})
-    words = {name: label for name, label in known.items() if name.isalpha()}
+    words = {
+        name: label for name, label in known.items() if name.isalpha() and name not in _ANSWERS
+    }
     for column in manifest.columns.drop(COLUMNS):
         values = manifest[column].dropna()
         means = {value: words.get(_spelt(value)) for value in values.unique()}

@@ -418,6 +418,6 @@ def test_what_is_refused_leaves_the_raw_data_as_they_were(tmp_path, name):
         {"source": "folder", "input": "x", "path": str(archive), "labels": {"kind": "folders"}}
     )
     with pytest.raises(UserError, match=r"faces\.zip"):
-        fetch_dataset(dataset, raw, limits=LIMITS, cache=tmp_path / "cache")
+        fetch_dataset(dataset, raw, limits=LIMITS, cache=tmp_path / "cache", root=tmp_path)
     assert read(tmp_path / "data") == {"raw/old.jpg": b"old"}
     assert not Path(tmp_path / "evil.jpg").exists()

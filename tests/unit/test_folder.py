@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,10 @@ from facegender.data.image_files import find_images, looks_like_image
 from facegender.data.sources.archive import ArchiveLimits
 from facegender.data.sources.folder import copy_folder, list_folder, name_rest, summarize
 from facegender.errors import UserError
+from stages.download import main as download
+from stages.list import main as list_source
 from tests.conftest import WITH_PERMISSIONS, fill, run_python
+from tests.unit.conftest import composed
 from tests.unit.test_raw import read
 
 LIMITS = ArchiveLimits(max_total_bytes=10**9, max_ratio=100, max_files=10_000)
@@ -272,6 +276,23 @@ def test_a_missing_source_is_named(tmp_path):
         copy_folder(tmp_path / "nowhere", tmp_path / "target", LIMITS)
     # It would drop the recipe, and labels from a table.
     assert "dataset=folder" not in str(caught.value)
+
+
+def test_a_relative_path_starts_at_the_repository_also_in_the_clones_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = fill(tmp_path / "root", {".dvc/config": "[core]\nno_scm = true\n"})
+    fill(tmp_path / "faces", {"women/1.jpg": "a", "men/2.jpg": "b"})
+    (tmp_path / "of-sweep/clone").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "of-sweep/clone")
+    monkeypatch.setenv("FACEGENDER_ROOT", str(root))
+    composed(Path(), "dataset=folder", "dataset.path=../faces")
+    monkeypatch.setattr("sys.argv", ["list", "--listing=listing.json", "--raw=raw"])
+    list_source()
+    assert sorted(json.loads(Path("listing.json").read_text())) == ["men/2.jpg", "women/1.jpg"]
+    monkeypatch.setattr("sys.argv", ["download", "--info=raw.json", "--raw=raw"])
+    download()
+    assert read(Path("raw")) == {"women/1.jpg": "a", "men/2.jpg": "b"}
 
 
 def test_without_the_source_its_copy_can_be_used(tmp_path):

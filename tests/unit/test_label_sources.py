@@ -119,6 +119,15 @@ def test_class_folders_that_contradict_labels_from_elsewhere_are_named(
     assert "'Female/m_2.jpg', whose class folder is female" in caplog.text
 
 
+def test_answers_are_no_words_for_labels_in_other_columns(tmp_path: Path) -> None:
+    labels = TABLE.model_copy(update={"female": ("false",), "male": ("true",)})
+    table = "image,label,smiles\n1.jpg,False,True\n2.jpg,True,False\n"
+    fill(tmp_path, {"1.jpg": "a", "2.jpg": "b", "labels.csv": table})
+    notes = Notes()
+    assert label(tmp_path, labels, notes)["label"].tolist() == [0, 1]
+    assert notes.other_labels == {}
+
+
 def test_folders_that_are_no_classes_contradict_no_label(tmp_path: Path) -> None:
     names = ["men/f/f_1.jpg", "men/m/f_2.jpg", "men/f/m_3.jpg", "men/men/m_4.jpg"]
     fill(tmp_path, dict.fromkeys(names, "?"))

@@ -15,12 +15,14 @@ def fetch_dataset(
     *,
     limits: ArchiveLimits,
     cache: Path,
+    root: Path,
     known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fill the directory `target` with a dataset's images; on failure, it does not change.
 
     Args:
         cache: directory for partial downloads.
+        root: the repository, where a relative path starts.
         known: result of an earlier call: the same version of a Kaggle dataset must have the same
             bytes.
 
@@ -32,13 +34,18 @@ def fetch_dataset(
         UserError: the source is unavailable, or has changed.
     """
     with replace_directory(target) as temporary:
-        facts = _fill(dataset, temporary, limits, cache, known or {})
+        facts = _fill(dataset, temporary, limits, cache, root, known or {})
         files, sha256 = content_digest(temporary)
     return {"source": dataset.source, **facts, "files": files, "sha256": sha256}
 
 
 def _fill(
-    dataset: Dataset, target: Path, limits: ArchiveLimits, cache: Path, known: Mapping[str, Any]
+    dataset: Dataset,
+    target: Path,
+    limits: ArchiveLimits,
+    cache: Path,
+    root: Path,
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
     # Imported only when used, so that a change in one source does not affect another.
     match dataset:
@@ -55,7 +62,7 @@ def _fill(
         case FolderDataset():
             from facegender.data.sources.folder import copy_folder, summarize
 
-            left_out = copy_folder(Path(dataset.path).expanduser(), target, limits)
+            left_out = copy_folder(root / Path(dataset.path).expanduser(), target, limits)
             return {"version": Path(dataset.path).name} | summarize(left_out)
         case KaggleDataset():
             from facegender.data.sources.folder import name_rest, summarize

@@ -130,7 +130,7 @@ def _check_source(source: Path, target: Path, *, copied: bool = False) -> None:
             f"The folder {str(source)!r} contains this project's own data. Name the folder "
             "whose subfolders are the classes."
         )
-    if str(source) == "???":  # Hydra's mark of a value that has to be given
+    if source.name == "???":  # Hydra's mark of a value that has to be given
         raise UserError(
             "dataset.path is not set: add `-S dataset.path=PATH` to your command, where PATH is a "
             "folder or archive. A relative path starts at the root of the repository."
