@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from facegender.data.engine import Where
+from facegender.data.face_table import missed_by_group
 from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.similar_pictures import MOST
@@ -60,6 +61,7 @@ class Findings:
         reasons: reasons by check and path; `invalid` holds files that are not images.
         without_subject: number of images without a value of `split.group_by`; None if it is null.
         largest_subject: number of images in the largest subject; None likewise.
+        missed: result of `missed_by_group`, for the images in which faces are expected.
         groups: by path, the group of images that share a split: one picture or subject.
         crowded: images that resemble more others than were compared with them.
     """
@@ -68,6 +70,7 @@ class Findings:
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
     without_subject: int | None = None
     largest_subject: int | None = None
+    missed: dict = field(default_factory=dict)
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
     crowded: list[str] = field(default_factory=list)
 
@@ -170,6 +173,7 @@ def clean(
         max_aspect_ratio=data.max_aspect_ratio,
     )
     if faces is not None:
+        findings.missed = missed_by_group(manifest, faces)
         kept = check_faces(manifest, faces, findings)
         fingerprints = fingerprints.take(np.flatnonzero(kept))
         manifest = manifest[kept].reset_index(drop=True)
