@@ -59,7 +59,8 @@ class Findings:
     Attributes:
         policies: `drop`, `keep` or `fail`, by check.
         reasons: reasons by check and path; `invalid` holds files that are not images.
-        without_subject: number of images without a value of `split.group_by`; None if it is null.
+        without_subject: number of images in the splits without a value of `split.group_by`; None if
+            it is null.
         largest_subject: number of images in the largest subject; None likewise.
         missed: result of `missed_by_group`, for the images in which faces are expected.
         groups: by path, the group of images that share a split: one picture or subject.
@@ -183,7 +184,6 @@ def clean(
     subjects = None
     if split.group_by:
         subjects = group_by_subject(manifest, duplicate_groups, split.group_by)
-        findings.without_subject = int(manifest[split.group_by].isna().sum())
         findings.largest_subject = int(subjects.value_counts().iloc[0])
     findings.groups = duplicate_groups if subjects is None else subjects
     options: dict[str, Any] = {
@@ -199,6 +199,9 @@ def clean(
         splits = split_at_random(manifest, test_fraction=split.test_fraction, **options)
     splits = drop_duplicates(splits, duplicate_groups, sizes, findings)
     check_dropped(splits, total, findings, max_fraction=data.max_dropped_fraction)
+    if split.group_by:
+        left = pd.concat(splits.values())
+        findings.without_subject = int(left[split.group_by].isna().sum())
     return splits, findings
 
 

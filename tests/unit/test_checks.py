@@ -373,6 +373,7 @@ def test_images_without_a_subject_and_of_the_largest_are_counted(
 ) -> None:
     rows = ["file,person", *(f"female/{number:02}.png,unknown" for number in range(5))]
     (raw / "people.csv").write_text("\n".join(rows))
+    (raw / "female" / "copy.png").write_bytes((raw / "female" / "19.png").read_bytes())
     summary = run(group_by="person").summary
     assert (summary["without_subject"], summary["largest_subject"]) == (35, 5)
     assert not {"without_subject", "largest_subject"} & run().summary.keys()
