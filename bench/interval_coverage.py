@@ -215,7 +215,7 @@ _CASES: dict[str, _Cases] = {
     ),
     "F1 (Wilson, of a share)": _f1s,
     "difference of F1, same images (Zou)": _f1_differences,
-    "accuracy, grouped images (Korn and Graubard)": _grouped_cases(
+    "accuracy, grouped images (Wilson)": _grouped_cases(
         share_interval, lambda label, models: _right(label, models)[0]
     ),
     "difference of accuracy, grouped images (Tango)": _grouped_cases(

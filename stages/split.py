@@ -9,7 +9,7 @@ import pandas as pd
 
 from facegender.data import checks
 from facegender.data.exclusions import read_exclusions
-from facegender.data.face_table import find_all_faces, missed_by_group
+from facegender.data.face_table import find_all_faces
 from facegender.data.given_boxes import read_boxes
 from facegender.data.invalid_limit import check_invalid
 from facegender.data.labelling_notes import Notes
@@ -70,7 +70,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     if faces is not None:
         write_table(faces, args.splits / "faces.csv")
-        missed = missed_by_group(manifest, faces)
+        missed = findings.missed
         not_grouped = [name for name in manifest.columns.drop(COLUMNS) if name not in missed]
         found = {"faces": {"missed_by_group": missed, "not_grouped": not_grouped}}
     counts = {

@@ -14,6 +14,7 @@ from typing import Any, Unpack
 import numpy as np
 import pandas as pd
 
+from facegender.data.face_table import missed_by_group
 from facegender.data.fingerprint_store import Fingerprints, fingerprint_images
 from facegender.data.near_duplicates import find_near_duplicates
 from facegender.data.parallel_tasks import Where
@@ -58,8 +59,10 @@ class Findings:
     Attributes:
         policies: `drop`, `keep` or `fail`, by check.
         reasons: reasons by check and path; `invalid` holds files that are not images.
-        without_subject: number of images without a value of `split.group_by`; None if it is null.
+        without_subject: number of images in the splits without a value of `split.group_by`; None if
+            it is null.
         largest_subject: number of images in the largest subject; None likewise.
+        missed: result of `missed_by_group`, for the images in which faces are expected.
         groups: by path, the group of images that share a split: one picture or subject.
         crowded: images that resemble more others than were compared with them.
     """
@@ -68,6 +71,7 @@ class Findings:
     reasons: dict[str, dict[str, str]] = field(default_factory=dict)
     without_subject: int | None = None
     largest_subject: int | None = None
+    missed: dict = field(default_factory=dict)
     groups: pd.Series = field(default_factory=lambda: pd.Series(dtype=str))
     crowded: list[str] = field(default_factory=list)
 
@@ -170,6 +174,7 @@ def clean(
         max_aspect_ratio=data.max_aspect_ratio,
     )
     if faces is not None:
+        findings.missed = missed_by_group(manifest, faces)
         kept = check_faces(manifest, faces, findings)
         fingerprints = fingerprints.take(np.flatnonzero(kept))
         manifest = manifest[kept].reset_index(drop=True)
@@ -179,7 +184,6 @@ def clean(
     subjects = None
     if split.group_by:
         subjects = group_by_subject(manifest, duplicate_groups, split.group_by)
-        findings.without_subject = int(manifest[split.group_by].isna().sum())
         findings.largest_subject = int(subjects.value_counts().iloc[0])
     findings.groups = duplicate_groups if subjects is None else subjects
     options: dict[str, Any] = {
@@ -195,6 +199,9 @@ def clean(
         splits = split_at_random(manifest, test_fraction=split.test_fraction, **options)
     splits = drop_duplicates(splits, duplicate_groups, sizes, findings)
     check_dropped(splits, total, findings, max_fraction=data.max_dropped_fraction)
+    if split.group_by:
+        left = pd.concat(splits.values())
+        findings.without_subject = int(left[split.group_by].isna().sum())
     return splits, findings
 
 

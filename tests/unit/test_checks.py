@@ -59,12 +59,13 @@ class Result:
 
 @pytest.fixture
 def run(raw: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Return a function that runs the stage, with changes of `data`, `data.checks` or `split`."""
+    """Return a function that runs the stage, with changes of its parameters."""
 
     def start(**changes: object) -> Result:
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         for name, value in changes.items():
-            for group in (params["data"], params["data"]["checks"], params["split"]):
+            groups = (params["data"], params["data"]["checks"], params["split"], params["image"])
+            for group in groups:
                 if name in group:
                     group[name] = value
         (raw.parent / "params.yaml").write_text(yaml.safe_dump(params))
@@ -90,6 +91,26 @@ def test_good_data_lose_nothing(run: Callable[..., Result]) -> None:
     assert list(found) == known  # the sample is not searched for faces
     assert [item["count"] for item in found.values()] == [0] * len(known)
     assert [item["policy"] for item in found.values()] == ["drop"] * len(known)
+
+
+def test_the_detector_misses_no_face_in_what_other_checks_leave_out(
+    run: Callable[..., Result], raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (raw / "male" / "bad.png").write_bytes(b"text")
+    Image.new("RGB", (64, 64)).save(raw / "male" / "black.png")
+    missed = {"male/00.png", "male/bad.png", "male/black.png"}
+
+    def find_all_faces(manifest: pd.DataFrame, *_: object, **__: object) -> pd.DataFrame:
+        paths = manifest["path"]
+        return pd.DataFrame({"path": paths, "faces": (~paths.isin(missed)).astype(int)})
+
+    monkeypatch.setattr(split, "find_all_faces", find_all_faces)
+    result = run(face="crop", max_invalid_fraction=0.05)
+    assert result.summary["checks"]["no_face"]["count"] == 1
+    assert result.summary["faces"]["missed_by_group"]["label"] == {
+        "0": {"images": 20, "no_face": 0},
+        "1": {"images": 20, "no_face": 1},
+    }
 
 
 BAD = {
@@ -357,6 +378,7 @@ def test_images_without_a_subject_and_of_the_largest_are_counted(
 ) -> None:
     rows = ["file,person", *(f"female/{number:02}.png,unknown" for number in range(5))]
     (raw / "people.csv").write_text("\n".join(rows))
+    (raw / "female" / "copy.png").write_bytes((raw / "female" / "19.png").read_bytes())
     summary = run(group_by="person").summary
     assert (summary["without_subject"], summary["largest_subject"]) == (35, 5)
     assert not {"without_subject", "largest_subject"} & run().summary.keys()
