@@ -188,7 +188,8 @@ def test_clusters_are_what_chains_of_near_pictures_link(
     ) -> Iterator[similar_pictures.Candidates]:
         pairs = np.array(list(itertools.permutations(range(len(thumbnails)), 2)))
         for some in np.array_split(pairs, 3):
-            yield similar_pictures.Candidates(*some.T, some, some, some[:0, 0], len(groups))
+            none = some[:0, 0]
+            yield similar_pictures.Candidates(*some.T, some, some, none, none, len(groups))
 
     def same(one: np.ndarray, other: np.ndarray, *_: np.ndarray) -> np.ndarray:
         return np.abs(one - other) <= 1
