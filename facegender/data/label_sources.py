@@ -290,12 +290,12 @@ def compare_labels(
         meaning |= meanings(own.female, own.male, (), "dataset.labels", "value")
     words = LABELS | {name: label for name, label in meaning.items() if name.isalpha()}
     columns = {f"the metadata column {name}": name for name in manifest.columns.drop(COLUMNS)}
-    told = manifest
+    table = manifest
     if own:
         columns["the class folder"] = "class folder"
-        told = manifest.assign(**{"class folder": _folder_words(manifest["path"], words)})
+        table = manifest.assign(**{"class folder": _folder_words(manifest["path"], words)})
     for what, column in columns.items():
-        values = told[column].dropna()
+        values = table[column].dropna()
         means = {value: words.get(_spelt(value)) for value in values.unique()}
         if set(means.values()) != {0, 1}:
             continue
