@@ -142,8 +142,8 @@ def _check_source(source: Path, target: Path, *, copied: bool = False) -> None:
         )
         raise UserError(
             f"{str(source)!r} is not a folder or archive. Repeat your whole `dvc exp run` "
-            "command with the right `-S dataset.path=PATH`; a relative path starts at the root of "
-            f"the repository.{without if copied else ''}"
+            "command with the right absolute path in `-S dataset.path=PATH`."
+            f"{without if copied else ''}"
         )
 
 
