@@ -43,30 +43,31 @@ class FolderLabels(_Strict):
     kind: Literal["folders"]
 
 
-class TableLabels(_Strict):
-    """Labels from CSVs, and what the values of their column mean; other columns are metadata."""
+class Classes(_Strict):
+    """Names, case-blind, that stand for each label; `ignore` lists those to leave out."""
 
+    # Folders named 0 and 1 are common, and YAML reads their names as numbers.
     model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    female: tuple[_Name, ...]
+    male: tuple[_Name, ...]
+    ignore: tuple[_Name, ...]
+
+
+class TableLabels(Classes):
+    """Labels from CSVs, and what the values of their column mean; other columns are metadata."""
 
     kind: Literal["table"]
     file: str = Field(description="name of the CSV, anywhere in the data; may hold * and ?")
     image: str = Field(description="column that names the image")
     label: str = Field(description="column that holds the label")
-    female: tuple[_Name, ...]
-    male: tuple[_Name, ...]
-    ignore: tuple[_Name, ...]
 
 
-class FilenameLabels(_Strict):
+class FilenameLabels(Classes):
     """Labels from file names, and what the values mean; other named groups are metadata."""
-
-    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     kind: Literal["filename"]
     pattern: str = Field(description="regular expression of the whole name, with a group `label`")
-    female: tuple[_Name, ...]
-    male: tuple[_Name, ...]
-    ignore: tuple[_Name, ...]
 
     @field_validator("pattern")
     @classmethod
@@ -118,17 +119,6 @@ class FolderDataset(_Strict):
 
 
 Dataset = Annotated[SampleDataset | KaggleDataset | FolderDataset, Field(discriminator="source")]
-
-
-class Classes(_Strict):
-    """Folder names, case-blind, that stand for each label; `ignore` lists folders to leave out."""
-
-    # Folders named 0 and 1 are common, and YAML reads their names as numbers.
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    female: tuple[_Name, ...]
-    male: tuple[_Name, ...]
-    ignore: tuple[_Name, ...]
 
 
 class Split(_Strict):
