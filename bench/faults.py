@@ -6,7 +6,7 @@ until the run after the last kill ends. At random, a kill takes DVC with all its
 the stage's process. Every output must have the same bytes, except for ids of MLflow runs and times.
 A kill counts as survived if `dvc repro` went on after it and the stage's outputs are the same. The
 seed decides the moments, as shares of what each stage took undisturbed. If a kill cuts off DVC's
-own `.dvc/tmp/rwlock`, the bench removes that file, as docs/reliability.md says, and prints it.
+own `.dvc/tmp/rwlock`, the bench removes that file, as docs/reliability.md says, and reports it.
 
     make campaign
 """
@@ -160,7 +160,7 @@ def kill_repro(clone: Path, stage: str, seconds: float, *, everything: bool) -> 
 
 
 def remove_cut_lock(clone: Path) -> None:
-    """Remove DVC's rwlock if a kill cut it off, as docs/reliability.md says, and print that."""
+    """Remove DVC's rwlock if a kill cut it off, as docs/reliability.md says, and report it."""
     lock = clone / ".dvc" / "tmp" / "rwlock"
     try:
         json.loads(lock.read_text() if lock.exists() else "{}")

@@ -117,6 +117,10 @@ class FolderDataset(_Strict):
     labels: _Labels
     path: str
 
+    def path_from(self, root: Path) -> Path:
+        """Return the path; a relative one starts at `root`, the repository, in any clone of it."""
+        return root / Path(self.path).expanduser()
+
 
 Dataset = Annotated[SampleDataset | KaggleDataset | FolderDataset, Field(discriminator="source")]
 

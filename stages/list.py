@@ -27,7 +27,6 @@ def main() -> None:
     from dvc_data.hashfile.hash import hash_file
     from dvc_objects.fs.local import LocalFileSystem
 
-    # A sweep's experiments run in clones, where a relative path would lead elsewhere.
     root = project_root()
     with Repo(str(root)) as repo:
 
@@ -38,8 +37,7 @@ def main() -> None:
             return str(hash_file(name, LocalFileSystem(), "md5", state)[1].value)
 
         limits = ArchiveLimits.from_params(params.archive)
-        source = root / Path(params.dataset.path).expanduser()
-        listing = list_folder(source, args.raw, limits, digest)
+        listing = list_folder(params.dataset.path_from(root), args.raw, limits, digest)
     write_atomically(args.listing, json.dumps(listing, indent=0, sort_keys=True) + "\n")
 
 

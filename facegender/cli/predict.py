@@ -137,9 +137,9 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def print_doubt(root: Path) -> None:
-    """Print a note if the repository's model is of the sample, or of an earlier run."""
+    """Print a note if the repository's model was trained on the sample, or in an earlier run."""
     if _is_unfinished(root / "dvc.lock"):
-        why = "is of an earlier run: `dvc repro` finishes the latest, which stopped"
+        why = "comes from an earlier run: `dvc repro` finishes the latest, which stopped"
     elif _is_sample(root / "data" / "raw.json"):
         why = "was trained only on the sample's cartoons: its labels for photos mean nothing"
     else:

@@ -14,7 +14,7 @@ from typing import Any
 from facegender.cli.arguments import non_empty
 from facegender.errors import UserError
 from facegender.runtime.dvc_context import project_root, tracking_uri
-from facegender.runtime.redaction import secrets_of, without_credentials
+from facegender.runtime.redaction import first_line, secrets_of
 
 
 def add_promote(parser: argparse.ArgumentParser) -> None:
@@ -158,8 +158,7 @@ def open_registry() -> Iterator[tuple[ModuleType, Path]]:
                 f"MLflow's server does not answer ({connection.short_error(error)}). Start it, or "
                 "correct MLFLOW_TRACKING_URI."
             ) from None
-        # SQLAlchemy adds the SQL on more lines.
-        reason, _, _ = without_credentials(str(error), secrets_of(os.environ)).partition("\n")
+        reason = first_line(error, secrets_of(os.environ))
         raise UserError(
             f"MLflow refused the request: {reason}. `facegender models` shows the current state."
         ) from None

@@ -29,7 +29,7 @@ from facegender.errors import UserError
 from facegender.labels import LABELS
 from facegender.params import FilenameLabels, Labels, TableLabels
 
-_ANSWERS = {"false", "true", "no", "yes"}  # of any question, as numbers are
+_ANSWERS = {"false", "true", "no", "yes"}  # may answer any question, as numbers may
 _log = logging.getLogger(__name__)
 
 
@@ -271,7 +271,7 @@ def compare_labels(
     labels: Labels | None,
     notes: Notes,
 ) -> None:
-    """Note what contradicts labels: metadata columns, and class folders that do not give them.
+    """Record what contradicts labels: metadata columns, and class folders that do not give them.
 
     A column is compared if its values are words for both labels. Numbers and answers are not words:
     in CelebA, -1 and 1 are the values of every column. Nor are single letters next to other values,
@@ -304,7 +304,12 @@ def compare_labels(
 def _note_contradiction(
     manifest: pd.DataFrame, name: str, values: pd.Series, labels: pd.Series, notes: Notes
 ) -> None:
-    """Note the images whose label differs from what `values`, called `name`, mean, if anything."""
+    """Record the images whose label contradicts the column or folders called `name`, if any do.
+
+    Args:
+        values: what they say, by image.
+        labels: the label that each value means, missing if it means none.
+    """
     labels = labels.dropna()
     if set(labels) == {0, 1} and (
         others := list(labels.index[labels != manifest["label"][labels.index]])

@@ -33,7 +33,7 @@ _BLOCK = 512  # pictures described at a time, and searched for between two updat
 _TASK = 128  # pictures of a block that one thread searches for: each reads every cell
 _WARPED = 32  # pictures warped at a time; their arrays fit into a core's cache
 _REFINED = 64  # others whose warps are refined for each picture
-MOST = 8  # of these, candidates: more found no more altered copies among 240,000 drawings
+MOST = 8  # of these, candidates: 64 found no more altered copies among 240,000 drawings
 _MANY = 500_000  # pairs held before the best are chosen
 
 
@@ -67,8 +67,8 @@ def find_candidates(
 ) -> Iterator[Candidates]:
     """Yield the candidates for some pictures at a time.
 
-    If one of a crowded picture's candidates turns out to be the same picture, the picture is
-    searched for again, now without its group.
+    If one of a crowded picture's candidates turns out to be the same picture, the search for that
+    picture is repeated, and leaves out its group.
 
     Args:
         thumbnails: uint8 of shape (n, 32, 32, 3); may be mapped from a file.

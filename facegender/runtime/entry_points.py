@@ -18,6 +18,7 @@ from facegender.runtime.output_capture import keep_output
 from facegender.runtime.packages import check_packages
 from facegender.runtime.redaction import (
     SanitizingFormatter,
+    first_line,
     move_tracking_credentials,
     sanitized,
     secrets_of,
@@ -153,9 +154,7 @@ def _keep_failure(printed: str) -> None:
             log, stage=Path(sys.argv[0]).stem, name=name, tags=tags, params=_params_here()
         )
     except Exception as problem:  # the stage's own error matters more
-        # SQLAlchemy adds the SQL on more lines.
-        text, _, _ = without_credentials(str(problem), secrets).partition("\n")
-        _log.warning("MLflow has no log of this failure: %s", text)
+        _log.warning("MLflow has no log of this failure: %s", first_line(problem, secrets))
 
 
 def _params_here() -> dict[str, Any]:

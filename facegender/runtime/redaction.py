@@ -85,6 +85,11 @@ def without_credentials(text: str, secrets: Sequence[str] = ()) -> str:
     return text
 
 
+def first_line(error: Exception, secrets: Sequence[str]) -> str:
+    """Return an error's first line without credentials: SQLAlchemy adds the SQL on more lines."""
+    return without_credentials(str(error), secrets).partition("\n")[0]
+
+
 def move_tracking_credentials(environment: MutableMapping[str, str]) -> None:
     """Move name and password from MLflow's server address into its variables for them.
 

@@ -178,7 +178,7 @@ def log_model(
     """Log an exported model to the open run as a `pyfunc` model that takes image bytes or arrays.
 
     The model carries this package's code, so it loads where facegender is not installed, and no
-    pickle. Nothing is logged if the run already has the same model, and its files.
+    pickle. Nothing is logged if the run already has the same model with its files.
 
     Args:
         code: directory of the package.
@@ -224,7 +224,7 @@ def log_model(
 
 
 def logged_models(run: Run) -> list[LoggedModel]:
-    """Return the models that a run logged, newest first; none whose logging was interrupted."""
+    """Return the models that a run logged completely, newest first."""
     logged = mlflow.search_logged_models(
         experiment_ids=[run.info.experiment_id],
         filter_string=f"source_run_id = '{run.info.run_id}'",
@@ -235,10 +235,13 @@ def logged_models(run: Run) -> list[LoggedModel]:
 
 
 def is_lost(uri: str) -> bool:
-    """Return whether a model has no files; False, with a warning, if its storage cannot be read."""
+    """Return whether a model has no files.
+
+    If its storage cannot be read, warn and return False: a rollback cannot wait for the repair.
+    """
     try:
         return not mlflow.artifacts.list_artifacts(uri)
-    # Each kind of storage has its own errors, and a rollback cannot wait for its repair.
+    # Each kind of storage has its own errors.
     except Exception as error:
         _log.warning("The files of %s cannot be listed: %s", uri, short_error(error))
         return False

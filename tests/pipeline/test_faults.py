@@ -155,7 +155,7 @@ def test_dvcs_own_lock_cut_short_needs_one_command(
     reproduced: Clone, tmp_path: Path, lock: str, says: str, stages: tuple[str, ...]
 ) -> None:
     clone = copy_of(reproduced, tmp_path)
-    # The state after a kill in the moment in which DVC writes the file.
+    # The state after a kill at the moment when DVC writes the file.
     (clone.root / lock).write_text("")
     stopped = clone.run("dvc", "repro", check=False)
     assert stopped.returncode != 0

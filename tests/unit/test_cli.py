@@ -152,7 +152,7 @@ def test_a_model_that_has_not_seen_the_data_says_so(
             f"    - path: {path}\n      hash: md5\n      md5: {digest}.dir\n      size: 7\n"
         )
         assert _run(["predict", str(folder / "00.png")]) == 0
-        note = "note: model.tflite is of an earlier run: `dvc repro`"
+        note = "note: model.tflite comes from an earlier run: `dvc repro`"
         assert (note in capsys.readouterr().err) == (said and digest == "old")
 
 

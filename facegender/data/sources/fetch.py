@@ -62,7 +62,7 @@ def _fill(
         case FolderDataset():
             from facegender.data.sources.folder import copy_folder, summarize
 
-            left_out = copy_folder(root / Path(dataset.path).expanduser(), target, limits)
+            left_out = copy_folder(dataset.path_from(root), target, limits)
             return {"version": Path(dataset.path).name} | summarize(left_out)
         case KaggleDataset():
             from facegender.data.sources.folder import name_rest, summarize
